@@ -1,0 +1,44 @@
+"""Installs tsla_jax; `pip install -e '.[test]'` for a working checkout."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.*)'", (HERE / 'tsla_jax' / '__init__.py').read_text()
+)[1]
+
+setuptools.setup(
+  name='tsla_jax',
+  version=VERSION,
+  description='Two-stage label smoothing in JAX: train with it, understand it',
+  long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  packages=setuptools.find_packages(include=['tsla_jax', 'tsla_jax.*']),
+  python_requires='>=3.11,<3.14',
+  install_requires=[
+    'absl-py',
+    'flax>=0.12',
+    # TFDS needs it and does not declare it.
+    'importlib_resources',
+    'jax>=0.10,<0.13',
+    'matplotlib',
+    'ml-collections>=1.0',
+    'numpy',
+    'optax>=0.2.6',
+    'orbax-checkpoint>=0.11',
+    'pillow',
+    'scikit-learn',
+    'tensorboardX',
+    'tensorflow-datasets>=4.9.9',
+    'tqdm',
+  ],
+  extras_require={
+    'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'cuda12': ['jax[cuda12]'],
+    'cuda13': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+  },
+)

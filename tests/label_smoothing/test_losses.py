@@ -1,0 +1,174 @@
+"""The loss against float64 NumPy and torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tsla_jax
+from tsla_jax import smooth_labels, smoothed_cross_entropy
+
+THETAS = (-0.2, 0.0, 0.1, 0.4, 1.0)
+BATCH, CLASSES = 32, 11
+# Float32 has 1.2e-7 between neighbours, and the loss sums eleven terms.
+RTOL = 5e-6
+
+
+def reference(logits, labels, theta, prior):
+  """Loss and gradient in float64, from the definition."""
+  logits = np.asarray(logits, np.float64)
+  labels = np.asarray(labels)
+  y = np.eye(CLASSES)[labels] if labels.ndim == 1 else labels.astype(np.float64)
+  y_hat = np.full(CLASSES, 1 / CLASSES) if prior is None else prior
+  y = (1 - theta) * y + theta * np.asarray(y_hat, np.float64)
+  shifted = logits - logits.max(-1, keepdims=True)
+  log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+  # A float32 distribution sums to 1 only nearly.
+  return -(y * log_p).sum(-1), np.exp(log_p) * y.sum(-1, keepdims=True) - y
+
+
+def inputs(prior, labels, scale=3.0, seed=0):
+  rng = np.random.default_rng(seed)
+  logits = (scale * rng.normal(size=(BATCH, CLASSES))).astype(np.float32)
+  soft = rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
+  table = rng.dirichlet(np.ones(CLASSES), BATCH).astype(np.float32)
+  return (
+    logits,
+    rng.integers(CLASSES, size=BATCH) if labels == 'integer' else soft,
+    {'uniform': None, 'shared': table[0], 'per_example': table}[prior],
+  )
+
+
+@pytest.mark.parametrize('labels', ['integer', 'soft'])
+@pytest.mark.parametrize('prior', ['uniform', 'shared', 'per_example'])
+@pytest.mark.parametrize('theta', THETAS)
+def test_loss_and_gradient_equal_float64(theta, prior, labels):
+  logits, labels, prior = inputs(prior, labels)
+  loss, grad = reference(logits, labels, theta, prior)
+  np.testing.assert_allclose(
+    smoothed_cross_entropy(logits, labels, theta, prior), loss, rtol=RTOL
+  )
+  got = jax.grad(
+    lambda z: smoothed_cross_entropy(z, labels, theta, prior).sum()
+  )(logits)
+  # Relative to an example's largest component: others may be zero by chance.
+  size = np.abs(grad).max(-1, keepdims=True)
+  np.testing.assert_allclose(got / size, grad / size, rtol=0, atol=RTOL)
+
+
+@pytest.mark.parametrize('theta', THETAS)
+@pytest.mark.parametrize('scale', [100.0, 1e4, 1e30])
+def test_large_logits_stay_finite_and_exact(theta, scale):
+  logits, labels, prior = inputs('per_example', 'integer', scale)
+  loss, _ = reference(logits, labels, theta, prior)
+  got, grad = jax.vmap(
+    jax.value_and_grad(smoothed_cross_entropy), in_axes=(0, 0, None, 0)
+  )(logits, labels, theta, prior)
+  # theta < 0 subtracts: relative to the terms, not to their difference. The
+  # reference itself rounds losses below 1e-15 to 0.
+  terms = sum(
+    abs(weight) * reference(logits, labels, t, prior)[0]
+    for weight, t in ((1 - theta, 0), (theta, 1))
+  )
+  assert np.all(np.abs(got - loss) <= RTOL * terms + 1e-15)
+  assert np.all(np.isfinite(grad))
+
+
+def test_confident_example_keeps_its_digits():
+  """log(sum(exp)) would round this loss to 0."""
+  logits = np.float32([30.0, 0.0, 1.0])
+  loss, grad = jax.value_and_grad(smoothed_cross_entropy)(logits, 0)
+  expected = np.exp(-30.0) + np.exp(-29.0)
+  np.testing.assert_allclose(loss, expected, rtol=RTOL)
+  np.testing.assert_allclose(grad[1:], np.exp([-30.0, -29.0]), rtol=RTOL)
+
+
+@pytest.mark.parametrize('theta', THETAS)
+def test_gradient_is_linear_in_the_label(theta):
+  logits, labels, prior = inputs('per_example', 'integer')
+  grad = jax.grad(lambda z, y: smoothed_cross_entropy(z, y).sum())
+  mixed = jax.grad(
+    lambda z: smoothed_cross_entropy(z, labels, theta, prior).sum()
+  )(logits)
+  expected = (1 - theta) * grad(logits, labels) + theta * grad(logits, prior)
+  np.testing.assert_allclose(mixed, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('theta', [0.0, 0.1, 0.4])
+def test_equals_torch(theta):
+  torch = pytest.importorskip('torch')
+  logits, labels, _ = inputs('uniform', 'integer')
+  z = torch.tensor(logits, requires_grad=True)
+  loss = torch.nn.CrossEntropyLoss(label_smoothing=theta, reduction='none')(
+    z, torch.tensor(labels)
+  )
+  loss.sum().backward()
+  got, grad = jax.vmap(
+    jax.value_and_grad(smoothed_cross_entropy), in_axes=(0, 0, None)
+  )(logits, labels, theta)
+  np.testing.assert_allclose(got, loss.detach().numpy(), rtol=RTOL, atol=1e-6)
+  np.testing.assert_allclose(grad, z.grad.numpy(), atol=1e-6)
+
+
+def test_theta_is_traced_and_may_vary_by_example():
+  logits, labels, _ = inputs('uniform', 'integer')
+  traces = []
+
+  @jax.jit
+  def loss(theta):
+    traces.append(theta)
+    return smoothed_cross_entropy(logits, labels, theta)
+
+  for theta in THETAS:
+    np.testing.assert_allclose(
+      loss(jnp.float32(theta)),
+      smoothed_cross_entropy(logits, labels, theta),
+      rtol=1e-6,
+    )
+  assert len(traces) == 1
+  thetas = np.linspace(0, 1, BATCH, dtype=np.float32)
+  each = smoothed_cross_entropy(logits, labels, thetas)
+  one = [
+    smoothed_cross_entropy(z, y, t)
+    for z, y, t in zip(logits, labels, thetas, strict=True)
+  ]
+  np.testing.assert_allclose(each, one, rtol=1e-6)
+
+
+def test_integer_labels_are_not_expanded():
+  """Neither to a one-hot array nor to a scatter of the logits' size."""
+
+  def program(labels):
+    return str(
+      jax.make_jaxpr(
+        jax.grad(lambda z: smoothed_cross_entropy(z, labels).sum())
+      )(np.zeros((2, 5), np.float32))
+    )
+
+  text = program(np.array([0, 1]))
+  assert 'scatter' not in text
+  assert 'f32[2,5] = convert_element_type' not in text
+  one_hot = jax.make_jaxpr(lambda y: smooth_labels(y, 5, 0.1))(np.array([0, 1]))
+  assert 'f32[2,5] = convert_element_type' in str(one_hot)
+
+
+def test_label_outside_the_classes_is_nan():
+  loss = smoothed_cross_entropy(np.zeros((3, 4)), np.array([-1, 0, 4]), 0.1)
+  assert np.isnan(loss).tolist() == [True, False, True]
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+  logits = jnp.asarray([[3.0, 1.0, -2.0]], jnp.bfloat16)
+  assert smoothed_cross_entropy(logits, jnp.array([1])).dtype == jnp.float32
+
+
+def test_leading_axes_and_public_names():
+  logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+  labels = np.array([[0, 1, 2], [3, 4, 0]])
+  loss = smoothed_cross_entropy(logits, labels, 0.3)
+  targets = smooth_labels(labels, 5, 0.3)
+  assert loss.shape == (2, 3)
+  np.testing.assert_allclose(
+    loss, smoothed_cross_entropy(logits, targets), rtol=1e-6
+  )
+  assert set(tsla_jax.__all__) == {'smooth_labels', 'smoothed_cross_entropy'}

@@ -1,0 +1,34 @@
+"""theta over the steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsla_jax.label_smoothing import schedules
+
+STEPS = np.arange(12)
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'expected'),
+  [
+    (schedules.constant(0.4), [0.4] * 12),
+    (schedules.two_stage(0.4, 5), [0.4] * 5 + [0] * 7),
+    (schedules.linear(0.4, 4), [0.4, 0.3, 0.2, 0.1] + [0] * 8),
+    (schedules.cosine(0.4, 2), [0.4, 0.2] + [0] * 10),
+  ],
+)
+def test_values(schedule, expected):
+  values = schedule(STEPS)
+  assert values.dtype == jnp.float32
+  np.testing.assert_allclose(values, expected, atol=1e-7)
+  # A step at a time, and traced, as optax calls schedules.
+  one_by_one = [jax.jit(schedule)(jnp.int32(step)) for step in STEPS]
+  np.testing.assert_array_equal(values, one_by_one)
+
+
+def test_second_stage_is_exactly_zero():
+  for make in (schedules.two_stage, schedules.linear, schedules.cosine):
+    assert not np.any(make(0.1, 7)(np.arange(7, 20)))
+    assert np.all(make(0.1, 7)(np.arange(7)) > 0)

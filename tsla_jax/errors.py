@@ -1,0 +1,9 @@
+"""Errors that the person at the keyboard can mend."""
+
+
+class InputError(ValueError):
+  """Bad input: says what is wrong, where, what is accepted, how to mend it."""
+
+
+class DivergenceError(RuntimeError):
+  """Training left the finite numbers; what was good is kept."""
