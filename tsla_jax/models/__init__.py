@@ -1,0 +1,1 @@
+"""Linen image classifiers that return logits and penultimate features."""
