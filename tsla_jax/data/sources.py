@@ -1,0 +1,444 @@
+"""Data sets as arrays: digits, prepared TFDS directories, image folders.
+
+None of them needs TensorFlow.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tsla_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One part of a data set, in a fixed order.
+
+  Attributes:
+    images: uint8 `[N, H, W, C]`.
+    labels: `[N]`, in [0, K); any integers, kept as int32.
+    ids: a name for every example, strings `[N]`; their positions when None.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  ids: np.ndarray | None = None
+
+  def __post_init__(self):
+    if np.issubdtype(self.labels.dtype, np.integer):
+      # Clipped first: a label that is out of range must not wrap into it.
+      labels = np.clip(self.labels, -1, np.iinfo(np.int32).max)
+      object.__setattr__(self, 'labels', labels.astype(np.int32))
+    if self.ids is None:
+      object.__setattr__(self, 'ids', np.arange(len(self.labels)).astype(str))
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Training and test examples of the same classes; checked when made.
+
+  Attributes:
+    name: for people and for run directories.
+    train: the examples to fit.
+    test: the examples to evaluate on.
+    class_names: K names.
+  """
+
+  name: str
+  train: Split
+  test: Split
+  class_names: tuple[str, ...]
+
+  def __post_init__(self):
+    for part, split in (('train', self.train), ('test', self.test)):
+      _check_split(f"data set '{self.name}', {part} split", split, self)
+    if self.train.images.shape[1:] != self.test.images.shape[1:]:
+      raise InputError(
+        f"data set '{self.name}': training images are"
+        f' {self.train.images.shape[1:]}, test images'
+        f' {self.test.images.shape[1:]}; set data.image_size to make them one'
+      )
+
+    if self.num_classes < 2:
+      raise InputError(
+        f"data set '{self.name}': {self.num_classes} class; at least 2"
+      )
+
+  @property
+  def num_classes(self) -> int:
+    """K."""
+    return len(self.class_names)
+
+  def fingerprint(self) -> str:
+    """A digest of images and labels, by which a run knows its data again."""
+    digest = hashlib.sha256('\n'.join(self.class_names).encode())
+    for split in (self.train, self.test):
+      digest.update(str(split.images.shape).encode())
+      digest.update(np.ascontiguousarray(split.images))
+      digest.update(np.ascontiguousarray(split.labels))
+    return digest.hexdigest()[:16]
+
+
+def _check_split(where: str, split: Split, dataset: Dataset) -> None:
+  images, labels, ids = split.images, split.labels, split.ids
+  if images.ndim != 4 or images.dtype != np.uint8 or not all(images.shape[1:]):
+    raise InputError(
+      f'{where}: images must be uint8 [N, H, W, C],'
+      f' not {images.dtype} {list(images.shape)}'
+    )
+  if labels.ndim != 1 or labels.dtype != np.int32:
+    raise InputError(
+      f'{where}: labels must be integers [N], not {labels.dtype}'
+      f' {list(labels.shape)}'
+    )
+  if not len(images) == len(labels) == len(ids) > 0:
+    raise InputError(
+      f'{where}: needs as many images as labels and ids, and at least one; got'
+      f' {len(images)}, {len(labels)} and {len(ids)}'
+    )
+  wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
+  if len(wrong):
+    first = wrong[0]
+    raise InputError(
+      f"{where}: example '{ids[first]}' has label {labels[first]}, but the"
+      f' {dataset.num_classes} classes are numbered 0 to'
+      f' {dataset.num_classes - 1} ({len(wrong)} such labels); correct the'
+      ' labels or name every class'
+    )
+
+
+def load(
+  name: str,
+  data_dir: str | None = None,
+  *,
+  train_split: str = 'train',
+  test_split: str = 'test',
+  image_size: int | None = None,
+) -> Dataset:
+  """Loads a data set whole, as uint8.
+
+  Args:
+    name: 'digits', 'image_folder', or the name of a TFDS data set.
+    data_dir: for TFDS, the directory in which data sets were prepared (as
+      array_record), or the one of this data set and version; for an image
+      folder, the directory with `split/class/file`. Unused by digits.
+    train_split: the split to fit; for TFDS in its own syntax, `train[:90%]`.
+    test_split: the split to evaluate on.
+    image_size: if given, images are cropped in the centre to a square and
+      resized to this many pixels. Needed where they differ in size.
+
+  Returns:
+    The data set.
+
+  Raises:
+    InputError: names the field, directory or file, and the mend.
+  """
+  if name == 'digits':
+    return _digits()
+  if not data_dir:
+    raise InputError(
+      f"data.data_dir is not set, and data set '{name}' is read from it; give"
+      ' --config.data.data_dir=DIR (without one: data.name=digits)'
+    )
+  root = pathlib.Path(data_dir).expanduser()
+  if not root.is_dir():
+    raise InputError(f"data.data_dir: '{root}' is not a directory")
+  read = _image_folder if name == 'image_folder' else _prepared
+  try:
+    return read(name, root, train_split, test_split, image_size)
+  except OSError as error:
+    raise InputError(
+      f"data.data_dir '{root}' cannot be read: {error}"
+    ) from error
+
+
+def _digits() -> Dataset:
+  """scikit-learn's 1,797 scans of digits, 8x8; the fifths of each are tests."""
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = digits.target.astype(np.int32)
+  ids = np.array([f'digits/{index}' for index in range(len(labels))])
+  is_test = np.zeros(len(labels), bool)
+  for digit in range(10):
+    is_test[np.flatnonzero(labels == digit)[4::5]] = True
+  parts = [
+    Split(images[part], labels[part], ids[part]) for part in (~is_test, is_test)
+  ]
+  return Dataset('digits', *parts, tuple(str(name) for name in range(10)))
+
+
+def _prepared(
+  name: str,
+  root: pathlib.Path,
+  train_split: str,
+  test_split: str,
+  image_size: int | None,
+) -> Dataset:
+  """A TFDS data set that was prepared as array_record."""
+  import tensorflow_datasets as tfds
+
+  builder = _builder(name, root)
+  features = builder.info.features
+  kinds = {
+    kind: [key for key in features if type(features[key]) is kind]
+    for kind in (tfds.features.Image, tfds.features.ClassLabel)
+  }
+  image_key, label_key = builder.info.supervised_keys or [
+    keys[0] if len(keys) == 1 else None for keys in kinds.values()
+  ]
+  for key, kind in zip((image_key, label_key), kinds, strict=True):
+    if key not in kinds[kind]:
+      raise InputError(
+        f"data set '{name}': needs one {kind.__name__} feature, has"
+        f' {kinds[kind] or "none"} among {list(features)}'
+      )
+  id_keys = [
+    key for key in ('id', 'file_name', 'image/filename') if key in features
+  ]
+  channels = features[image_key].shape[-1]
+
+  def read(split: str) -> Split:
+    try:
+      source = builder.as_data_source(
+        split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+      )
+    except NotImplementedError as error:
+      raise InputError(
+        f"data set '{name}' in '{builder.data_path}' is not in array_record;"
+        " prepare it with file_format='array_record'"
+      ) from error
+    except ValueError as error:
+      raise InputError(
+        f"data set '{name}', split '{split}': {error}; there is"
+        f' {", ".join(builder.info.splits)}'
+      ) from error
+    try:
+      records = source.__getitems__(list(range(len(source))))
+    except Exception as error:
+      raise _damaged(name, builder.data_path, error) from error
+    if any(record is None for record in records):
+      raise _damaged(name, builder.data_path, 'records are missing')
+    if id_keys:
+      ids = [_text(record[id_keys[0]]) for record in records]
+    else:
+      ids = [f'{split}/{index}' for index in range(len(records))]
+    images = _decode_all(
+      [io.BytesIO(record[image_key]) for record in records],
+      [f"data set '{name}', split '{split}', example '{i}'" for i in ids],
+      mode='L' if channels == 1 else 'RGB',
+      image_size=image_size,
+      description=f'{name} {split}',
+    )
+    labels = np.array([record[label_key] for record in records], np.int32)
+    return Split(images, labels, np.array(ids))
+
+  return Dataset(
+    builder.info.name,
+    read(train_split),
+    read(test_split),
+    tuple(features[label_key].names),
+  )
+
+
+def _text(value: bytes | str | int) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _damaged(name: str, directory: object, reason: object) -> InputError:
+  reason = ' '.join(str(reason).split())[:200]
+  return InputError(
+    f"data set '{name}' in '{directory}' is damaged ({reason}); prepare it"
+    ' again'
+  )
+
+
+def _builder(name: str, root: pathlib.Path):
+  """The TFDS builder of `root` itself, or of the data set `name` in it."""
+  import tensorflow_datasets as tfds
+
+  if (root / 'dataset_info.json').is_file():
+    directory = root
+  else:
+    directory = _find_prepared(name, root)
+  # TFDS raises errors of many kinds for files it cannot make sense of.
+  try:
+    builder = tfds.builder_from_directory(str(directory))
+  except Exception as error:
+    raise _damaged(name, directory, error) from error
+  if builder.info.name != name.split('/')[0]:
+    raise InputError(
+      f"data.data_dir: '{directory}' holds '{builder.info.name}', not"
+      f" '{name}'; give data.name its name"
+    )
+  return builder
+
+
+def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
+  """The newest version of a data set: `root/name[/config]/version`."""
+  import tensorflow_datasets as tfds
+
+  prepared = {}
+  for file in root.glob('*/**/dataset_info.json'):
+    try:
+      version = tfds.core.Version(file.parent.name)
+    except ValueError:
+      continue  # a preparation that was cut short: 1.0.0.incompleteXYZ
+    where = file.parent.parent.relative_to(root).as_posix()
+    prepared.setdefault(where, []).append((version, file.parent))
+  if name not in prepared:
+    raise InputError(
+      f"data.name: unknown data set '{name}': 'digits', 'image_folder', or one"
+      f" prepared in data.data_dir '{root}', which holds"
+      f' {", ".join(sorted(prepared)) or "none"}'
+    )
+  return max(prepared[name])[1]
+
+
+def _image_folder(
+  name: str,
+  root: pathlib.Path,
+  train_split: str,
+  test_split: str,
+  image_size: int | None,
+) -> Dataset:
+  """Images in `root/split/class/file`; classes in alphabetical order."""
+  del name
+
+  def visible(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in directory.iterdir() if p.name[0] != '.')
+
+  for split in (train_split, test_split):
+    if not (root / split).is_dir():
+      found = [p.name for p in visible(root) if p.is_dir()]
+      raise InputError(
+        f"image folder '{root}': no directory '{split}'; there is"
+        f' {", ".join(found) or "none"} (set data.train_split and'
+        ' data.test_split)'
+      )
+  class_names = tuple(p.name for p in visible(root / train_split) if p.is_dir())
+  if not class_names:
+    raise InputError(
+      f"image folder '{root / train_split}': no class directories; expected"
+      ' split/class/file'
+    )
+
+  def read(split: str) -> Split:
+    files, labels = [], []
+    for directory in visible(root / split):
+      if not directory.is_dir():
+        raise InputError(
+          f"image folder: '{directory}' lies beside the class directories;"
+          ' expected split/class/file, so move it away'
+        )
+      if directory.name not in class_names:
+        raise InputError(
+          f"image folder: class '{directory}' is not among the classes of"
+          f" '{root / train_split}'"
+        )
+    for label, class_name in enumerate(class_names):
+      directory = root / split / class_name
+      members = visible(directory) if directory.is_dir() else []
+      for path in members:
+        if not path.is_file():
+          raise InputError(
+            f"image folder: '{path}' is not a file; expected split/class/file"
+          )
+      if not members:
+        raise InputError(
+          f"image folder: class '{directory}' has no images; add some or"
+          ' remove the class from every split'
+        )
+      files += members
+      labels += [label] * len(members)
+    images = _decode_all(
+      files,
+      [f"image '{path}'" for path in files],
+      mode='RGB',
+      image_size=image_size,
+      description=f'{root.name} {split}',
+    )
+    ids = [path.relative_to(root).as_posix() for path in files]
+    return Split(images, np.array(labels, np.int32), np.array(ids))
+
+  return Dataset(
+    root.resolve().name, read(train_split), read(test_split), class_names
+  )
+
+
+# Others hold more than 8 bits a channel, and Pillow would clip, not scale them.
+_EIGHT_BIT_MODES = (
+  '1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV',
+)  # fmt: skip
+
+
+def _decode_all(
+  files: Sequence[pathlib.Path | io.BytesIO],
+  names: Sequence[str],
+  *,
+  mode: str,
+  image_size: int | None,
+  description: str,
+) -> np.ndarray:
+  """Decodes images of one size, in parallel, into uint8 `[N, H, W, C]`."""
+
+  def decode(index: int) -> np.ndarray:
+    try:
+      with Image.open(files[index]) as image:
+        if image.mode not in _EIGHT_BIT_MODES:
+          raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
+        image = ImageOps.exif_transpose(image).convert(mode)
+    # Pillow's plugins raise whatever a damaged file makes them raise.
+    except Exception as error:
+      reason = str(error)
+      if isinstance(error, UnidentifiedImageError):
+        reason = 'of no known format'
+      raise InputError(
+        f'{names[index]}: cannot be read as an image ({reason}); replace or'
+        ' remove it'
+      ) from error
+    if image_size is not None:
+      image = ImageOps.fit(
+        image, (image_size, image_size), Image.Resampling.BILINEAR
+      )
+    return np.asarray(image)
+
+  images = None
+  with (
+    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    tqdm.tqdm(
+      total=len(files),
+      desc=description,
+      unit='image',
+      disable=None,
+      leave=False,
+    ) as bar,
+  ):
+    for index, image in enumerate(pool.map(decode, range(len(files)))):
+      if images is None:
+        channels = (1,) if mode == 'L' else (3,)
+        shape = image.shape[:2] + channels
+        images = np.empty((len(files), *shape), np.uint8)
+        first = index
+      if image.shape[:2] != images.shape[1:3]:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise InputError(
+          f'{names[index]} is {image.shape[1]}x{image.shape[0]}, but'
+          f' {names[first]} is {images.shape[2]}x{images.shape[1]}; set'
+          ' data.image_size to bring images to one size'
+        )
+      images[index] = image.reshape(images.shape[1:])
+      bar.update()
+  return images
