@@ -1,0 +1,112 @@
+"""Every field of a run, with what it means; other files change a few.
+
+A config is chosen with a method: `--config=configs/digits.py:baseline`, `:lsr`,
+`:tsla` or `:tsla,drop=40`; without one it is the file's own TSLA. Single fields
+follow as `--config.seed=1`.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
+  """TSLA on digits."""
+  c = base()
+  apply_method(c, method, drop_epoch=40)
+  return c
+
+
+def base() -> ml_collections.ConfigDict:
+  """All fields, with the values for digits and LSR. Other files start here."""
+  c = ml_collections.ConfigDict()
+
+  c.seed = 0  # root of everything random: initialisation, order, augmentation
+  c.num_epochs = 60  # may be raised later to go on with a finished run
+  c.batch_size = 64  # of a step, over all devices; a partial batch is dropped
+  c.eval_batch_size = placeholder(int)  # None: as batch_size; any size is exact
+  c.num_devices = placeholder(int)  # local devices to use; None: all
+  # Ask a GPU for the same bits at every start (a CPU gives them anyway). Costs
+  # about 5 % of the speed.
+  c.deterministic = False
+
+  c.smoothing = ml_collections.ConfigDict()
+  # Strength: labels are (1 - theta) y + theta y_hat. Usually within [0, 1];
+  # negative smoothing is allowed.
+  c.smoothing.theta = 0.1
+  # First epoch on one-hot labels (from 0), so as many epochs are smoothed.
+  # None: theta stays.
+  c.smoothing.drop_epoch = placeholder(int)
+  # How theta comes to 0 at the drop: 'two_stage' at once, or all the way from
+  # the start along a 'linear' or 'cosine' ramp.
+  c.smoothing.schedule = 'two_stage'
+  c.smoothing.prior = 'uniform'  # y_hat: 'uniform', 'class' (class frequencies)
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = 'digits'  # 'digits', 'image_folder', or a TFDS data set
+  # Where a TFDS data set was prepared (or the directory of its version), or the
+  # folder with split/class/file.
+  c.data.data_dir = placeholder(str)
+  c.data.train_split = 'train'  # TFDS slices work: 'train[:90%]'
+  c.data.test_split = 'test'  # what is evaluated after each epoch
+  # Crop images to a square and resize them to this; None: as they are.
+  c.data.image_size = placeholder(int)
+  c.data.pad = 1  # zeros around an image before a random crop of its size
+  c.data.flip = False  # mirror half of the training images
+  c.data.mean = (0.305,)  # of each channel, of values in [0, 1]
+  c.data.std = (0.376,)  # likewise
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = 'resnet8'  # 'resnet8', 'resnet18', 'resnet34', 'resnet50'
+  c.model.stem = 'cifar'  # 'cifar': 3x3; 'imagenet': 7x7 and max-pooling
+  c.model.width = 16  # channels of the first stage; 64 in the paper
+  # Of the convolutions. 'auto': bfloat16, or float32 on a CPU.
+  c.model.dtype = 'auto'
+
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.name = 'sgd'  # the one there is
+  c.optimizer.momentum = 0.9  # as PyTorch counts it; 0: plain SGD
+  c.optimizer.learning_rate = ml_collections.ConfigDict()
+  c.optimizer.learning_rate.backbone = 0.1  # of all but the classifier
+  c.optimizer.learning_rate.head = 0.1  # of the classifier
+  c.optimizer.drop_epochs = (30, 50)  # learning rates drop before these epochs
+  c.optimizer.drop_factor = 0.1  # to this times what they were
+  c.optimizer.weight_decay = 5e-4  # L2, on every parameter
+  c.optimizer.head_weight_decay = placeholder(float)  # None: as weight_decay
+
+  # What a kill can lose at most: whichever interval is over first. The last
+  # epoch is always saved, the best epoch so far with the next save.
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every_seconds = 60.0  # also within an epoch; 0: not by time
+  c.checkpoint.every_epochs = 0  # 0: not by epochs
+
+  return c.lock()  # a misspelt field is an error from here on
+
+
+def apply_method(
+  config: ml_collections.ConfigDict, method: str, drop_epoch: int
+) -> None:
+  """Sets a config's smoothing to that of a method.
+
+  Args:
+    config: with the theta that the paper's LSR and TSLA use on its data set.
+    method: 'baseline', 'lsr', 'tsla' or 'tsla,drop=S'.
+    drop_epoch: S where the method doesn't say.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  name, *options = method.split(',')
+  accepted = "'baseline', 'lsr', 'tsla' or 'tsla,drop=EPOCH'"
+  if name not in ('baseline', 'lsr', 'tsla'):
+    raise ValueError(f"unknown method '{method}'; {accepted}")
+  if options:
+    key, _, value = options[0].partition('=')
+    if name != 'tsla' or key != 'drop' or len(options) > 1:
+      raise ValueError(f"method '{method}' is not understood; {accepted}")
+    if not (value.isascii() and value.isdecimal()):
+      raise ValueError(f"method '{method}': drop={value} is not an epoch")
+    drop_epoch = int(value)
+  if name == 'baseline':
+    config.smoothing.theta = 0.0
+  if name == 'tsla':
+    config.smoothing.drop_epoch = drop_epoch

@@ -1,0 +1,67 @@
+"""What every command shares: flags, signals, and errors in a line."""
+
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+# Config files import `configs.default` from the checkout they are in.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from tsla_jax.errors import DivergenceError, InputError
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs `main` with parsed flags; bad input (2) and divergence (1) in a line.
+
+  Anything else that is raised is a defect and keeps its traceback.
+
+  Args:
+    main: takes the arguments that are no flags.
+  """
+  # Until training takes over: a KeyboardInterrupt could get lost in callbacks
+  # of the libraries that are being loaded.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, _leave)
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except (InputError, DivergenceError) as error:
+    print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _leave(number: int, frame: object) -> None:
+  """Ends at once what has nothing to save yet."""
+  del frame
+  print('Interrupted; what was saved before is kept.', file=sys.stderr)
+  os._exit(128 + number)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line, and turns what can go wrong into one line.
+
+  A config file that cannot be loaded, a method it does not know, an unknown
+  field or a value of the wrong type all surface here.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+    # A file that could not be loaded says so only when the config is read.
+    flags.FLAGS.config.is_locked  # noqa: B018
+    return rest
+  except (AttributeError, KeyError) as error:
+    # An unknown field: its name, then perhaps a suggestion on another line.
+    name, *hint = str(error.args[0]).splitlines()
+    raise InputError(
+      f'--config: {name} is not there. {" ".join(hint)} (configs/default.py has'
+      ' every field)'
+    ) from error
+  # A config file may raise anything.
+  except Exception as error:
+    # What a config file raised arrives as a text of many lines, of which the
+    # last says why.
+    reason = str(error).strip().splitlines()[-1].strip()
+    reason = reason.removeprefix('ValueError: ').rstrip('.')
+    raise InputError(f'{reason}; see --help') from error

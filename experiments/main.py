@@ -1,0 +1,39 @@
+"""Trains and evaluates one run.
+
+  python experiments/main.py --config=configs/digits.py --workdir=runs/digits
+
+A config may be given a method, configs/digits.py:tsla,drop=20 (or :lsr, or
+:baseline), and any field of configs/default.py a value, --config.seed=1.
+Started again with the same workdir, a run goes on where it was.
+"""
+
+from collections.abc import Sequence
+
+import command_line
+from absl import flags, logging
+from ml_collections import config_flags
+
+from tsla_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  help_string='Config file, and method: configs/digits.py:tsla,drop=40.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
+  # Imported here, so that --help and flag errors come at once.
+  from tsla_jax.training.loop import train_and_evaluate
+
+  logging.set_verbosity(logging.WARNING)
+  train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  command_line.run(main)

@@ -1,0 +1,346 @@
+"""Data sets from their three kinds of places, and what is refused."""
+
+import dataclasses
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import make_dataset
+from tsla_jax.data import sources
+from tsla_jax.errors import InputError
+
+
+def encode(array, kind):
+  file = io.BytesIO()
+  Image.fromarray(array.squeeze()).save(file, kind)
+  return file.getvalue()
+
+
+def prepare_tfds(
+  directory, shape=(12, 10, 3), train=20, test=9, kind='png', wrong_label=None
+):
+  """Writes a TFDS data set of random images as array_record; returns them."""
+  import tensorflow_datasets as tfds
+
+  rng = np.random.default_rng(0)
+  arrays = {
+    name: rng.integers(0, 255, (count, *shape)).astype(np.uint8)
+    for name, count in (('train', train), ('test', test))
+  }
+
+  class ToyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {
+            'image': tfds.features.Image(shape=shape),
+            'label': tfds.features.ClassLabel(names=['cat', 'dog', 'owl']),
+            'file_name': tfds.features.Text(),
+          }
+        ),
+        supervised_keys=('image', 'label'),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {name: self._generate_examples(name) for name in arrays}
+
+    def _generate_examples(self, split):
+      for i, array in enumerate(arrays[split]):
+        yield (
+          i,
+          {
+            'image': io.BytesIO(encode(array, kind)),
+            'label': i % 3,
+            'file_name': f'{split}_{i}.png',
+          },
+        )
+
+  builder = ToyImages(data_dir=str(directory), file_format='array_record')
+  builder.download_and_prepare()
+  return arrays
+
+
+def check_toy(dataset, arrays):
+  """The images under their names: TFDS stores them in an order of its own."""
+  assert dataset.class_names == ('cat', 'dog', 'owl')
+  for name, split in (('train', dataset.train), ('test', dataset.test)):
+    assert len(split) == len(arrays[name])
+    position = [int(i.split('_')[1].split('.')[0]) for i in split.ids]
+    np.testing.assert_array_equal(split.images, arrays[name][position])
+    assert split.labels.tolist() == [i % 3 for i in position]
+
+
+def test_digits():
+  digits = sources.load('digits')
+  assert len(digits.train) + len(digits.test) == 1797
+  assert digits.train.images.shape[1:] == (8, 8, 1)
+  assert digits.train.images.dtype == np.uint8
+  assert digits.train.images.max() == 255
+  assert digits.num_classes == 10
+  assert not set(digits.train.ids) & set(digits.test.ids)
+  for split in (digits.train, digits.test):
+    counts = np.bincount(split.labels) / len(split)
+    np.testing.assert_allclose(counts, 0.1, atol=0.005)
+  mean = digits.train.images.mean() / 255, digits.train.images.std() / 255
+  # What configs/default.py normalises with.
+  np.testing.assert_allclose(mean, (0.305, 0.376), atol=0.005)
+
+
+def test_tfds_by_name_and_by_directory(tmp_path):
+  arrays = prepare_tfds(tmp_path)
+  check_toy(sources.load('toy_images', tmp_path), arrays)
+  version = tmp_path / 'toy_images' / '1.0.0'
+  check_toy(sources.load('toy_images', version), arrays)
+  with pytest.raises(InputError, match="holds 'toy_images', not 'zoo'"):
+    sources.load('zoo', version)
+  with pytest.raises(InputError, match='unknown data set'):
+    sources.load('', tmp_path)
+  sliced = sources.load(
+    'toy_images', tmp_path, train_split='train[:50%]', test_split='train[50%:]'
+  )
+  assert (len(sliced.train), len(sliced.test)) == (10, 10)
+  assert not set(sliced.train.ids) & set(sliced.test.ids)
+  square = sources.load('toy_images', tmp_path, image_size=6)
+  assert square.train.images.shape == (20, 6, 6, 3)
+
+  with pytest.raises(InputError, match=r"unknown data set 'zoo'.*toy_images"):
+    sources.load('zoo', tmp_path)
+  with pytest.raises(InputError, match="split 'nope'"):
+    sources.load('toy_images', tmp_path, test_split='nope')
+
+
+def damage_record(directory):
+  (shard,) = directory.glob('*test.array_record*')
+  shard.write_bytes(shard.read_bytes()[:70000])
+
+
+def remove_record(directory):
+  (shard,) = directory.glob('*test.array_record*')
+  shard.unlink()
+
+
+def damage_features(directory):
+  (directory / 'features.json').write_text('{')
+
+
+@pytest.mark.parametrize(
+  'spoil', [damage_record, remove_record, damage_features]
+)
+def test_damaged_tfds_directories_are_refused(tmp_path, spoil):
+  prepare_tfds(tmp_path)
+  spoil(tmp_path / 'toy_images' / '1.0.0')
+  with pytest.raises(InputError, match="'toy_images'.*prepare it again") as e:
+    sources.load('toy_images', tmp_path)
+  assert '\n' not in str(e.value) and len(str(e.value)) < 500
+
+
+def test_tfds_grey_images(tmp_path):
+  arrays = prepare_tfds(tmp_path, shape=(6, 6, 1))
+  check_toy(sources.load('toy_images', tmp_path), arrays)
+
+
+def test_training_reads_tfds_without_tensorflow_or_torch(tmp_path, root):
+  prepare_tfds(tmp_path, shape=(8, 8, 1))
+  code = f"""
+import importlib.util
+import sys
+
+class Installed:
+  # Both can be found, as where they are installed; importing them is an error.
+  def find_spec(self, name, path=None, target=None):
+    if name in ('tensorflow', 'torch'):
+      return importlib.util.spec_from_loader(name, self)
+
+  def create_module(self, spec):
+    raise AssertionError(f'{{spec.name}} must not be imported')
+
+  def exec_module(self, module):
+    pass
+
+sys.meta_path.insert(0, Installed())
+from tests.conftest import make_config
+from tsla_jax.training.loop import train_and_evaluate
+config = make_config(**{{
+  'data.name': 'toy_images', 'data.data_dir': {str(tmp_path)!r},
+  'num_epochs': 3, 'batch_size': 10,
+}})
+train_and_evaluate(config, {str(tmp_path / 'run')!r})
+assert not {{'tensorflow', 'torch'}} & set(sys.modules)
+"""
+  subprocess.run(
+    [sys.executable, '-c', code], check=True, cwd=root, env=os.environ
+  )
+  assert (tmp_path / 'run' / 'predictions.npz').is_file()
+
+
+def make_folder(directory, size=(9, 7)):
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 3), ('test', 2)):
+    for name in ('ant', 'bee'):
+      parent = directory / split / name
+      parent.mkdir(parents=True)
+      for i in range(count):
+        array = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
+        (parent / f'{i}.png').write_bytes(encode(array, 'png'))
+  (directory / 'train' / '.DS_Store').write_text('hidden files are ignored')
+  return directory
+
+
+def test_image_folder(tmp_path):
+  folder = make_folder(tmp_path / 'insects')
+  dataset = sources.load('image_folder', folder)
+  assert dataset.name == 'insects' and dataset.class_names == ('ant', 'bee')
+  assert dataset.train.images.shape == (6, 9, 7, 3)
+  assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+  assert dataset.test.ids.tolist() == [
+    f'test/{name}/{i}.png' for name in ('ant', 'bee') for i in (0, 1)
+  ]
+  with Image.open(folder / 'train' / 'bee' / '2.png') as image:
+    np.testing.assert_array_equal(dataset.train.images[5], image)
+
+
+def deep_image(folder):
+  """16 bits a pixel, which Pillow would clip to 255."""
+  ramp = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000
+  Image.fromarray(ramp).save(folder / 'train' / 'bee' / 'deep.png')
+
+
+def truncate(folder):
+  array = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+  data = encode(array.astype(np.uint8), 'jpeg')
+  (folder / 'train' / 'bee' / 'cut.jpg').write_bytes(data[: len(data) // 2])
+
+
+def other_size(folder):
+  array = np.zeros((5, 5, 3), np.uint8)
+  (folder / 'test' / 'ant' / 'small.png').write_bytes(encode(array, 'png'))
+
+
+def new_class(folder):
+  (folder / 'train' / 'bee').rename(folder / 'train' / 'bug')
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (truncate, r'train/bee/cut\.jpg.*cannot be read.*replace or remove'),
+    (
+      lambda f: (f / 'train' / 'ant' / 'notes.txt').write_text('hello'),
+      r'train/ant/notes\.txt.*cannot be read as an image',
+    ),
+    (
+      lambda f: (f / 'train' / 'labels.csv').write_text('hello'),
+      r'train/labels\.csv.*expected split/class/file',
+    ),
+    (
+      lambda f: (f / 'train' / 'cow').mkdir(),
+      'class .*train/cow.* has no images; add some or remove',
+    ),
+    (lambda f: (f / 'test').rename(f / 'val'), "no directory 'test'.*val"),
+    (deep_image, r'deep\.png.* 8 bits'),
+    (other_size, r'small\.png.* is 5x5, but .* is 7x9; set data\.image_size'),
+    (new_class, "class .*test/bee' is not among the classes"),
+  ],
+)
+def test_bad_image_folders_are_refused(tmp_path, spoil, message):
+  folder = make_folder(tmp_path / 'insects')
+  spoil(folder)
+  with pytest.raises(InputError, match=message) as error:
+    sources.load('image_folder', folder)
+  assert '\n' not in str(error.value)
+
+
+def test_missing_directories_are_refused(tmp_path):
+  for name in ('image_folder', 'cifar100'):
+    with pytest.raises(InputError, match=r'data\.data_dir is not set'):
+      sources.load(name)
+    with pytest.raises(InputError, match='is not a directory'):
+      sources.load(name, tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('label', [-1, 10])
+def test_labels_out_of_range_are_refused(label):
+  good = make_dataset()
+  labels = good.train.labels.copy()
+  labels[7] = label
+  with pytest.raises(
+    InputError, match=f"train split: example 'train/7' has label {label}"
+  ):
+    sources.Dataset(
+      'x',
+      sources.Split(good.train.images, labels, good.train.ids),
+      good.test,
+      good.class_names,
+    )
+
+
+def test_arrays_of_other_kinds_are_refused():
+  good = make_dataset()
+
+  def dataset(**changes):
+    fields = {
+      'images': good.train.images,
+      'labels': good.train.labels,
+      'ids': good.train.ids,
+    }
+    train = sources.Split(**{**fields, **changes})
+    return sources.Dataset('x', train, good.test, good.class_names)
+
+  with pytest.raises(InputError, match='images must be uint8'):
+    dataset(images=good.train.images.astype(np.float32))
+  with pytest.raises(InputError, match='labels must be integers'):
+    dataset(labels=good.train.labels.astype(np.float32))
+  with pytest.raises(InputError, match='as many images as labels'):
+    dataset(ids=good.train.ids[:3])
+  with pytest.raises(InputError, match=r'data\.image_size'):
+    dataset(images=good.train.images[:, :6])
+
+
+def test_labels_of_any_integers_and_no_ids():
+  good = make_dataset()
+  for kind in (np.int64, np.uint8):
+    split = sources.Split(good.train.images, good.train.labels.astype(kind))
+    assert split.labels.dtype == np.int32
+    np.testing.assert_array_equal(split.labels, good.train.labels)
+    assert split.ids[:3].tolist() == ['0', '1', '2']
+  # 2**32 + 1 would be 1 if it were merely cast.
+  labels = good.train.labels.astype(np.int64) + 2**32 + 1
+  split = sources.Split(good.train.images, labels)
+  with pytest.raises(InputError, match='has label 2147483647'):
+    sources.Dataset('x', split, good.test, good.class_names)
+
+
+def test_fingerprint_tells_data_apart():
+  digest = make_dataset().fingerprint()
+  assert digest == make_dataset().fingerprint()
+  assert digest != make_dataset(seed=1).fingerprint()
+  other = make_dataset()
+  other.test.labels[0] = 5
+  assert digest != other.fingerprint()
+  renamed = dataclasses.replace(make_dataset(), class_names=tuple('abcdefghij'))
+  assert digest != renamed.fingerprint()
+
+
+SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'tfds'
+
+
+@pytest.mark.skipif(
+  not SHARED.is_dir(), reason='the real data set is not at hand'
+)
+def test_real_tfds_set():
+  dataset = sources.load(
+    'tiny_imagenet100_32', SHARED, train_split='train[:500]'
+  )
+  assert dataset.train.images.shape == (500, 32, 32, 3)
+  assert dataset.test.images.shape == (5000, 32, 32, 3)
+  assert dataset.num_classes == 100
+  assert np.bincount(dataset.test.labels).tolist() == [50] * 100

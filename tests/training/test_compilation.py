@@ -1,0 +1,86 @@
+"""One compiled step for both stages, every method, every seed."""
+
+import collections
+
+import jax
+
+from tests.conftest import make_config
+from tsla_jax.training import parallel, run_directory, step
+from tsla_jax.training.loop import train_and_evaluate
+
+COMPILE = '/jax/core/compile/backend_compile_duration'
+
+
+class Events:
+  """Counts compilations, and when each epoch's line was written."""
+
+  def __init__(self):
+    self.counts = collections.Counter()
+    jax.monitoring.register_event_duration_secs_listener(self._note)
+
+  def _note(self, event, duration, **kwargs):
+    del duration, kwargs
+    self.counts[event] += 1
+
+
+def test_one_trace_and_no_compilation_after_the_first_epoch(
+  tmp_path, monkeypatch, dataset
+):
+  traces = []
+  original = step.train_step
+
+  def counted(*args, **kwargs):
+    traces.append(args)
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(step, 'train_step', counted)
+  parallel.compile_programs.cache_clear()
+  events = Events()
+  per_epoch = []
+  append = run_directory.RunDirectory.append
+
+  def noting(self, metrics, timing):
+    per_epoch.append(events.counts[COMPILE])
+    append(self, metrics, timing)
+
+  # Noted at the end of each epoch, after its evaluation. A width of its own
+  # keeps other tests' programs out of the counts.
+  monkeypatch.setattr(run_directory.RunDirectory, 'append', noting)
+  first = make_config('tsla,drop=2', **{'model.width': 5})
+  train_and_evaluate(first, tmp_path / 'first', dataset)
+  assert len(traces) == 1
+  assert per_epoch[0] > 0, 'the listener heard of no compilation at all'
+  assert per_epoch == [per_epoch[0]] * 4
+
+  before = events.counts[COMPILE]
+  second = make_config(
+    'lsr',
+    **{
+      'model.width': 5,
+      'seed': 7,
+      'smoothing.theta': 0.4,
+      'smoothing.prior': 'class',
+      'optimizer.learning_rate.head': 0.02,
+      'optimizer.drop_epochs': (1,),
+    },
+  )
+  train_and_evaluate(second, tmp_path / 'second', dataset)
+  assert len(traces) == 1
+  assert events.counts[COMPILE] == before
+  # And they were other runs.
+  lines = [
+    (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+    for name in ('first', 'second')
+  ]
+  assert lines[0][0] != lines[1][0]
+
+
+def test_restored_state_meets_the_same_program(tmp_path, dataset):
+  """Placed as before, so a run that goes on does not compile a second time."""
+  config = make_config(**{'num_epochs': 3})
+  train_and_evaluate(config, tmp_path, dataset)
+  events = Events()
+  config.num_epochs = 5
+  train_and_evaluate(config, tmp_path, dataset)
+  assert events.counts[COMPILE] == 0
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 5

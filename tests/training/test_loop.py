@@ -1,0 +1,427 @@
+"""A run's directory: what is in it, and what it is protected from."""
+
+import dataclasses
+import errno
+import json
+import re
+import shutil
+import signal
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import make_config, make_dataset
+from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.training.checkpoint import Checkpoints
+from tsla_jax.training.loop import load_model, train_and_evaluate
+from tsla_jax.training.run_directory import RunDirectory
+
+
+def contents(directory):
+  """Every file with its bytes and time of change."""
+  return {
+    path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('finished') / 'run'
+  summary = train_and_evaluate(make_config(), directory, make_dataset())
+  return directory, summary
+
+
+def test_run_directory_is_complete(finished):
+  directory, summary = finished
+  assert {path.name for path in directory.iterdir()} == {
+    'checkpoints',
+    'config.json',
+    'curves.png',
+    'metrics.jsonl',
+    'predictions.npz',
+    'summary.json',
+    'tensorboard',
+    'timing.jsonl',
+  }
+  config = json.loads((directory / 'config.json').read_text())
+  assert config['config']['smoothing']['drop_epoch'] == 2
+  assert config['config']['model']['dtype'] == 'float32'  # settled on a CPU
+  assert config['versions']['jax'] == jax.__version__
+  assert config['dataset']['train_examples'] == 64
+  assert config['dataset']['class_names'][3] == 'class3'
+  assert json.loads((directory / 'summary.json').read_text()) == summary
+
+  png = (directory / 'curves.png').read_bytes()
+  assert png.startswith(b'\x89PNG')
+  position, data = 8, b''
+  while position < len(png):
+    (length,) = struct.unpack('>I', png[position : position + 4])
+    if png[position + 4 : position + 8] == b'IDAT':
+      data += png[position + 8 : position + 8 + length]
+    position += length + 12
+  assert len(set(zlib.decompress(data))) > 50, 'a blank picture'
+
+
+def test_metrics_tell_the_schedule(finished):
+  directory, summary = finished
+  lines = RunDirectory(directory).metrics()
+  assert [line['epoch'] for line in lines] == [0, 1, 2, 3]
+  # TSLA(2) smooths epochs 0 and 1; learning rates drop at epoch 3.
+  theta = [line['theta'] for line in lines]
+  np.testing.assert_allclose(theta, [0.1, 0.1, 0, 0], atol=1e-8)
+  for group in ('backbone', 'head'):
+    rates = [line[f'learning_rate_{group}'] for line in lines]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01])
+  for line in lines:
+    floor = line['train_entropy_floor']
+    assert line['train_loss'] > floor
+    if line['theta']:
+      assert line['test_smoothed_loss'] > line['test_entropy_floor'] > 0.5
+      assert line['test_smoothed_loss'] != line['test_onehot_loss']
+      assert floor == pytest.approx(0.5003, abs=1e-4)
+      assert line['train_loss'] > line['train_onehot_loss']
+    else:
+      assert floor == 0
+      assert line['train_loss'] == line['train_onehot_loss']
+      assert line['test_smoothed_loss'] == line['test_onehot_loss']
+  assert summary['last'] == lines[-1]
+  assert summary['best']['test_top1'] == max(x['test_top1'] for x in lines)
+  best = next(
+    x for x in lines if x['test_top1'] == summary['best']['test_top1']
+  )
+  assert summary['best_epoch'] == best['epoch']
+
+
+def test_timing_is_kept_apart(finished):
+  directory, _ = finished
+  timing = [
+    json.loads(line)
+    for line in (directory / 'timing.jsonl').read_text().splitlines()
+  ]
+  assert [line['epoch'] for line in timing] == [0, 1, 2, 3]
+  assert all(line['images_per_second'] > 0 for line in timing)
+
+
+def test_predictions_are_the_last_epochs(finished):
+  directory, summary = finished
+  with np.load(directory / 'predictions.npz') as file:
+    p = dict(file)
+  assert set(p) == {
+    'logits',
+    'labels',
+    'index',
+    'features',
+    'weights',
+    'bias',
+    'ids',
+    'class_names',
+  }
+  dataset = make_dataset()
+  np.testing.assert_array_equal(p['labels'], dataset.test.labels)
+  np.testing.assert_array_equal(p['index'], np.arange(30))
+  assert p['weights'].shape == (10, 16) and p['features'].shape == (30, 16)
+  np.testing.assert_allclose(
+    p['features'] @ p['weights'].T + p['bias'], p['logits'], atol=1e-4
+  )
+  top1 = np.mean(p['logits'].argmax(-1) == p['labels'])
+  assert top1 == summary['last']['test_top1']
+
+
+def test_tensorboard_events_are_the_metrics(finished):
+  directory, _ = finished
+  from tensorboardX.proto import event_pb2
+
+  (path,) = (directory / 'tensorboard').iterdir()
+  data, scalars = path.read_bytes(), {}
+  while data:
+    (length,) = struct.unpack('<Q', data[:8])
+    event = event_pb2.Event.FromString(data[12 : 12 + length])
+    for value in event.summary.value:
+      scalars[event.step, value.tag] = value.simple_value
+    data = data[16 + length :]
+  for line in RunDirectory(directory).metrics():
+    for key, value in line.items():
+      if key != 'epoch':
+        tag = re.sub('^(train|test|learning_rate)_', r'\1/', key)
+        assert scalars[line['epoch'], tag] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize('best', [True, False])
+def test_load_model(finished, best):
+  directory, summary = finished
+  model, variables = load_model(directory, best=best)
+  images = make_dataset().test.images
+  config = make_config()
+  scaled = (images / 255 - config.data.mean) / np.array(config.data.std)
+  logits, features = model.apply(variables, scaled, train=False)
+  assert features.shape == (30, 16)
+  top1 = np.mean(logits.argmax(-1) == make_dataset().test.labels)
+  which = 'best' if best else 'last'
+  assert top1 == pytest.approx(summary[which]['test_top1'])
+  if not best:
+    with np.load(directory / 'predictions.npz') as file:
+      np.testing.assert_allclose(logits, file['logits'], atol=1e-4)
+
+
+def test_load_model_needs_a_run(tmp_path):
+  with pytest.raises(InputError, match='holds no run'):
+    load_model(tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_best_and_latest_checkpoints_are_kept(finished):
+  directory, summary = finished
+  checkpoints = Checkpoints(directory / 'checkpoints')
+  assert checkpoints.latest_step() == 16
+  assert checkpoints.best_step() == 4 * (summary['best_epoch'] + 1)
+  kept = {p.name for p in (directory / 'checkpoints').iterdir()}
+  assert kept == {'16', str(checkpoints.best_step())}
+  checkpoints.close()
+
+
+def test_finished_run_is_left_alone(finished, capsys):
+  directory, summary = finished
+  before = contents(directory)
+  again = train_and_evaluate(make_config(), directory, make_dataset())
+  assert again == summary
+  assert contents(directory) == before
+  assert 'Finished before, nothing to do' in capsys.readouterr().out
+
+
+def test_another_config_is_refused_field_by_field(finished):
+  directory, _ = finished
+  before = contents(directory)
+  other = make_config(**{'seed': 3, 'smoothing.theta': 0.2})
+  with pytest.raises(InputError) as error:
+    train_and_evaluate(other, directory, make_dataset())
+  assert 'seed (there 0, here 3)' in str(error.value)
+  assert 'smoothing.theta (there 0.1, here 0.2)' in str(error.value)
+  assert 'batch_size' not in str(error.value)
+  assert contents(directory) == before
+
+
+def test_other_data_are_refused(finished):
+  directory, _ = finished
+  before = contents(directory)
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.raises(InputError, match='holds a run on other data'):
+    train_and_evaluate(longer, directory, make_dataset(seed=1))
+  assert contents(directory) == before
+
+
+def test_more_epochs_continue_a_finished_run(tmp_path):
+  """Where the past is the same: equal to a run of that length at once."""
+  dataset = make_dataset()
+  for epochs in (3, 5):
+    config = make_config(**{'num_epochs': epochs})
+    train_and_evaluate(config, tmp_path / 'extended', dataset)
+  train_and_evaluate(config, tmp_path / 'whole', dataset)
+  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
+    extended, whole = (
+      (tmp_path / run / name).read_bytes() for run in ('extended', 'whole')
+    )
+    assert extended == whole
+  assert RunDirectory(tmp_path / 'extended').config().num_epochs == 5
+
+
+def test_fewer_epochs_than_trained_are_refused(finished):
+  directory, _ = finished
+  with pytest.raises(InputError, match='num_epochs: .* has taken 16 steps'):
+    train_and_evaluate(
+      make_config(**{'num_epochs': 3}), directory, make_dataset()
+    )
+
+
+def test_results_of_fewer_epochs_do_not_outlive_a_longer_run(tmp_path):
+  """Finished with 3 epochs, killed on the way to 6: no longer finished."""
+  train_and_evaluate(make_config(**{'num_epochs': 3}), tmp_path, make_dataset())
+
+  class KilledError(Exception):
+    pass
+
+  def kill(self, metrics, timing):
+    raise KilledError
+
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(RunDirectory, 'append', kill)
+    train_and_evaluate(longer, tmp_path, make_dataset())
+  assert not (tmp_path / 'summary.json').exists()
+  train_and_evaluate(longer, tmp_path, make_dataset())
+  assert len(RunDirectory(tmp_path).metrics()) == 6
+
+
+def test_moved_data_are_known_again(tmp_path):
+  data = make_dataset()
+  train_and_evaluate(make_config(**{'num_epochs': 3}), tmp_path, data)
+  moved = dataclasses.replace(data, name='moved')
+  train_and_evaluate(make_config(**{'num_epochs': 4}), tmp_path, moved)
+  assert len(RunDirectory(tmp_path).metrics()) == 4
+
+
+def test_config_is_checked_under_the_lock(finished, monkeypatch):
+  """Another process may have used the directory while this one waited."""
+  directory, _ = finished
+  held = []
+  check = RunDirectory.check_config
+
+  def checking(self, config):
+    with pytest.raises(InputError, match='in use'), self.locked():
+      pass
+    held.append(True)
+    return check(self, config)
+
+  monkeypatch.setattr(RunDirectory, 'check_config', checking)
+  train_and_evaluate(make_config(), directory, make_dataset())
+  assert held
+
+
+def test_foreign_directory_is_left_alone(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('of something else')
+  with pytest.raises(InputError, match=r'metrics\.jsonl, but no config\.json'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert (tmp_path / 'metrics.jsonl').read_text() == 'of something else'
+  assert len(list(tmp_path.iterdir())) == 1
+  with pytest.raises(InputError, match='workdir is empty'):
+    train_and_evaluate(make_config(), '', make_dataset())
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (lambda d: (d / 'config.json').write_text('{'), 'config.json.*damaged'),
+    (lambda d: (d / 'config.json').write_text('{}'), 'config.json.*damaged'),
+    (lambda d: (d / 'summary.json').write_text(''), 'summary.json.*damaged'),
+    (lambda d: (d / 'metrics.jsonl').write_text('x\n' * 4), 'line 1 .*damaged'),
+    (lambda d: (d / 'metrics.jsonl').unlink(), 'has 0 lines'),
+    (lambda d: shutil.rmtree(d / 'checkpoints'), 'no checkpoint'),
+    (
+      lambda d: shutil.rmtree(d / 'checkpoints' / '16' / 'state'),
+      'checkpoint .*16.* cannot be read',
+    ),
+  ],
+)
+def test_damaged_run_directories_are_refused(
+  finished, tmp_path, spoil, message
+):
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  spoil(directory)
+  before = contents(directory)
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.raises(InputError, match=message) as error:
+    train_and_evaluate(longer, directory, make_dataset())
+  assert '\n' not in str(error.value) and len(str(error.value)) < 500
+  assert contents(directory) == before
+
+
+def test_missing_results_are_made_again(finished, tmp_path):
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  (directory / 'predictions.npz').unlink()
+  train_and_evaluate(make_config(), directory, make_dataset())
+  for name in ('predictions.npz', 'summary.json', 'metrics.jsonl'):
+    expected = (finished[0] / name).read_bytes()
+    assert (directory / name).read_bytes() == expected
+
+
+def test_unwritable_disk_is_one_line(tmp_path, monkeypatch):
+  def full(self, metrics, timing):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(RunDirectory, 'append', full)
+  with pytest.raises(InputError, match='No space left on device.*start again'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+
+
+def test_busy_workdir_is_refused(tmp_path):
+  with RunDirectory(tmp_path).locked():
+    with pytest.raises(InputError, match='in use by another process'):
+      train_and_evaluate(make_config(), tmp_path, make_dataset())
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = make_config(**{'optimizer.learning_rate.head': 1e38})
+  with pytest.raises(DivergenceError, match=r'not finite at step \d+') as error:
+    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
+  assert 'last good checkpoint is none' in str(error.value)
+  assert not (tmp_path / 'at_once' / 'summary.json').exists()
+
+  # Good for two epochs, then not. Nothing was due to be saved, but the best
+  # state was at hand.
+  config = make_config(
+    **{
+      'optimizer.drop_epochs': (2,),
+      'optimizer.drop_factor': 1e38,
+      'checkpoint.every_epochs': 0,
+    }
+  )
+  with pytest.raises(DivergenceError, match=r'at step (8|9|10)\b') as error:
+    train_and_evaluate(config, tmp_path / 'later', make_dataset())
+  assert '\n' not in str(error.value)
+  top1 = [x['test_top1'] for x in RunDirectory(tmp_path / 'later').metrics()]
+  assert len(top1) == 2
+  best_epoch = top1.index(max(top1))
+  checkpoints = Checkpoints(tmp_path / 'later' / 'checkpoints')
+  assert checkpoints.latest_step() == 4 * (1 + best_epoch)
+  checkpoints.close()
+
+
+def test_all_devices_are_used_unless_told(tmp_path, capsys):
+  config = make_config(**{'num_epochs': 3, 'num_devices': None})
+  train_and_evaluate(config, tmp_path, make_dataset())
+  assert 'on 8 cpu.' in capsys.readouterr().out
+
+
+def test_signal_handlers_are_put_back(tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'num_epochs': 0}, 'num_epochs: 0; must be at least 1'),
+    ({'batch_size': 65}, 'batch_size: 65 .* at most 64'),
+    ({'seed': -1}, 'seed: -1; must be between'),
+    ({'smoothing.drop_epoch': 4}, r'drop_epoch: 4; .* between 1 and 3'),
+    ({'smoothing.drop_epoch': 0}, r'drop_epoch: 0; .* between 1 and 3'),
+    ({'smoothing.schedule': 'step'}, "schedule: unknown 'step'; .*cosine"),
+    ({'smoothing.prior': 'normal'}, "prior: unknown 'normal'; .*uniform"),
+    ({'smoothing.theta': float('nan')}, 'theta: nan; must be a finite'),
+    ({'model.name': 'vgg'}, "model.name: unknown model 'vgg'"),
+    ({'model.dtype': 'float16'}, "dtype: unknown 'float16'; .*bfloat16"),
+    ({'optimizer.name': 'adamm'}, "optimizer.name: unknown .*'adamm'"),
+    ({'optimizer.drop_epochs': (3, 2)}, 'drop_epochs: .* increasing'),
+    ({'data.mean': (0.5, 0.5)}, 'data.mean: 2 values for the 1 channels'),
+    ({'checkpoint.every_epochs': -1}, 'checkpoint.every_epochs: -1'),
+    ({'model.width': 0}, 'model.width: 0; must be at least 1'),
+    ({'optimizer.drop_epochs': ('a',)}, 'drop_epochs: .* whole epochs'),
+    ({'optimizer.drop_epochs': (1.5,)}, 'drop_epochs: .* whole epochs'),
+    ({'optimizer.drop_factor': -1.0}, 'drop_factor: -1.0; must be'),
+    ({'optimizer.learning_rate.head': -1.0}, 'learning_rate.head: -1.0'),
+    ({'optimizer.weight_decay': float('nan')}, 'weight_decay: nan'),
+    ({'optimizer.momentum': 1.0}, 'momentum: 1.0; must be at least 0, below'),
+    ({'data.std': (0.0,)}, 'data.std: .* above 0'),
+    ({'data.pad': 8}, 'data.pad: 8 .* 8x8'),
+    ({'data.image_size': 0}, 'data.image_size: 0; must be at least 1'),
+    (
+      {'smoothing.schedule': 'linear', 'smoothing.drop_epoch': None},
+      "drop_epoch: None; must be an epoch, at which a 'linear'",
+    ),
+    ({'num_devices': 9}, 'num_devices: 9'),
+  ],
+)
+def test_bad_values_are_refused_and_nothing_is_written(
+  tmp_path, fields, message
+):
+  with pytest.raises(InputError, match=message) as error:
+    train_and_evaluate(make_config(**fields), tmp_path / 'x', make_dataset())
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'x').exists()

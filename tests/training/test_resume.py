@@ -1,0 +1,217 @@
+"""Killed at any moment and started again: the bits of an uninterrupted run.
+
+Real processes and real signals, on digits with a small batch, so that an epoch
+takes long enough to be killed in the middle of it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tsla_jax.training.checkpoint import Checkpoints
+from tsla_jax.training.run_directory import RunDirectory
+
+# Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
+FLAGS = (
+  '--config=configs/digits.py:tsla,drop=3',
+  '--config.num_epochs=5',
+  '--config.batch_size=8',
+  '--config.model.width=8',
+  '--config.num_devices=1',
+  '--config.optimizer.drop_epochs=(4,)',
+  '--config.checkpoint.every_epochs=1',
+)
+
+
+@pytest.fixture(scope='module')
+def launch(root):
+  def start(workdir, *flags, code=None):
+    script = ('-c', code) if code else ('experiments/main.py',)
+    return subprocess.Popen(
+      [sys.executable, *script, *FLAGS, f'--workdir={workdir}', *flags],
+      cwd=root,
+      env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': str(root)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return start
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == 0, output
+  return output
+
+
+@pytest.fixture(scope='module')
+def whole(launch, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  finish(launch(workdir))
+  return workdir
+
+
+def wait_for_epochs(workdir, epochs, process):
+  deadline = time.monotonic() + 200
+  while len(RunDirectory(workdir).metrics_lines()) < epochs:
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+
+
+def wait_within_an_epoch(workdir):
+  """Half as long as the last epoch took."""
+  (*_, line) = RunDirectory(workdir).metrics_lines('timing.jsonl')
+  time.sleep(json.loads(line)['train_seconds'] / 2)
+
+
+def last_state(workdir):
+  """The arrays of the newest checkpoint, by name."""
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  step = checkpoints.latest_step()
+  restored = checkpoints._manager.restore(step)
+  checkpoints.close()
+  return step, jax.tree.leaves_with_path(dict(restored['state']))
+
+
+def best_step(workdir):
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  step = checkpoints.best_step()
+  checkpoints.close()
+  return step
+
+
+def check_equal(workdir, whole):
+  step, leaves = last_state(workdir)
+  expected_step, expected = last_state(whole)
+  assert step == expected_step and len(leaves) == len(expected) > 40
+  kinds = set()
+  for (path, leaf), (other_path, other) in zip(leaves, expected, strict=True):
+    assert path == other_path
+    np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
+    kinds.add(path[0].key)
+  assert kinds == {'params', 'batch_stats', 'opt_state', 'step', 'key'}
+  assert best_step(workdir) == best_step(whole)
+  assert len(list((workdir / 'tensorboard').iterdir())) == 1
+  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+  timing = RunDirectory(workdir).metrics_lines('timing.jsonl')
+  assert len(timing) == 5
+  assert not list((workdir / 'checkpoints').glob('*tmp*'))
+
+
+@pytest.mark.parametrize(
+  'interval', ['every_epochs=1', 'every_seconds=0.1', 'every_epochs=100']
+)
+def test_sigkill_in_the_middle_of_an_epoch(launch, whole, tmp_path, interval):
+  """With checkpoints after epochs, in the middle of them, and none at all."""
+  flag = f'--config.checkpoint.{interval}'
+  process = launch(tmp_path, flag)
+  wait_for_epochs(tmp_path, 2, process)
+  wait_within_an_epoch(tmp_path)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not (tmp_path / 'summary.json').exists()
+  assert len(RunDirectory(tmp_path).metrics_lines()) < 5
+  # As a kill in the middle of writing a line would leave it.
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"epoch": 9, "the')
+  output = finish(launch(tmp_path, flag))
+  assert ('Going on from step' in output) == (interval != 'every_epochs=100')
+  check_equal(tmp_path, whole)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_in_the_middle_of_an_epoch(
+  launch, whole, tmp_path, number
+):
+  # No checkpoints but the signal's: what was done since would show.
+  rarely = '--config.checkpoint.every_epochs=100'
+  process = launch(tmp_path, rarely)
+  wait_for_epochs(tmp_path, 3, process)
+  wait_within_an_epoch(tmp_path)
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == {'SIGTERM': 143, 'SIGINT': 130}[number.name]
+  assert f'{number.name}: saved at step' in output
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  step = checkpoints.latest_step()
+  checkpoints.close()
+  steps = last_state(whole)[0] // 5
+  assert steps * 3 <= step < steps * 5
+  output = finish(launch(tmp_path, rarely))
+  assert f'Going on from step {step}' in output
+  check_equal(tmp_path, whole)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_kill_while_a_checkpoint_is_written(launch, whole, tmp_path, moment):
+  """At the rename that completes the third checkpoint, and just after it."""
+  code = f"""
+import os, runpy, signal, sys
+
+count = 0
+
+def killing(rename):
+  def wrapped(source, target, *args, **kwargs):
+    global count
+    last = str(target).rstrip('/').rsplit('/', 1)[-1]
+    completes = 'orbax-checkpoint-tmp' in str(source) and last.isdigit()
+    count += completes
+    if completes and count == 3 and {moment!r} == 'before':
+      os.kill(os.getpid(), signal.SIGKILL)
+    result = rename(source, target, *args, **kwargs)
+    if completes and count == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return result
+  return wrapped
+
+os.rename, os.replace = killing(os.rename), killing(os.replace)
+import pathlib
+pathlib.Path.rename = killing(pathlib.Path.rename)
+sys.argv[0] = 'experiments/main.py'
+sys.path.insert(0, 'experiments')
+runpy.run_path('experiments/main.py', run_name='__main__')
+"""
+  process = launch(tmp_path, code=code)
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == -signal.SIGKILL, output
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  step = checkpoints.latest_step()
+  checkpoints.close()
+  steps = last_state(whole)[0] // 5
+  # Each epoch saved: the third is lost if it wasn't complete, nothing else.
+  assert step == steps * (2 if moment == 'before' else 3)
+  finish(launch(tmp_path))
+  check_equal(tmp_path, whole)
+
+
+def test_finished_workdir_changes_nothing(launch, whole):
+  before = {
+    p: (p.stat().st_mtime_ns, p.stat().st_size)
+    for p in sorted(whole.rglob('*'))
+  }
+  output = finish(launch(whole))
+  assert 'Finished before, nothing to do' in output
+  after = {
+    p: (p.stat().st_mtime_ns, p.stat().st_size)
+    for p in sorted(whole.rglob('*'))
+  }
+  assert before == after
+
+
+def test_workdir_of_another_config_is_one_line(launch, whole):
+  process = launch(whole, '--config.smoothing.theta=0.2')
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == 2
+  (line,) = [x for x in output.splitlines() if x.startswith('error:')]
+  assert 'smoothing.theta (there 0.1, here 0.2)' in line
+  assert 'Traceback' not in output

@@ -1,0 +1,1 @@
+"""Training and evaluation: pure steps, and the one loop that drives them."""

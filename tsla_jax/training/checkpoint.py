@@ -1,0 +1,199 @@
+"""Checkpoints of a run: the latest and the best, written by orbax.
+
+Orbax writes into a temporary directory and renames it when it is complete, so
+whatever the moment of a kill, the newest checkpoint that is there is whole.
+"""
+
+import contextlib
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.training.state import TrainState
+
+
+class Checkpoints:
+  """The checkpoints in one directory, numbered by the steps taken."""
+
+  def __init__(self, directory: str | os.PathLike[str]):
+    # Orbax takes absolute paths only.
+    self.directory = pathlib.Path(directory).absolute()
+
+    def score(metrics: Mapping[str, float]) -> float:
+      return metrics['score']
+
+    # By a policy, since orbax' `max_to_keep` with a `best_fn` would delete the
+    # newest checkpoint as soon as it isn't among the best.
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=score,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(
+          [
+            preservation_policy.LatestN(1),
+            preservation_policy.BestN(get_metric_fn=score, reverse=False, n=1),
+          ]
+        ),
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Steps taken at the newest complete checkpoint; None without one."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """Steps taken at the best checkpoint; None without one."""
+    return self._manager.best_step()
+
+  def save(
+    self, state: TrainState, progress: Mapping[str, Any], score: float
+  ) -> None:
+    """Starts writing a checkpoint; the arrays must not change afterwards.
+
+    Args:
+      state: host arrays, without a device axis.
+      progress: what the loop has to know, as JSON.
+      score: the checkpoint of the highest is kept, as is the latest.
+
+    Raises:
+      DivergenceError: if the state is not finite; nothing is written.
+    """
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
+      raise DivergenceError(
+        f'the parameters are not finite after step {int(state.step)}'
+      )
+    with self._writing():
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          progress=ocp.args.JsonSave(dict(progress)),
+        ),
+        metrics={'score': float(score)},
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says in a line what orbax and TensorStore say in hundreds."""
+    try:
+      yield
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:200]
+      raise InputError(
+        f"checkpoints cannot be written to '{self.directory}': {reason}; mend"
+        ' that and start again to go on'
+      ) from error
+
+  def restore(
+    self, template: TrainState, step: int | None = None
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint.
+
+    Args:
+      template: a state of the same shapes, host arrays.
+      step: which; the latest when None.
+
+    Returns:
+      The state as host arrays, and the progress saved with it.
+
+    Raises:
+      InputError: if it holds another model's state.
+    """
+    step = self._manager.latest_step() if step is None else step
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(template),
+          progress=ocp.args.JsonRestore(),
+        ),
+      )
+    # Orbax and TensorStore raise many kinds for damaged files.
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:200]
+      raise InputError(
+        f"checkpoint '{self.directory / str(step)}' cannot be read: it is"
+        f' damaged or of another model ({reason}); move it away, so that an'
+        ' older one is used, or use a new workdir'
+      ) from error
+    state = jax.tree.map(np.asarray, restored['state'])
+    return state, restored['progress']
+
+  def variables(self, step: int) -> dict[str, Any]:
+    """Reads a checkpoint's 'params' and 'batch_stats', whatever the model."""
+    state = self._manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )['state']
+    return {name: state[name] for name in ('params', 'batch_stats')}
+
+  def describe(self) -> str:
+    """Names the newest complete checkpoint, for messages."""
+    step = self._manager.latest_step()
+    return 'none' if step is None else f'{self.directory / str(step)}'
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk."""
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then lets go of threads and files."""
+    with self._writing():
+      self._manager.close()
+
+
+class Saver:
+  """When to write checkpoints, and the best state until it is written.
+
+  The best state waits on the host for the next time something is written. A
+  kill before that loses it together with the epochs that made it, which are
+  trained again.
+  """
+
+  def __init__(
+    self, checkpoints: Checkpoints, options: ml_collections.ConfigDict
+  ):
+    self._checkpoints = checkpoints
+    self._options = options
+    self._saved_at = time.monotonic()
+    self._best = None
+
+  def is_due(self, epochs: int | None = None) -> bool:
+    """Whether the interval is over: in seconds, or in whole epochs."""
+    seconds, every = self._options.every_seconds, self._options.every_epochs
+    late = seconds and time.monotonic() - self._saved_at >= seconds
+    return bool(late or (epochs and every and epochs % every == 0))
+
+  def hold_best(
+    self, state: TrainState, progress: dict[str, Any], score: float
+  ) -> None:
+    """Keeps a state to be written before the next one."""
+    self._best = (state, progress, score)
+
+  def save(self, state: TrainState, progress: dict[str, Any]) -> None:
+    """Writes the best state, if one is waiting, and this one.
+
+    Only a best state carries its score, so that the best checkpoint is that of
+    the first epoch to reach it.
+    """
+    if self.save_best() != int(state.step):
+      self._checkpoints.save(state, progress, -1.0)
+    self._saved_at = time.monotonic()
+
+  def save_best(self) -> int | None:
+    """Writes the best state, if one is waiting, and returns its step."""
+    if self._best is None:
+      return None
+    best, self._best = self._best, None
+    self._checkpoints.save(*best)
+    return int(best[0].step)

@@ -1,0 +1,213 @@
+"""What a config means: its checks, and the data of the run it describes."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from tsla_jax.data import pipeline, sources
+from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing import schedules, targets
+from tsla_jax.models import resnet
+from tsla_jax.training import optimizers
+from tsla_jax.training.state import Hparams, Run
+
+_SCHEDULES = {
+  'two_stage': schedules.two_stage,
+  'linear': schedules.linear,
+  'cosine': schedules.cosine,
+}
+_PRIORS = ('uniform', 'class')
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Checks a config's values and settles what depends on the machine.
+
+  Args:
+    config: as `configs/default.py` lays it out.
+
+  Returns:
+    A copy with `model.dtype` settled.
+
+  Raises:
+    InputError: names the field, what was found and what is accepted.
+  """
+  config = ml_collections.ConfigDict(config.to_dict())
+
+  flat = flatten(config.to_dict())
+
+  def require(
+    field: str, is_valid: Callable[[Any], bool], accepted: str
+  ) -> None:
+    value = flat[field]
+    try:
+      valid = is_valid(value)
+    except TypeError:
+      valid = False
+    if not valid:
+      raise InputError(f'{field}: {value!r}; must be {accepted}')
+
+  for field in ('num_epochs', 'batch_size', 'model.width'):
+    require(field, lambda value: value >= 1, 'at least 1')
+  for field in ('eval_batch_size', 'data.image_size'):
+    require(field, lambda value: value is None or value >= 1, 'at least 1')
+  require('data.pad', lambda value: value >= 0, 'at least 0')
+  require('seed', lambda value: 0 <= value < 2**32, 'between 0 and 2**32 - 1')
+
+  epochs = config.num_epochs
+  require(
+    'smoothing.drop_epoch',
+    lambda value: value is None or 1 <= value < epochs,
+    f'between 1 and {epochs - 1}, so that both stages of the {epochs} epochs'
+    ' are trained: give :tsla,drop=EPOCH (without a drop :lsr, without'
+    ' smoothing :baseline)',
+  )
+  shape = config.smoothing.schedule
+  _require_one_of('smoothing.schedule', shape, _SCHEDULES)
+  require(
+    'smoothing.drop_epoch',
+    lambda value: shape == 'two_stage' or value is not None,
+    f"an epoch, at which a '{shape}' schedule reaches 0",
+  )
+  _require_one_of('smoothing.prior', config.smoothing.prior, _PRIORS)
+  require('smoothing.theta', np.isfinite, 'a finite number')
+
+  require('data.mean', lambda v: all(np.isfinite(v)), 'finite numbers')
+  require(
+    'data.std',
+    lambda v: all(np.isfinite(v)) and min(v) > 0,
+    'finite numbers above 0',
+  )
+  for field in flat:
+    if field.startswith('optimizer.learning_rate.') or field.endswith(
+      'weight_decay'
+    ):
+      require(
+        field,
+        lambda value: value is None or (np.isfinite(value) and value >= 0),
+        'a finite number, at least 0',
+      )
+  require('optimizer.momentum', lambda v: 0 <= v < 1, 'at least 0, below 1')
+  require(
+    'optimizer.drop_factor', lambda v: np.isfinite(v) and v > 0, 'above 0'
+  )
+  require(
+    'optimizer.drop_epochs',
+    lambda v: all(isinstance(e, int) for e in v) and all(np.diff([0, *v]) > 0),
+    'whole epochs in increasing order, from 1',
+  )
+  for field in ('checkpoint.every_epochs', 'checkpoint.every_seconds'):
+    require(field, lambda value: value >= 0, 'at least 0 (0: never)')
+  dtypes = ('auto', 'float32', 'bfloat16')
+  _require_one_of('model.dtype', config.model.dtype, dtypes)
+  if config.model.dtype == 'auto':
+    on_cpu = jax.default_backend() == 'cpu'
+    config.model.dtype = 'float32' if on_cpu else 'bfloat16'
+  optimizers.make_optimizer(optimizer_spec(config))
+  resnet.create_model(
+    config.model.name, 1, stem=config.model.stem, width=config.model.width
+  )
+  return config
+
+
+def _require_one_of(field: str, value: str, accepted: Iterable[str]) -> None:
+  if value not in accepted:
+    raise InputError(
+      f"{field}: unknown '{value}'; one of {', '.join(accepted)}"
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested dictionaries as one, keys joined by dots."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def optimizer_spec(
+  config: ml_collections.ConfigDict,
+) -> optimizers.OptimizerSpec:
+  """The optimizer a config asks for."""
+  options = config.optimizer
+  decay = {'backbone': options.weight_decay, 'head': options.head_weight_decay}
+  if decay['head'] is None:
+    decay['head'] = options.weight_decay
+  return optimizers.OptimizerSpec(
+    name=options.name,
+    momentum=options.momentum,
+    weight_decay=tuple(decay[group] for group in optimizers.GROUPS),
+  )
+
+
+def hparams_table(
+  config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> Hparams:
+  """Lays out a run's hyperparameters over its steps.
+
+  TSLA(s) smooths epochs 0 to s-1 and trains on one-hot labels from epoch s;
+  theta and learning rates change at epoch boundaries.
+
+  Args:
+    config: resolved.
+    steps_per_epoch: of this data set and batch size.
+
+  Returns:
+    Float32 arrays `[num_epochs * steps_per_epoch]`.
+  """
+  make = _SCHEDULES[config.smoothing.schedule]
+  # LSR is the TSLA whose drop never comes.
+  drop_epoch = config.smoothing.drop_epoch or config.num_epochs
+  theta = make(config.smoothing.theta, drop_epoch * steps_per_epoch)
+
+  def table(schedule: optax.Schedule) -> np.ndarray:
+    # By epochs, so that a run of other length compiles nothing new.
+    steps = np.arange(config.num_epochs * steps_per_epoch, dtype=np.int32)
+    return np.concatenate(
+      [
+        np.broadcast_to(np.float32(schedule(epoch)), epoch.shape)
+        for epoch in steps.reshape(config.num_epochs, steps_per_epoch)
+      ]
+    )
+
+  drops = [e * steps_per_epoch for e in config.optimizer.drop_epochs]
+  return Hparams(
+    theta=table(theta),
+    learning_rate={
+      group: table(
+        optimizers.stepwise(rate, drops, config.optimizer.drop_factor)
+      )
+      for group, rate in config.optimizer.learning_rate.items()
+    },
+  )
+
+
+def make_run(
+  config: ml_collections.ConfigDict, dataset: sources.Dataset
+) -> Run:
+  """The data that make a run of a config what it is."""
+  steps = pipeline.num_steps(len(dataset.train), config.batch_size)
+  if config.smoothing.prior == 'uniform':
+    priors = [
+      targets.uniform_prior(len(split), dataset.num_classes)
+      for split in (dataset.train, dataset.test)
+    ]
+  else:
+    prior = targets.class_prior(dataset.train.labels, dataset.num_classes)
+    # One row over and over: the test examples get as many of it.
+    priors = [
+      np.broadcast_to(prior[0], (len(split), dataset.num_classes))
+      for split in (dataset.train, dataset.test)
+    ]
+  return Run(
+    seed=config.seed,
+    hparams=hparams_table(config, steps),
+    prior=priors[0],
+    test_prior=priors[1],
+  )

@@ -1,0 +1,295 @@
+"""Programs and data on the devices, and what is done with them."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from tsla_jax.data import pipeline, sources
+from tsla_jax.data.augment import Augmentation
+from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.models import resnet
+from tsla_jax.training import config as config_lib
+from tsla_jax.training import parallel
+from tsla_jax.training.state import Run, TrainState
+
+# Steps that may be under way before their losses are read: enough to keep a
+# device busy, few enough that the progress shown is the progress made.
+_STEPS_AHEAD = 16
+
+EVALUATION_METRICS = (
+  'top1',
+  'top5',
+  'onehot_loss',
+  'smoothed_loss',
+  'entropy_floor',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Programs and data of a model and data set, for any runs of them.
+
+  Attributes:
+    topology: which devices train which run.
+    programs: compiled for the topology.
+    batch_size: of a run, over its devices.
+    num_train: N.
+    num_test: of the test split.
+    train_arrays: images and labels, on every device.
+    test_arrays: likewise.
+    test_batches: positions and masks of each evaluation batch, on the devices.
+  """
+
+  topology: parallel.Topology
+  programs: parallel.Programs
+  batch_size: int
+  num_train: int
+  num_test: int
+  train_arrays: tuple[jax.Array, jax.Array]
+  test_arrays: tuple[jax.Array, jax.Array]
+  test_batches: tuple[tuple[jax.Array, jax.Array], ...]
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Training steps in an epoch."""
+    return pipeline.num_steps(self.num_train, self.batch_size)
+
+  def init(self, runs: Sequence[Run]) -> TrainState:
+    """The runs' states at step 0, on the devices."""
+    keys = [np.asarray(jax.random.PRNGKey(run.seed)) for run in runs]
+    return self.programs.init(self.topology.place(keys))
+
+  def place_priors(self, runs: Sequence[Run]) -> tuple[jax.Array, jax.Array]:
+    """The runs' prior tables of training and test examples, on the devices."""
+    return (
+      self.topology.place([run.prior for run in runs]),
+      self.topology.place([run.test_prior for run in runs]),
+    )
+
+  def train_steps(
+    self,
+    state: TrainState,
+    runs: Sequence[Run],
+    prior: jax.Array,
+    epoch: int,
+    first: int = 0,
+  ) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
+    """Trains an epoch of every run, in lockstep.
+
+    Args:
+      state: consumed; use what is yielded.
+      runs: one for each group of the topology.
+      prior: of the training examples, from `place_priors`.
+      epoch: counted from 0.
+      first: the step of the epoch to start with.
+
+    Yields:
+      After each step the states and `train_step`'s sums, `[D]`.
+    """
+    steps = self.steps_per_epoch
+    index = self.topology.place_batches(
+      [
+        pipeline.training_batches(
+          run.seed, epoch, self.num_train, self.batch_size
+        )
+        for run in runs
+      ]
+    )
+    rows = slice(epoch * steps, (epoch + 1) * steps)
+    hparams = self.topology.place(
+      [jax.tree.map(lambda values: values[rows], run.hparams) for run in runs]
+    )
+    for _ in range(first, steps):
+      state, metrics = self.programs.train_step(
+        state, index, hparams, prior, *self.train_arrays
+      )
+      yield state, metrics
+
+  def _outputs(
+    self,
+    state: TrainState,
+    theta: Sequence[float],
+    test_prior: jax.Array,
+    names: Sequence[str],
+  ) -> list[dict[str, np.ndarray]]:
+    """For each run values of `eval_step`, the last batch's filling included."""
+    theta = self.topology.place([np.float32(value) for value in theta])
+    outputs = []
+    for index, mask in self.test_batches:
+      scores = self.programs.eval_step(
+        state, index, mask, theta, test_prior, *self.test_arrays
+      )
+      outputs.append({name: scores[name] for name in names})
+    whole = jax.device_get(outputs)
+    results = []
+    for group in self.topology.groups:
+      devices = list(group)
+      results.append(
+        {
+          name: np.concatenate(
+            [
+              part[name][devices].reshape(-1, *part[name].shape[2:])
+              for part in whole
+            ]
+          )
+          for name in names
+        }
+      )
+    return results
+
+  def evaluate(
+    self, state: TrainState, theta: Sequence[float], test_prior: jax.Array
+  ) -> list[dict[str, float]]:
+    """Means over the test split, every example counting once.
+
+    Sums are float64 on the host, and what fills up the last batch is masked:
+    no mean of means, whatever the batches.
+
+    Args:
+      state: on the devices.
+      theta: smoothing strength of the smoothed loss, one a run.
+      test_prior: from `place_priors`.
+
+    Returns:
+      For each run a mean by the names of `EVALUATION_METRICS`.
+    """
+    outputs = self._outputs(state, theta, test_prior, EVALUATION_METRICS)
+    return [
+      {
+        name: float(np.sum(values, dtype=np.float64)) / self.num_test
+        for name, values in run.items()
+      }
+      for run in outputs
+    ]
+
+  def predict(
+    self, state: TrainState, test_prior: jax.Array
+  ) -> list[dict[str, np.ndarray]]:
+    """Logits `[N_test, K]` and features `[N_test, d]` of every run."""
+    theta = [0.0] * self.topology.num_runs
+    outputs = self._outputs(state, theta, test_prior, ('logits', 'features'))
+    return [
+      {name: values[: self.num_test] for name, values in run.items()}
+      for run in outputs
+    ]
+
+
+def make_experiment(
+  config: ml_collections.ConfigDict,
+  dataset: sources.Dataset,
+  topology: parallel.Topology,
+) -> Experiment:
+  """Prepares to train runs of a config.
+
+  Args:
+    config: resolved; its seed, smoothing and learning rates play no part.
+    dataset: of this model's input.
+    topology: which devices train which run.
+
+  Returns:
+    The experiment, its data on the devices.
+
+  Raises:
+    InputError: if the batch does not fit the devices or the data set, or the
+      normalisation does not fit the images.
+  """
+  batch_size, parts = config.batch_size, topology.devices_per_run
+  topology.split(batch_size)
+  pipeline.num_steps(len(dataset.train), batch_size)
+  image_shape = dataset.train.images.shape[1:]
+  height, width, _ = image_shape
+  if config.data.pad >= min(height, width):
+    raise InputError(
+      f'data.pad: {config.data.pad} is not below the size of the images,'
+      f' {width}x{height}'
+    )
+  mean, std = tuple(config.data.mean), tuple(config.data.std)
+  for field, values in (('data.mean', mean), ('data.std', std)):
+    if len(values) != image_shape[-1]:
+      raise InputError(
+        f'{field}: {len(values)} values for the {image_shape[-1]} channels of'
+        f" data set '{dataset.name}'; give data.mean and data.std one a channel"
+      )
+  model = resnet.create_model(
+    config.model.name,
+    dataset.num_classes,
+    stem=config.model.stem,
+    width=config.model.width,
+    dtype=config.model.dtype,
+    **topology.axis,
+  )
+  augmentation = Augmentation(config.data.pad, config.data.flip, mean, std)
+  eval_batch = config.eval_batch_size or config.batch_size
+  eval_batch = min(eval_batch, len(dataset.test))
+  eval_batch = -(-eval_batch // parts) * parts
+  index, mask = pipeline.evaluation_batches(len(dataset.test), eval_batch)
+  return Experiment(
+    topology=topology,
+    programs=parallel.compile_programs(
+      model,
+      config_lib.optimizer_spec(config),
+      augmentation,
+      image_shape,
+      topology,
+    ),
+    batch_size=batch_size,
+    num_train=len(dataset.train),
+    num_test=len(dataset.test),
+    train_arrays=topology.place_shared(
+      (dataset.train.images, dataset.train.labels)
+    ),
+    test_arrays=topology.place_shared(
+      (dataset.test.images, dataset.test.labels)
+    ),
+    test_batches=tuple(
+      tuple(
+        topology.place_batches([values] * topology.num_runs) for values in pair
+      )
+      for pair in zip(index, mask, strict=True)
+    ),
+  )
+
+
+class Meter:
+  """Sums of an epoch's metrics for every run, in float64 on the host.
+
+  Reads the devices some steps late, so that they never wait for the host, and
+  finds the step at which a loss stopped being finite.
+  """
+
+  def __init__(self, topology: parallel.Topology):
+    self._topology = topology
+    self._pending = collections.deque()
+    self._sums = [collections.defaultdict(float) for _ in topology.groups]
+
+  def restore(self, sums: Sequence[dict[str, float]]) -> None:
+    """Takes up the sums of a part of an epoch."""
+    for run, values in zip(self._sums, sums, strict=True):
+      run.update(values)
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Counts a step's sums, `[D]` by name, as soon as they are there."""
+    for values in metrics.values():
+      values.copy_to_host_async()
+    self._pending.append((step, metrics))
+    if len(self._pending) > _STEPS_AHEAD:
+      self._read()
+
+  def sums(self) -> list[dict[str, float]]:
+    """Waits for all steps and returns the sums so far."""
+    while self._pending:
+      self._read()
+    return [dict(run) for run in self._sums]
+
+  def _read(self) -> None:
+    step, metrics = self._pending.popleft()
+    values = {name: np.asarray(value) for name, value in metrics.items()}
+    for run, group in zip(self._sums, self._topology.groups, strict=True):
+      if not all(np.isfinite(values['loss'][list(group)])):
+        raise DivergenceError(f'the training loss is not finite at step {step}')
+      for name, value in values.items():
+        run[name] += float(np.sum(value[list(group)], dtype=np.float64))

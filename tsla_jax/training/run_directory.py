@@ -1,0 +1,373 @@
+"""The files of one run: what they are, and that they never contradict.
+
+`metrics.jsonl` has one line an epoch, of values that are equal in every run of
+the same config; `timing.jsonl` has what is not. Both are cut back to the
+checkpoint when a run goes on, and TensorBoard's events are written anew from
+the former, so a killed run leaves no trace in them.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from tsla_jax.errors import InputError
+from tsla_jax.training.config import flatten
+
+# Fields that may change from start to start: where things lie, how often they
+# are saved; the devices, though another number of them changes the last bits;
+# and the epochs, since all schedules count from the start.
+FREE_FIELDS = ('checkpoint.', 'data.data_dir', 'num_devices', 'num_epochs')
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file whole, or not at all."""
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+class RunDirectory:
+  """The directory of one run; nothing is created before `start`."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = pathlib.Path(path)
+    self.checkpoints = self.path / 'checkpoints'
+    self._events = None
+
+  def config(self) -> ml_collections.ConfigDict | None:
+    """The config the directory was started with; None for a new one."""
+    record = self._record()
+    return record and ml_collections.ConfigDict(record['config'])
+
+  def data(self) -> dict[str, Any] | None:
+    """What identifies the data the directory was started with."""
+    record = self._record()
+    return record and record['dataset']
+
+  def _record(self) -> dict[str, Any] | None:
+    return self._read_json('config.json', ('config', 'dataset'))
+
+  def summary(self) -> dict[str, Any] | None:
+    """What `finish` wrote last; None before."""
+    return self._read_json('summary.json', ('num_epochs', 'best', 'last'))
+
+  def _read_json(self, name: str, keys: tuple[str, ...]) -> dict | None:
+    """A file of one object with at least these keys; None if there is none."""
+    file = self.path / name
+    try:
+      record = json.loads(file.read_text())
+      for key in keys:
+        record[key]
+      return record
+    except FileNotFoundError:
+      return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"'{file}' is damaged ({error!r}); put it back or use a new workdir"
+      ) from error
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; null for what is not finite."""
+    file = self.path / 'metrics.jsonl'
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
+
+  def check_config(self, config: ml_collections.ConfigDict) -> None:
+    """Refuses a config whose numbers would differ from this directory's.
+
+    Args:
+      config: of the run that wants to use the directory.
+
+    Raises:
+      InputError: names each field that differs, with both values.
+    """
+    known = self.config()
+    if known is None:
+      ours = ('checkpoints', 'metrics.jsonl', 'predictions.npz', 'summary.json')
+      found = [name for name in ours if (self.path / name).exists()]
+      if found:
+        raise InputError(
+          f"workdir '{self.path}' has {', '.join(found)}, but no config.json of"
+          ' a run; use a new workdir'
+        )
+      return
+    old, new = (
+      flatten(json.loads(json.dumps(c.to_dict()))) for c in (known, config)
+    )
+    different = [
+      f'{key} (there {old.get(key)!r}, here {new.get(key)!r})'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and not key.startswith(FREE_FIELDS)
+    ]
+    if different:
+      raise InputError(
+        f"workdir '{self.path}' holds a run of another config:"
+        f' {", ".join(different)}; use its values or a new workdir'
+      )
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps other processes from training in this directory.
+
+    Raises:
+      InputError: if one does already, or it cannot be made.
+    """
+    missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise InputError(
+        f"workdir '{self.path}': {error.strerror}; give a directory that can"
+        ' be written'
+      ) from error
+    # A lock on the directory itself leaves nothing behind, and the system lifts
+    # it whatever ends the process.
+    try:
+      handle = os.open(self.path, os.O_RDONLY)
+    except OSError as error:
+      raise InputError(
+        f"workdir '{self.path}': {error.strerror}; give a directory that can"
+        ' be read and written'
+      ) from error
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      os.close(handle)
+      raise InputError(
+        f"workdir '{self.path}' is in use by another process; wait for it or"
+        ' use another workdir'
+      ) from error
+    try:
+      yield
+    finally:
+      self.close()
+      # A start that was refused leaves nothing.
+      with contextlib.suppress(OSError):
+        for directory in missing:
+          directory.rmdir()
+      os.close(handle)
+
+  def check_data(self, data: Mapping[str, Any]) -> None:
+    """Refuses other data than the directory's; their name may be another.
+
+    Args:
+      data: what identifies them, among it 'fingerprint'.
+
+    Raises:
+      InputError: names both.
+    """
+    known = self.data()
+    if known and known['fingerprint'] != data['fingerprint']:
+      there, here = (
+        f"'{d['name']}' of {d['train_examples']} training and"
+        f' {d["test_examples"]} test images, fingerprint {d["fingerprint"]}'
+        for d in (known, data)
+      )
+      raise InputError(
+        f"workdir '{self.path}' holds a run on other data: there {there}; here"
+        f' {here}; use that data or a new workdir'
+      )
+
+  def start(
+    self,
+    config: ml_collections.ConfigDict,
+    data: Mapping[str, Any],
+    epochs: int,
+  ) -> None:
+    """Opens the directory for a run that has `epochs` epochs behind it.
+
+    Args:
+      config: as the run uses it.
+      data: what identifies its data.
+      epochs: whole epochs in the checkpoint; 0 without one.
+    """
+    known = self._record()
+    environment = describe_environment()
+    if known and known['devices'] != environment['devices']:
+      print(
+        f'Note: the run was started on {known["devices"]}; on'
+        f' {environment["devices"]} its last bits will be others.'
+      )
+    # How a run started stays on record when it goes on with more epochs.
+    record = known or {**environment, 'dataset': dict(data)}
+    record['config'] = config.to_dict()
+    content = (json.dumps(record, indent=2) + '\n').encode()
+    write_atomically(self.path / 'config.json', content)
+
+    # Results of fewer epochs, from here on out of date: redrawn at the end.
+    (self.path / 'summary.json').unlink(missing_ok=True)
+    for name in ('metrics.jsonl', 'timing.jsonl'):
+      kept = self.metrics_lines(name)[:epochs]
+      write_atomically(self.path / name, b''.join(kept))
+    for old in self.path.glob('tensorboard/events.*'):
+      old.unlink()
+    self._events = _import_tensorboardx().SummaryWriter(
+      str(self.path / 'tensorboard')
+    )
+    for line in self.metrics():
+      self._add_events(line)
+
+  def check_lines(self, epochs: int) -> None:
+    """Refuses a `metrics.jsonl` that lacks an epoch of the checkpoint's past.
+
+    Raises:
+      InputError: names the line.
+    """
+    file, lines = self.path / 'metrics.jsonl', self.metrics_lines()
+    if len(lines) < epochs:
+      raise InputError(
+        f"'{file}' has {len(lines)} lines, but the checkpoint has {epochs}"
+        ' epochs behind it; put the file back or use a new workdir'
+      )
+    for epoch, line in enumerate(lines[:epochs]):
+      try:
+        right = json.loads(line)['epoch'] == epoch
+      except (ValueError, KeyError, TypeError):
+        right = False
+      if not right:
+        raise InputError(
+          f"line {epoch + 1} of '{file}' is damaged; put the file back or use a"
+          ' new workdir'
+        )
+
+  def is_finished(self, num_epochs: int) -> bool:
+    """Whether all results of a run of this length are there."""
+    summary = self.summary()
+    return (
+      summary is not None
+      and summary['num_epochs'] == num_epochs
+      and all(
+        (self.path / name).is_file()
+        for name in ('metrics.jsonl', 'predictions.npz', 'curves.png')
+      )
+    )
+
+  def metrics_lines(self, name: str = 'metrics.jsonl') -> list[bytes]:
+    """The complete lines of a file, as they stand."""
+    file = self.path / name
+    lines = file.read_bytes().splitlines(True) if file.is_file() else []
+    return [line for line in lines if line.endswith(b'\n')]
+
+  def append(
+    self, metrics: Mapping[str, float], timing: Mapping[str, Any]
+  ) -> None:
+    """Adds an epoch; it is on disk when this returns.
+
+    Args:
+      metrics: deterministic values, among them 'epoch'.
+      timing: the others.
+    """
+    for name, values in (('timing.jsonl', timing), ('metrics.jsonl', metrics)):
+      finite = {
+        key: None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in values.items()
+      }
+      with open(self.path / name, 'a') as file:
+        file.write(json.dumps(finite) + '\n')
+        file.flush()
+        os.fsync(file.fileno())
+    self._add_events({**metrics})
+    self._events.flush()
+
+  def _add_events(self, metrics: Mapping[str, float]) -> None:
+    for key, value in metrics.items():
+      if key != 'epoch' and value is not None and math.isfinite(value):
+        # TensorBoard groups by what stands before a slash.
+        tag = re.sub('^(train|test|learning_rate)_', r'\1/', key)
+        self._events.add_scalar(tag, value, metrics['epoch'])
+
+  def finish(
+    self,
+    predictions: Mapping[str, np.ndarray],
+    curves: bytes,
+    summary: Mapping[str, Any],
+  ) -> None:
+    """Writes the results; the summary last, as the mark of a finished run.
+
+    Args:
+      predictions: arrays of `predictions.npz`.
+      curves: a PNG.
+      summary: JSON values, among them 'num_epochs'.
+    """
+    archive = io.BytesIO()
+    np.savez(archive, **predictions)
+    write_atomically(self.path / 'predictions.npz', archive.getvalue())
+    write_atomically(self.path / 'curves.png', curves)
+    text = json.dumps(dict(summary), indent=2) + '\n'
+    write_atomically(self.path / 'summary.json', text.encode())
+
+  def close(self) -> None:
+    """Closes the event file, if one is open."""
+    if self._events is not None:
+      self._events.close()
+      self._events = None
+
+
+def _import_tensorboardx() -> types.ModuleType:
+  """Imports tensorboardX, which would import torch wherever it is installed.
+
+  That costs seconds and memory, for types we never pass.
+  """
+  hide = 'torch' not in sys.modules
+  if hide:
+    sys.modules['torch'] = None  # makes `import torch` an ImportError
+  try:
+    import tensorboardX
+  finally:
+    if hide:
+      del sys.modules['torch']
+  return tensorboardX
+
+
+def describe_environment() -> dict[str, Any]:
+  """Versions, commit and devices, for the record of a run."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  here = pathlib.Path(__file__).parent
+
+  def git(*arguments: str) -> str | None:
+    try:
+      done = subprocess.run(
+        ('git', *arguments),
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=True,
+      )
+    except (OSError, subprocess.CalledProcessError):
+      return None
+    return done.stdout.strip()
+
+  status = git('status', '--porcelain')
+  return {
+    'versions': {
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+    'git_commit': git('rev-parse', 'HEAD'),
+    'git_modified': None if status is None else bool(status),
+    'devices': [device.device_kind for device in jax.local_devices()],
+  }

@@ -1,0 +1,229 @@
+"""The pure training and evaluation steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from tsla_jax.data import augment
+from tsla_jax.label_smoothing import losses, targets
+from tsla_jax.training import optimizers
+from tsla_jax.training.state import Batch, Hparams, TrainState
+
+
+def init_state(
+  key: jax.Array,
+  image_shape: tuple[int, ...],
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+) -> TrainState:
+  """Draws the initial state of a run.
+
+  Args:
+    key: the run's root key, `jax.random.PRNGKey(seed)`.
+    image_shape: `(H, W, C)`.
+    model: returns logits and features.
+    optimizer: without learning rate.
+
+  Returns:
+    The state at step 0.
+  """
+  init_key, augment_key = jax.random.split(key)
+  variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(variables['params']),
+    key=augment_key,
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  hparams: Hparams,
+  *,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  mean_over_run: Callable[[Any], Any],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Takes one step of a stochastic optimizer on smoothed labels.
+
+  Line 4 (theta > 0) and line 7 (theta = 0) of Algorithm 2: which one is data.
+
+  Args:
+    state: donated when compiled.
+    batch: this device's part of the batch.
+    hparams: scalars of this step.
+    model: returns logits and features.
+    optimizer: without learning rate.
+    mean_over_run: averages a tree over the devices of a run.
+
+  Returns:
+    The next state; and sums over this device's examples: 'loss' (on smoothed
+    labels), 'onehot_loss', 'entropy_floor' (of the smoothed labels), 'correct'.
+  """
+
+  def loss_fn(params):
+    (logits, _), updated = model.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      batch.image,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    loss = losses.smoothed_cross_entropy(
+      logits, batch.label, hparams.theta, batch.prior
+    )
+    return jnp.mean(loss), (loss, logits, updated['batch_stats'])
+
+  # Gradient first, mean after: the mean of a loss inside the gradient would
+  # leave every device with its own.
+  grads, (loss, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+    state.params
+  )
+  updates, opt_state = optimizer.update(
+    mean_over_run(grads), state.opt_state, state.params
+  )
+  metrics = {
+    'loss': jnp.sum(loss),
+    'onehot_loss': jnp.sum(losses.smoothed_cross_entropy(logits, batch.label)),
+    'entropy_floor': jnp.sum(_entropy_floor(batch, hparams.theta)),
+    'correct': jnp.sum(_label_rank(logits, batch.label) < 1),
+  }
+  state = state.replace(
+    step=state.step + 1,
+    params=optimizers.apply_updates(
+      state.params, updates, hparams.learning_rate
+    ),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def eval_step(
+  state: TrainState, batch: Batch, theta: jax.Array, *, model: nn.Module
+) -> dict[str, jax.Array]:
+  """Scores examples one by one, so that any batching gives the same counts.
+
+  Args:
+    state: its parameters and running statistics are used.
+    batch: with a mask.
+    theta: smoothing strength of 'smoothed_loss'.
+    model: returns logits and features.
+
+  Returns:
+    'onehot_loss', 'smoothed_loss', 'entropy_floor' (of the smoothed labels),
+    'top1', 'top5' `[B]`, each 0 where masked; 'logits' `[B, K]`, 'features'
+    `[B, d]`.
+  """
+  logits, features = model.apply(
+    {'params': state.params, 'batch_stats': state.batch_stats},
+    batch.image,
+    train=False,
+  )
+  rank = _label_rank(logits, batch.label)
+  smoothed = losses.smoothed_cross_entropy(
+    logits, batch.label, theta, batch.prior
+  )
+  scores = {
+    'onehot_loss': losses.smoothed_cross_entropy(logits, batch.label),
+    'smoothed_loss': smoothed,
+    'entropy_floor': _entropy_floor(batch, theta),
+    'top1': (rank < 1).astype(jnp.float32),
+    'top5': (rank < 5).astype(jnp.float32),
+  }
+  scores = {
+    name: jnp.where(batch.mask > 0, value, 0.0)
+    for name, value in scores.items()
+  }
+  return {**scores, 'logits': logits, 'features': features}
+
+
+def resident_train_step(
+  state: TrainState,
+  epoch_index: jax.Array,
+  epoch_hparams: Hparams,
+  prior: jax.Array,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  augmentation: augment.Augmentation,
+  **static: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """`train_step` with its input: gather, augmentation and step in one program.
+
+  Args:
+    state: donated when compiled; its step says which row to read.
+    epoch_index: int32 `[steps, B]`, positions in the training split.
+    epoch_hparams: `[steps]` each.
+    prior: float16 `[N, K]`.
+    images: uint8 `[N, H, W, C]`.
+    labels: int32 `[N]`.
+    augmentation: of the images.
+    **static: `model`, `optimizer` and `mean_over_run` of `train_step`.
+
+  Returns:
+    What `train_step` does.
+  """
+  epoch = state.step // epoch_index.shape[0]
+  row = state.step % epoch_index.shape[0]
+  index = epoch_index[row]
+  hparams = jax.tree.map(lambda values: values[row], epoch_hparams)
+  keys = augment.example_keys(state.key, epoch, index)
+  image = augment.augment(keys, images[index], augmentation)
+  batch = Batch(
+    image=augment.normalise(image, augmentation),
+    label=labels[index],
+    index=index,
+    prior=targets.normalise_prior(prior[index]),
+  )
+  return train_step(state, batch, hparams, **static)
+
+
+def resident_eval_step(
+  state: TrainState,
+  index: jax.Array,
+  mask: jax.Array,
+  theta: jax.Array,
+  prior: jax.Array,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  augmentation: augment.Augmentation,
+  model: nn.Module,
+) -> dict[str, jax.Array]:
+  """`eval_step` with its input, images normalised and not augmented."""
+  batch = Batch(
+    image=augment.normalise(images[index], augmentation),
+    label=labels[index],
+    index=index,
+    prior=targets.normalise_prior(prior[index]),
+    mask=mask,
+  )
+  return eval_step(state, batch, theta, model=model)
+
+
+def _entropy_floor(batch: Batch, theta: jax.Array) -> jax.Array:
+  """Entropy of the batch's smoothed labels, `[B]`."""
+  return targets.target_entropy(
+    targets.smooth_labels(
+      batch.label, batch.prior.shape[-1], theta, batch.prior
+    )
+  )
+
+
+def _label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """How many classes come before the label, `[B]`; ties in class order.
+
+  A logit that is NaN counts as coming first, so that it never scores.
+  """
+  classes = jnp.arange(logits.shape[-1])[None, :]
+  on_label = classes == labels[:, None]
+  score = jnp.sum(jnp.where(on_label, logits, 0), axis=-1, keepdims=True)
+  behind = (logits < score) | ((logits == score) & (classes >= labels[:, None]))
+  return jnp.sum(~behind, axis=-1)
