@@ -1,0 +1,33 @@
+# make demo   trains on digits and says where the curves are
+# make test   runs the whole test suite
+# Both make .venv first: Python 3.11 to 3.13, git and make are all they need.
+
+RIGHT = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# The first of these that runs and is of the right version.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c '$(RIGHT)' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	.venv/bin/python experiments/main.py \
+	  --config=configs/digits.py --workdir=runs/digits
+
+test: .venv/installed
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# The mark is written last, so an installation that was cut short is repeated.
+.venv/installed: setup.py
+	@"$(PYTHON)" -c '$(RIGHT)' 2>/dev/null || { echo "error: '$(PYTHON)' is no" \
+	  "Python 3.11, 3.12 or 3.13; install one, or give its path:" \
+	  "make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .jax_cache runs
