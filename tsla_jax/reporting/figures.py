@@ -68,7 +68,7 @@ def draw_losses(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
   ):
     _line(axes, metrics, key, label, color, style)
   # After the drop the loss is a fraction of what it was.
-  axes.set_yscale('log')
+  axes.set_yscale('log', nonpositive='mask')  # the floor of one-hot labels is 0
   axes.set_ylabel('loss [nats]')
 
 
@@ -83,7 +83,7 @@ def draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
   # The first epochs would leave no room for the differences of the others.
   later = metrics[len(metrics) // 5 :]
   low = min(min(line['train_top1'], line['test_top1']) for line in later)
-  axes.set_ylim(bottom=100 * low - 2)
+  axes.set_ylim(max(100 * low - 2, 0), 101)
   axes.set_ylabel('accuracy [%]')
 
 
