@@ -63,15 +63,21 @@ def base() -> ml_collections.ConfigDict:
   c.model.dtype = 'auto'
 
   c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.name = 'sgd'  # the one there is
-  c.optimizer.momentum = 0.9  # as PyTorch counts it; 0: plain SGD
+  # 'sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adadelta', 'adam',
+  # 'nadam', 'amsgrad'
+  c.optimizer.name = 'sgd'
+  c.optimizer.momentum = 0.9  # of the first three, as PyTorch counts it
   c.optimizer.learning_rate = ml_collections.ConfigDict()
   c.optimizer.learning_rate.backbone = 0.1  # of all but the classifier
   c.optimizer.learning_rate.head = 0.1  # of the classifier
   c.optimizer.drop_epochs = (30, 50)  # learning rates drop before these epochs
   c.optimizer.drop_factor = 0.1  # to this times what they were
-  c.optimizer.weight_decay = 5e-4  # L2, on every parameter
+  # Learning rates from the drop of theta on, relative to what they would be:
+  # eta_2 / eta_1 of Algorithm 2.
+  c.optimizer.second_stage_factor = 1.0
+  c.optimizer.weight_decay = 5e-4  # on every parameter
   c.optimizer.head_weight_decay = placeholder(float)  # None: as weight_decay
+  c.optimizer.decoupled_weight_decay = False  # as AdamW; else L2
 
   # What a kill can lose at most: whichever interval is over first. The last
   # epoch is always saved, the best epoch so far with the next save.

@@ -91,8 +91,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'a finite number, at least 0',
       )
   require('optimizer.momentum', lambda v: 0 <= v < 1, 'at least 0, below 1')
+  for field in ('optimizer.drop_factor', 'optimizer.second_stage_factor'):
+    require(field, lambda v: np.isfinite(v) and v > 0, 'above 0')
   require(
-    'optimizer.drop_factor', lambda v: np.isfinite(v) and v > 0, 'above 0'
+    'optimizer.second_stage_factor',
+    lambda value: value == 1 or config.smoothing.drop_epoch is not None,
+    '1 where there is no second stage (smoothing.drop_epoch is None)',
   )
   require(
     'optimizer.drop_epochs',
@@ -143,6 +147,7 @@ def optimizer_spec(
     name=options.name,
     momentum=options.momentum,
     weight_decay=tuple(decay[group] for group in optimizers.GROUPS),
+    decoupled=options.decoupled_weight_decay,
   )
 
 
@@ -177,12 +182,21 @@ def hparams_table(
     )
 
   drops = [e * steps_per_epoch for e in config.optimizer.drop_epochs]
+  # eta_2 in place of eta_1, as Algorithm 2 allows.
+  second = np.float32(1)
+  if config.smoothing.drop_epoch is not None:
+    second = table(
+      optimizers.stepwise(
+        1.0,
+        [drop_epoch * steps_per_epoch],
+        config.optimizer.second_stage_factor,
+      )
+    )
   return Hparams(
     theta=table(theta),
     learning_rate={
-      group: table(
-        optimizers.stepwise(rate, drops, config.optimizer.drop_factor)
-      )
+      group: second
+      * table(optimizers.stepwise(rate, drops, config.optimizer.drop_factor))
       for group, rate in config.optimizer.learning_rate.items()
     },
   )

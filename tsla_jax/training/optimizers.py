@@ -5,6 +5,7 @@ for each parameter group, so a schedule or another run never recompiles.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,20 @@ import optax
 
 from tsla_jax.errors import InputError
 
-GROUPS = ('backbone', 'head')
+# A parameter belongs to the first group whose pattern starts its path.
+GROUPS = {'backbone': r'(conv|bn)1/|layer\d', 'head': r'head/'}
+
+NAMES = (
+  'sgd',
+  'momentum',
+  'nesterov',
+  'adagrad',
+  'rmsprop',
+  'adadelta',
+  'adam',
+  'nadam',
+  'amsgrad',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,32 +35,37 @@ class OptimizerSpec:
   """A static part of the compiled step.
 
   Attributes:
-    name: 'sgd'.
-    momentum: of SGD, as PyTorch counts it; 0 for plain SGD.
-    weight_decay: L2, by parameter group in the order of `GROUPS`: added to the
-      gradient before momentum.
+    name: one of `NAMES`.
+    momentum: of 'sgd' (0: plain), 'momentum' and 'nesterov', as PyTorch counts
+      it; the others have none of it.
+    weight_decay: by parameter group, in the order of `GROUPS`.
+    decoupled: subtract the decay from the parameter, times the learning rate
+      (AdamW); else it is L2, added to the gradient.
   """
 
   name: str
   momentum: float
   weight_decay: tuple[float, ...]
+  decoupled: bool = False
 
 
 def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
   """Makes the update direction; multiply by minus the learning rate to use.
 
+  All but 'nadam' and 'amsgrad' equal PyTorch's optimizer of that name with its
+  default constants; these two are Optax', which correct for the bias of the
+  first steps otherwise.
+
   Args:
     spec: which optimizer.
 
   Returns:
-    A transformation equal to `torch.optim.SGD` with a learning rate of 1 and
-    the sign reversed.
+    The transformation.
 
   Raises:
-    InputError: for an unknown name.
+    InputError: for an unknown name, or one that needs momentum without any.
   """
-  if spec.name != 'sgd':
-    raise InputError(f"optimizer.name: unknown optimizer '{spec.name}'; 'sgd'")
+  direction = _direction(spec.name, spec.momentum)
   decay = optax.partition(
     {
       group: optax.add_decayed_weights(value)
@@ -54,16 +73,58 @@ def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     },
     parameter_groups,
   )
-  if not spec.momentum:
-    return decay
-  return optax.chain(decay, optax.trace(spec.momentum))
+  parts = (direction, decay) if spec.decoupled else (decay, direction)
+  return optax.chain(*parts)
+
+
+def _direction(name: str, momentum: float) -> optax.GradientTransformation:
+  if name in ('momentum', 'nesterov') and not momentum:
+    raise InputError(f"optimizer.momentum: 0; '{name}' needs some, as 0.9")
+  match name:
+    case 'sgd' | 'momentum':
+      return optax.trace(momentum) if momentum else optax.identity()
+    case 'nesterov':
+      return optax.trace(momentum, nesterov=True)
+    case 'adagrad':
+      return optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-10)
+    case 'rmsprop':
+      return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
+    case 'adadelta':
+      return optax.scale_by_adadelta(rho=0.9, eps=1e-6)
+    case 'adam':
+      return optax.scale_by_adam()
+    case 'nadam':
+      return optax.scale_by_adam(nesterov=True)
+    case 'amsgrad':
+      return optax.scale_by_amsgrad()
+  raise InputError(
+    f"optimizer.name: unknown optimizer '{name}'; one of {', '.join(NAMES)}"
+  )
 
 
 def parameter_groups(params: Any) -> Any:
-  """Names each parameter's group: 'head' for the classifier, or 'backbone'."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: 'head' if path[0].key == 'head' else 'backbone', params
-  )
+  """Names each parameter's group.
+
+  Args:
+    params: of a model.
+
+  Returns:
+    A tree of the same structure, of the keys of `GROUPS`.
+
+  Raises:
+    ValueError: if a parameter is in none.
+  """
+
+  def group(path: tuple[Any, ...], _: Any) -> str:
+    name = '/'.join(str(part.key) for part in path)
+    for candidate, pattern in GROUPS.items():
+      if re.match(pattern, name):
+        return candidate
+    raise ValueError(
+      f"parameter '{name}' is in no group; {GROUPS} are the patterns"
+    )
+
+  return jax.tree_util.tree_map_with_path(group, params)
 
 
 def apply_updates(
