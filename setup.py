@@ -21,6 +21,7 @@ setuptools.setup(
   install_requires=[
     'absl-py',
     'flax>=0.12',
+    'huggingface_hub',
     # TFDS needs it and does not declare it.
     'importlib_resources',
     'jax>=0.10,<0.13',
@@ -30,6 +31,7 @@ setuptools.setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
     'pillow',
+    'safetensors',
     'scikit-learn',
     'tensorboardX',
     'tensorflow-datasets>=4.9.9',
@@ -37,6 +39,7 @@ setuptools.setup(
   ],
   extras_require={
     'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'torch': ['torch'],
     'cuda12': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],

@@ -59,6 +59,9 @@ def base() -> ml_collections.ConfigDict:
   c.model.name = 'resnet8'  # 'resnet8', 'resnet18', 'resnet34', 'resnet50'
   c.model.stem = 'cifar'  # 'cifar': 3x3; 'imagenet': 7x7 and max-pooling
   c.model.width = 16  # channels of the first stage; 64 in the paper
+  # Weights to start from, in torchvision's layout: a .safetensors or .pth file,
+  # or a Hugging Face id, 'timm/resnet18.tv_in1k'. None: random ones.
+  c.model.pretrained = placeholder(str)
   # Of the convolutions. 'auto': bfloat16, or float32 on a CPU.
   c.model.dtype = 'auto'
 

@@ -16,7 +16,7 @@ import tqdm
 
 from tsla_jax.data import sources
 from tsla_jax.errors import DivergenceError, InputError
-from tsla_jax.models import resnet
+from tsla_jax.models import pretrained, resnet
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
@@ -200,9 +200,21 @@ class _Training:
         f"workdir '{self.directory.path}' holds results of a run, but no"
         ' checkpoint to go on from; put it back or use a new workdir'
       )
+    elif self.config.model.pretrained is not None:
+      (host,) = topology.fetch(state)
+      state = topology.place([self._pretrained(host)])
     self.directory.check_lines(epoch)
     self.directory.start(self.config, data, epoch)
     return state, epoch, first, sums
+
+  def _pretrained(self, state: TrainState) -> TrainState:
+    """Puts the weights that the config names into an initial state."""
+    variables, report = pretrained.load_variables(
+      {'params': state.params, 'batch_stats': state.batch_stats},
+      pretrained.read_weights(self.config.model.pretrained),
+    )
+    print(f'{self.config.model.pretrained}: {report}.')
+    return state.replace(**variables)
 
   def _check_length(self, step: int) -> None:
     """Refuses a number of epochs that has been passed already.

@@ -164,8 +164,8 @@ class RunDirectory:
     finally:
       self.close()
       # A start that was refused leaves nothing.
-      with contextlib.suppress(OSError):
-        for directory in missing:
+      for directory in (self.checkpoints, *missing) if missing else ():
+        with contextlib.suppress(OSError):
           directory.rmdir()
       os.close(handle)
 

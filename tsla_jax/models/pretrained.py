@@ -1,0 +1,192 @@
+"""Weights in torchvision's layout (timm's ResNets share it) for linen models.
+
+Safetensors files are read without torch; `.pth` files need it.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from tsla_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What became of weights and variables.
+
+  Attributes:
+    loaded: variables that were taken from the weights.
+    new: variables that keep their initial values.
+    unused: keys of the weights that no variable took.
+  """
+
+  loaded: tuple[str, ...]
+  new: tuple[str, ...]
+  unused: tuple[str, ...]
+
+  def __str__(self) -> str:
+    """A line for people."""
+    parts = [f'{len(self.loaded)} arrays loaded']
+    for name, keys in (('new', self.new), ('unused', self.unused)):
+      if keys:
+        shown = ', '.join(keys[:4]) + (', ...' if len(keys) > 4 else '')
+        parts.append(f'{len(keys)} {name} ({shown})')
+    return '; '.join(parts)
+
+
+def read_weights(source: str) -> dict[str, np.ndarray]:
+  """Reads weights from a file or the Hugging Face hub.
+
+  Args:
+    source: the path of a `.safetensors`, `.pth` or `.pt` file, or an id such as
+      'timm/resnet18.tv_in1k', whose `model.safetensors` is downloaded once.
+
+  Returns:
+    Arrays by torchvision's keys.
+
+  Raises:
+    InputError: if there is no such file, it cannot be read or downloaded.
+  """
+  path = pathlib.Path(source).expanduser()
+  if not path.is_file():
+    if path.suffix in ('.safetensors', '.pth', '.pt') or not re.fullmatch(
+      r'[\w.-]+/[\w.-]+', source
+    ):
+      raise InputError(
+        f"model.pretrained: there is no file '{source}'; give the path of a"
+        " .safetensors or .pth file, or an id as 'timm/resnet18.tv_in1k'"
+      )
+    path = _download(source)
+  try:
+    if path.suffix == '.safetensors':
+      from safetensors.numpy import load_file
+
+      return load_file(path)
+    return _read_pth(path)
+  except InputError:
+    raise
+  # Both libraries raise errors of many kinds for files that are none of theirs.
+  except Exception as error:
+    raise InputError(
+      f"model.pretrained: '{path}' cannot be read ({error}); give a"
+      ' .safetensors or .pth file of weights'
+    ) from error
+
+
+def _download(repository: str) -> pathlib.Path:
+  try:
+    from huggingface_hub import hf_hub_download
+
+    return pathlib.Path(hf_hub_download(repository, 'model.safetensors'))
+  # Offline, unknown or private: a line says it all.
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0] if str(error) else repr(error)
+    raise InputError(
+      f"model.pretrained: '{repository}' cannot be downloaded ({reason}); check"
+      ' the name and the network, or fetch its model.safetensors elsewhere and'
+      ' give the path'
+    ) from error
+
+
+def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise InputError(
+      f"model.pretrained: '{path}' needs torch to be read: pip install"
+      " 'tsla_jax[torch]', or give a .safetensors file"
+    ) from error
+  weights = torch.load(path, map_location='cpu', weights_only=True)
+  weights = weights.get('state_dict', weights)
+  return {
+    key.removeprefix('module.'): value.float().numpy()
+    for key, value in weights.items()
+    if hasattr(value, 'numpy')
+  }
+
+
+def torch_key(path: tuple[str, ...]) -> str:
+  """The torchvision key of a variable, as 'layer1.0.downsample.1.weight'.
+
+  Args:
+    path: of the variable in 'params' or 'batch_stats', as
+      ('layer1_0', 'downsample_bn', 'scale').
+  """
+  leaf = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+  }[path[-1]]
+  modules = [
+    {
+      'head': 'fc',
+      'downsample_conv': 'downsample.0',
+      'downsample_bn': 'downsample.1',
+    }.get(name, re.sub(r'^(layer\d+)_', r'\1.', name))
+    for name in path[:-1]
+  ]
+  return '.'.join([*modules, leaf])
+
+
+def load_variables(
+  variables: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], Report]:
+  """Puts weights into a model's variables.
+
+  The head stays as it is where the weights have none, or one of another number
+  of classes.
+
+  Args:
+    variables: 'params' and 'batch_stats' of `resnet.ResNet`, host arrays.
+    weights: by torchvision's keys.
+
+  Returns:
+    Variables of the same structure, float32; and what was loaded.
+
+  Raises:
+    InputError: names an array that is missing or of another shape.
+  """
+  loaded, new, used = [], [], set()
+
+  def replace(path: tuple[Any, ...], value: np.ndarray) -> np.ndarray:
+    names = tuple(part.key for part in path[1:])
+    name, key = '/'.join(names), torch_key(names)
+    in_head = names[0] == 'head'
+    if key not in weights and not in_head:
+      raise InputError(
+        f"model.pretrained: the weights have no '{key}' (for '{name}'); are"
+        ' they of this architecture?'
+      )
+    array = np.asarray(weights.get(key, np.zeros(0)), np.float32)
+    # PyTorch has output channels first.
+    if array.ndim == 4:
+      array = array.transpose(2, 3, 1, 0)
+    elif array.ndim == 2:
+      array = array.T
+    if array.shape != value.shape:
+      if in_head:
+        new.append(name)
+        return value
+      raise InputError(
+        f"model.pretrained: '{key}' has shape {weights[key].shape}, which does"
+        f" not fit '{name}' of {value.shape}; check model.name, model.stem and"
+        ' model.width'
+      )
+    loaded.append(name)
+    used.add(key)
+    return array
+
+  variables = jax.tree_util.tree_map_with_path(replace, dict(variables))
+  unused = tuple(
+    key
+    for key in weights
+    if key not in used and not key.endswith('num_batches_tracked')
+  )
+  return variables, Report(tuple(loaded), tuple(new), unused)
