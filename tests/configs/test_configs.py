@@ -16,7 +16,13 @@ from tsla_jax.training.run_directory import flatten
 SHAPES = {
   'default': ((8, 8, 1), 10),
   'digits': ((8, 8, 1), 10),
+  'cifar10': ((32, 32, 3), 10),
+  'cifar100': ((32, 32, 3), 100),
   'tiny_imagenet100_32': ((32, 32, 3), 100),
+  # Decoded: a shorter side of 256 on a canvas of 3:2.
+  'cub': ((256, 384, 3), 200),
+  'dogs': ((256, 384, 3), 120),
+  'dogs40': ((224, 224, 3), 40),
 }
 
 
@@ -35,6 +41,7 @@ def test_two_steps_on_stand_in_data(name):
   config = load(name).lock()
   config.batch_size = 8
   config.model.width = 4  # the net's depth and stem are the file's
+  config.model.pretrained = None  # tests of their own
   data = make_dataset(16, 10, shape, classes)
   config = config_lib.resolve(config)
   experiment = experiment_lib.make_experiment(
@@ -111,3 +118,24 @@ def test_every_field_has_a_comment_and_is_read(root):
     if field.startswith('optimizer.learning_rate.'):
       leaf = 'learning_rate'
     assert f'.{leaf}' in code or f"'{leaf}'" in code, f'{field} is not read'
+
+
+def test_the_papers_settings():
+  """Section 5 of the paper, value by value."""
+  for name, backbone in (('dogs', 0.001), ('cub', 0.01)):
+    c = load(name, 'lsr')
+    assert (c.num_epochs, c.batch_size, c.smoothing.theta) == (90, 256, 0.4)
+    assert c.optimizer.learning_rate.to_dict() == {
+      'backbone': backbone,
+      'head': 0.1,
+    }
+    assert c.optimizer.drop_epochs == (30, 60)
+    assert (c.optimizer.weight_decay, c.optimizer.momentum) == (1e-4, 0.9)
+    assert (c.model.name, c.model.stem) == ('resnet18', 'imagenet')
+    assert c.model.pretrained
+  c = load('cifar100', 'lsr')
+  assert (c.num_epochs, c.batch_size, c.smoothing.theta) == (200, 256, 0.1)
+  assert set(c.optimizer.learning_rate.to_dict().values()) == {0.1}
+  assert c.optimizer.drop_epochs == (60, 120, 180)
+  assert (c.optimizer.weight_decay, c.optimizer.momentum) == (5e-4, 0.9)
+  assert (c.model.name, c.model.pretrained) == ('resnet18', None)

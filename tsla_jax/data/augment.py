@@ -1,4 +1,4 @@
-"""Augmentation on the device: pure functions, a key for every example."""
+"""Views of images on the device: pure functions, a key for every example."""
 
 import dataclasses
 
@@ -8,19 +8,28 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What is done to training images; a static part of the compiled step.
+  """What a net gets to see of images; a static part of the compiled step.
 
   Attributes:
-    pad: zeros added on each side before a random crop of the original size.
-    flip: mirror half of the images.
+    pad: zeros added on each side before a random crop of the image's size.
+    flip: mirror half of the training images.
     mean: of each channel, of values in [0, 1]; subtracted.
     std: of each channel; divided by.
+    crop_size: the side of random-resized crops in training, and of the centre
+      crop in evaluation; None for images as they are stored.
+    crop_scale: least and greatest share of the area of a random-resized crop.
+    crop_ratio: least and greatest width over height of it.
+    eval_crop: the side of the centre crop over the image's shorter side.
   """
 
   pad: int
   flip: bool
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  crop_size: int | None = None
+  crop_scale: tuple[float, float] = (0.08, 1.0)
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+  eval_crop: float = 1.0
 
 
 def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):
@@ -38,19 +47,76 @@ def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def augment(
-  keys: jax.Array, images: jax.Array, augmentation: Augmentation
+def training_view(
+  keys: jax.Array,
+  images: jax.Array,
+  sizes: jax.Array,
+  augmentation: Augmentation,
 ) -> jax.Array:
-  """Pads and crops, then flips, each image by its own key.
+  """Crops and flips each image by its own key.
 
   Args:
     keys: `B` keys.
-    images: uint8 `[B, H, W, C]`.
+    images: uint8 `[B, H, W, C]`, stored as `sources.Split` says.
+    sizes: int32 `[B, 2]`, height and width of what is valid in each.
     augmentation: which of it.
 
   Returns:
-    uint8 `[B, H, W, C]`.
+    Values from 0 to 255: uint8 `[B, H, W, C]`, or float32 `[B, crop_size,
+    crop_size, C]` where that is set.
   """
+  if augmentation.crop_size is None:
+    return _pad_crop_flip(keys, images, augmentation)
+
+  def one(key: jax.Array, image: jax.Array, size: jax.Array) -> jax.Array:
+    *box, side = random_box(key, size, augmentation)
+    crop = crop_and_resize(image, size, box, augmentation.crop_size)
+    if augmentation.flip:
+      crop = jnp.where(side < 0.5, crop[:, ::-1], crop)
+    return crop
+
+  return jax.vmap(one)(keys, images, sizes)
+
+
+def evaluation_view(
+  images: jax.Array, sizes: jax.Array, augmentation: Augmentation
+) -> jax.Array:
+  """The centre crop of each image; the whole where no crop size is set.
+
+  Resizing the shorter side to 256 and cropping 224 is the square in the centre
+  of 224/256 of the shorter side, resized to 224.
+
+  Args:
+    images: uint8 `[B, H, W, C]`.
+    sizes: int32 `[B, 2]`.
+    augmentation: with `crop_size` and `eval_crop`.
+
+  Returns:
+    As `training_view`.
+  """
+  if augmentation.crop_size is None:
+    return images
+
+  def one(image: jax.Array, size: jax.Array) -> jax.Array:
+    side = jnp.round(jnp.min(size) * augmentation.eval_crop)
+    top, left = jnp.round((size - side) / 2)
+    box = (top, left, side, side)
+    return crop_and_resize(image, size, box, augmentation.crop_size)
+
+  return jax.vmap(one)(images, sizes)
+
+
+def normalise(images: jax.Array, augmentation: Augmentation) -> jax.Array:
+  """Values 0 to 255 `[B, H, W, C]` to float32 of about unit variance."""
+  channels = (1, 1, 1, -1)
+  mean = jnp.asarray(augmentation.mean, jnp.float32).reshape(channels)
+  std = jnp.asarray(augmentation.std, jnp.float32).reshape(channels)
+  return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _pad_crop_flip(
+  keys: jax.Array, images: jax.Array, augmentation: Augmentation
+) -> jax.Array:
   pad, shape = augmentation.pad, images.shape[1:]
   if pad:
     images = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -69,9 +135,106 @@ def augment(
   return jax.vmap(one)(keys, images)
 
 
-def normalise(images: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """uint8 `[B, H, W, C]` to float32 of about zero mean and unit variance."""
-  channels = (1, 1, 1, -1)
-  mean = jnp.asarray(augmentation.mean, jnp.float32).reshape(channels)
-  std = jnp.asarray(augmentation.std, jnp.float32).reshape(channels)
-  return (images.astype(jnp.float32) / 255.0 - mean) / std
+_TRIES = 10
+
+
+def random_box(
+  key: jax.Array, size: jax.Array, augmentation: Augmentation
+) -> tuple[jax.Array, ...]:
+  """Draws the box of a random-resized crop as torchvision does.
+
+  The first of ten draws of an area and a log-uniform aspect ratio that fits;
+  the largest centred box of an allowed ratio if none does.
+
+  Args:
+    key: the example's.
+    size: int32 `[2]`, height and width.
+    augmentation: with `crop_scale` and `crop_ratio`.
+
+  Returns:
+    Top, left, height and width, whole numbers as float32; and a uniform draw
+    for the flip.
+  """
+  # All draws at once: every further call would be a kernel more in each step.
+  draws = jax.random.uniform(key, (2 * _TRIES + 3,))
+  full_height, full_width = size.astype(jnp.float32)
+  low, high = augmentation.crop_scale
+  area = full_height * full_width * (low + (high - low) * draws[:_TRIES])
+  low, high = jnp.log(jnp.asarray(augmentation.crop_ratio, jnp.float32))
+  ratio = jnp.exp(low + (high - low) * draws[_TRIES : 2 * _TRIES])
+  widths = jnp.round(jnp.sqrt(area * ratio))
+  heights = jnp.round(jnp.sqrt(area / ratio))
+  fits = (widths > 0) & (widths <= full_width)
+  fits &= (heights > 0) & (heights <= full_height)
+  first = jnp.argmax(fits)
+
+  low, high = augmentation.crop_ratio
+  whole = full_width / full_height
+  fallback_width = jnp.where(
+    whole > high, jnp.round(full_height * high), full_width
+  )
+  fallback_height = jnp.where(
+    whole < low, jnp.round(full_width / low), full_height
+  )
+  any_fits = jnp.any(fits)
+  height = jnp.where(any_fits, heights[first], fallback_height)
+  width = jnp.where(any_fits, widths[first], fallback_width)
+  room = jnp.stack([full_height - height, full_width - width])
+  offset = jnp.where(
+    any_fits,
+    # A draw just below 1 may round up to one place too far.
+    jnp.minimum(jnp.floor(draws[-3:-1] * (room + 1)), room),
+    jnp.floor(room / 2),
+  )
+  return offset[0], offset[1], height, width, draws[-1]
+
+
+def crop_and_resize(
+  image: jax.Array,
+  size: jax.Array,
+  box: tuple[jax.Array, ...],
+  out_size: int,
+) -> jax.Array:
+  """Crops a box and resizes it, bilinear and antialiased, as Pillow does.
+
+  A triangle filter as wide as the scale, along each axis a product with a
+  matrix of weights, which vanish outside the box.
+
+  Args:
+    image: uint8 `[H, W, C]`, transposed if higher than wide (`sources.Split`).
+    size: int32 `[2]`, height and width of the image.
+    box: top, left, height and width in the image.
+    out_size: the side of the result.
+
+  Returns:
+    Float32 `[out_size, out_size, C]`, values from 0 to 255.
+  """
+  top, left, height, width = box
+  transposed = size[0] > size[1]
+
+  def swap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(transposed, b, a), jnp.where(transposed, a, b)
+
+  top, left = swap(top, left)
+  height, width = swap(height, width)
+  rows = _resize_weights(top, height, out_size, image.shape[0])
+  columns = _resize_weights(left, width, out_size, image.shape[1])
+  # Whole pixel values are exact in bfloat16, and a default-precision product of
+  # a GPU keeps weights to 10 bits: a thousandth of a value, below its rounding.
+  result = jnp.einsum(
+    'yh,hwc,xw->yxc', rows, image.astype(jnp.float32), columns
+  )
+  return jnp.where(transposed, result.transpose(1, 0, 2), result)
+
+
+def _resize_weights(
+  start: jax.Array, length: jax.Array, out_size: int, in_size: int
+) -> jax.Array:
+  """Weights `[out_size, in_size]` of inputs within [start, start + length)."""
+  scale = length / out_size
+  centre = start + (jnp.arange(out_size)[:, None] + 0.5) * scale
+  position = jnp.arange(in_size)[None, :]
+  distance = jnp.abs(position + 0.5 - centre) / jnp.maximum(scale, 1.0)
+  inside = (position >= start) & (position < start + length)
+  weights = jnp.where(inside, jnp.maximum(1.0 - distance, 0.0), 0.0)
+  return weights / jnp.sum(weights, axis=1, keepdims=True)

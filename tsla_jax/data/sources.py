@@ -3,18 +3,17 @@
 None of them needs TensorFlow.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import io
-import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import tqdm
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tsla_jax.data import cache
 from tsla_jax.errors import InputError
 
 
@@ -26,11 +25,15 @@ class Split:
     images: uint8 `[N, H, W, C]`.
     labels: `[N]`, in [0, K); any integers, kept as int32.
     ids: a name for every example, strings `[N]`; their positions when None.
+    sizes: int32 `[N, 2]`, height and width of each image, where they differ:
+      the image fills the top left corner of a canvas `[H, W]`, transposed if it
+      is higher than wide. None: all are `[H, W]`.
   """
 
   images: np.ndarray
   labels: np.ndarray
   ids: np.ndarray | None = None
+  sizes: np.ndarray | None = None
 
   def __post_init__(self):
     if np.issubdtype(self.labels.dtype, np.integer):
@@ -39,9 +42,21 @@ class Split:
       object.__setattr__(self, 'labels', labels.astype(np.int32))
     if self.ids is None:
       object.__setattr__(self, 'ids', np.arange(len(self.labels)).astype(str))
+    if self.sizes is None:
+      sizes = np.array(self.images.shape[1:3], np.int32)
+      sizes = np.broadcast_to(sizes, (len(self.labels), 2))
+      object.__setattr__(self, 'sizes', sizes)
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of images, sizes and labels."""
+    digest = hashlib.sha256(str(self.images.shape).encode())
+    for array in (self.images, self.sizes, self.labels):
+      digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +97,8 @@ class Dataset:
 
   def fingerprint(self) -> str:
     """A digest of images and labels, by which a run knows its data again."""
-    digest = hashlib.sha256('\n'.join(self.class_names).encode())
-    for split in (self.train, self.test):
-      digest.update(str(split.images.shape).encode())
-      digest.update(np.ascontiguousarray(split.images))
-      digest.update(np.ascontiguousarray(split.labels))
-    return digest.hexdigest()[:16]
+    parts = [*self.class_names, self.train.digest, self.test.digest]
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
 
 
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:
@@ -125,6 +136,8 @@ def load(
   train_split: str = 'train',
   test_split: str = 'test',
   image_size: int | None = None,
+  decode_size: int | None = None,
+  cache_dir: str | None = None,
 ) -> Dataset:
   """Loads a data set whole, as uint8.
 
@@ -136,7 +149,12 @@ def load(
     train_split: the split to fit; for TFDS in its own syntax, `train[:90%]`.
     test_split: the split to evaluate on.
     image_size: if given, images are cropped in the centre to a square and
-      resized to this many pixels. Needed where they differ in size.
+      resized to this many pixels.
+    decode_size: if given, images keep their aspect ratio (up to 3:2, the centre
+      of what is longer) and their shorter side becomes this many pixels; they
+      are decoded once, into a cache. One of the two is needed where images
+      differ in size.
+    cache_dir: where decoded sets are kept; the user's cache directory if None.
 
   Returns:
     The data set.
@@ -154,9 +172,34 @@ def load(
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():
     raise InputError(f"data.data_dir: '{root}' is not a directory")
-  read = _image_folder if name == 'image_folder' else _prepared
+  if image_size and decode_size:
+    raise InputError(
+      f'data.image_size: {image_size} crops to a square, data.decode_size:'
+      f' {decode_size} keeps the ratio; give one of them'
+    )
   try:
-    return read(name, root, train_split, test_split, image_size)
+    if name == 'image_folder':
+      source = _image_folder(root, train_split, test_split)
+    else:
+      source = _prepared(name, root)
+
+    def decode(split: str) -> Split:
+      if decode_size is None:
+        encoded = source.read(split)
+        images = cache.decode_all(encoded, source.mode, image_size)
+        return Split(images, encoded.labels, encoded.ids)
+      arrays = cache.decode_once(
+        cache.default_directory() if cache_dir is None else cache_dir,
+        source.identity(split),
+        lambda: source.read(split),
+        source.mode,
+        decode_size,
+      )
+      return Split(**arrays)
+
+    return Dataset(
+      source.name, decode(train_split), decode(test_split), source.class_names
+    )
   except OSError as error:
     raise InputError(
       f"data.data_dir '{root}' cannot be read: {error}"
@@ -180,13 +223,26 @@ def _digits() -> Dataset:
   return Dataset('digits', *parts, tuple(str(name) for name in range(10)))
 
 
-def _prepared(
-  name: str,
-  root: pathlib.Path,
-  train_split: str,
-  test_split: str,
-  image_size: int | None,
-) -> Dataset:
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """A data set whose images are still files.
+
+  Attributes:
+    name: of the data set.
+    class_names: K names.
+    mode: Pillow's, 'L' or 'RGB'.
+    identity: what a decoded split is known by, from its name.
+    read: the files of a split, from its name.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  mode: str
+  identity: Callable[[str], dict[str, Any]]
+  read: Callable[[str], cache.Encoded]
+
+
+def _prepared(name: str, root: pathlib.Path) -> _Source:
   """A TFDS data set that was prepared as array_record."""
   import tensorflow_datasets as tfds
 
@@ -208,9 +264,8 @@ def _prepared(
   id_keys = [
     key for key in ('id', 'file_name', 'image/filename') if key in features
   ]
-  channels = features[image_key].shape[-1]
 
-  def read(split: str) -> Split:
+  def read(split: str) -> cache.Encoded:
     try:
       source = builder.as_data_source(
         split=split, decoders={image_key: tfds.decode.SkipDecoding()}
@@ -235,21 +290,29 @@ def _prepared(
       ids = [_text(record[id_keys[0]]) for record in records]
     else:
       ids = [f'{split}/{index}' for index in range(len(records))]
-    images = _decode_all(
-      [io.BytesIO(record[image_key]) for record in records],
-      [f"data set '{name}', split '{split}', example '{i}'" for i in ids],
-      mode='L' if channels == 1 else 'RGB',
-      image_size=image_size,
-      description=f'{name} {split}',
+    return cache.Encoded(
+      files=[io.BytesIO(record[image_key]) for record in records],
+      names=[f"data set '{name}', split '{split}', example '{i}'" for i in ids],
+      labels=np.array([record[label_key] for record in records], np.int32),
+      ids=np.array(ids),
     )
-    labels = np.array([record[label_key] for record in records], np.int32)
-    return Split(images, labels, np.array(ids))
 
-  return Dataset(
-    builder.info.name,
-    read(train_split),
-    read(test_split),
-    tuple(features[label_key].names),
+  def identity(split: str) -> dict[str, Any]:
+    # Files of other sizes: prepared from something else under the same name.
+    files = sorted(pathlib.Path(builder.data_path).glob('*.array_record*'))
+    return {
+      'name': builder.info.name,
+      'version': str(builder.info.version),
+      'split': split,
+      'files': [[file.name, file.stat().st_size] for file in files],
+    }
+
+  return _Source(
+    name=builder.info.name,
+    class_names=tuple(features[label_key].names),
+    mode='L' if features[image_key].shape[-1] == 1 else 'RGB',
+    identity=identity,
+    read=read,
   )
 
 
@@ -308,14 +371,9 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _image_folder(
-  name: str,
-  root: pathlib.Path,
-  train_split: str,
-  test_split: str,
-  image_size: int | None,
-) -> Dataset:
+  root: pathlib.Path, train_split: str, test_split: str
+) -> _Source:
   """Images in `root/split/class/file`; classes in alphabetical order."""
-  del name
 
   def visible(directory: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in directory.iterdir() if p.name[0] != '.')
@@ -335,7 +393,7 @@ def _image_folder(
       ' split/class/file'
     )
 
-  def read(split: str) -> Split:
+  def read(split: str) -> cache.Encoded:
     files, labels = [], []
     for directory in visible(root / split):
       if not directory.is_dir():
@@ -363,82 +421,24 @@ def _image_folder(
         )
       files += members
       labels += [label] * len(members)
-    images = _decode_all(
-      files,
-      [f"image '{path}'" for path in files],
-      mode='RGB',
-      image_size=image_size,
-      description=f'{root.name} {split}',
+    return cache.Encoded(
+      files=files,
+      names=[f"image '{path}'" for path in files],
+      labels=np.array(labels, np.int32),
+      ids=np.array([path.relative_to(root).as_posix() for path in files]),
     )
-    ids = [path.relative_to(root).as_posix() for path in files]
-    return Split(images, np.array(labels, np.int32), np.array(ids))
 
-  return Dataset(
-    root.resolve().name, read(train_split), read(test_split), class_names
-  )
+  def identity(split: str) -> dict[str, Any]:
+    encoded = read(split)
+    stats = [path.stat() for path in encoded.files]
+    return {
+      'name': root.resolve().name,
+      'version': 'folder',
+      'split': split,
+      'files': [
+        [name, stat.st_size, stat.st_mtime_ns]
+        for name, stat in zip(encoded.ids.tolist(), stats, strict=True)
+      ],
+    }
 
-
-# Others hold more than 8 bits a channel, and Pillow would clip, not scale them.
-_EIGHT_BIT_MODES = (
-  '1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV',
-)  # fmt: skip
-
-
-def _decode_all(
-  files: Sequence[pathlib.Path | io.BytesIO],
-  names: Sequence[str],
-  *,
-  mode: str,
-  image_size: int | None,
-  description: str,
-) -> np.ndarray:
-  """Decodes images of one size, in parallel, into uint8 `[N, H, W, C]`."""
-
-  def decode(index: int) -> np.ndarray:
-    try:
-      with Image.open(files[index]) as image:
-        if image.mode not in _EIGHT_BIT_MODES:
-          raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
-        image = ImageOps.exif_transpose(image).convert(mode)
-    # Pillow's plugins raise whatever a damaged file makes them raise.
-    except Exception as error:
-      reason = str(error)
-      if isinstance(error, UnidentifiedImageError):
-        reason = 'of no known format'
-      raise InputError(
-        f'{names[index]}: cannot be read as an image ({reason}); replace or'
-        ' remove it'
-      ) from error
-    if image_size is not None:
-      image = ImageOps.fit(
-        image, (image_size, image_size), Image.Resampling.BILINEAR
-      )
-    return np.asarray(image)
-
-  images = None
-  with (
-    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm.tqdm(
-      total=len(files),
-      desc=description,
-      unit='image',
-      disable=None,
-      leave=False,
-    ) as bar,
-  ):
-    for index, image in enumerate(pool.map(decode, range(len(files)))):
-      if images is None:
-        channels = (1,) if mode == 'L' else (3,)
-        shape = image.shape[:2] + channels
-        images = np.empty((len(files), *shape), np.uint8)
-        first = index
-      if image.shape[:2] != images.shape[1:3]:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise InputError(
-          f'{names[index]} is {image.shape[1]}x{image.shape[0]}, but'
-          f' {names[first]} is {images.shape[2]}x{images.shape[1]}; set'
-          ' data.image_size to bring images to one size'
-        )
-      images[index] = image.reshape(images.shape[1:])
-      bar.update()
-  return images
+  return _Source(root.resolve().name, class_names, 'RGB', identity, read)

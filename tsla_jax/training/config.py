@@ -52,8 +52,24 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
   for field in ('num_epochs', 'batch_size', 'model.width'):
     require(field, lambda value: value >= 1, 'at least 1')
-  for field in ('eval_batch_size', 'data.image_size'):
+  for field in (
+    'eval_batch_size',
+    'data.image_size',
+    'data.decode_size',
+    'data.crop_size',
+  ):
     require(field, lambda value: value is None or value >= 1, 'at least 1')
+  require('data.eval_crop', lambda v: 0 < v <= 1, 'above 0, at most 1')
+  require(
+    'data.crop_scale',
+    lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
+    'two numbers above 0 and at most 1, the smaller first',
+  )
+  require(
+    'data.crop_ratio',
+    lambda v: len(v) == 2 and 0 < v[0] <= v[1] < np.inf,
+    'two numbers above 0, the smaller first',
+  )
   require('data.pad', lambda value: value >= 0, 'at least 0')
   require('seed', lambda value: 0 <= value < 2**32, 'between 0 and 2**32 - 1')
 

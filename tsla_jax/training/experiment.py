@@ -39,7 +39,7 @@ class Experiment:
     batch_size: of a run, over its devices.
     num_train: N.
     num_test: of the test split.
-    train_arrays: images and labels, on every device.
+    train_arrays: images, sizes and labels, on every device.
     test_arrays: likewise.
     test_batches: positions and masks of each evaluation batch, on the devices.
   """
@@ -49,8 +49,8 @@ class Experiment:
   batch_size: int
   num_train: int
   num_test: int
-  train_arrays: tuple[jax.Array, jax.Array]
-  test_arrays: tuple[jax.Array, jax.Array]
+  train_arrays: tuple[jax.Array, ...]
+  test_arrays: tuple[jax.Array, ...]
   test_batches: tuple[tuple[jax.Array, jax.Array], ...]
 
   @property
@@ -222,29 +222,52 @@ def make_experiment(
     dtype=config.model.dtype,
     **topology.axis,
   )
-  augmentation = Augmentation(config.data.pad, config.data.flip, mean, std)
+  crop_size = config.data.crop_size
+  seen = image_shape
+  if crop_size is not None:
+    seen = (crop_size, crop_size, image_shape[-1])
+  if crop_size is None and any(
+    np.any(split.sizes != split.images.shape[1:3])
+    for split in (dataset.train, dataset.test)
+  ):
+    raise InputError(
+      f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
+      ' size; give the side of the crops, as 224'
+    )
+  augmentation = Augmentation(
+    pad=config.data.pad,
+    flip=config.data.flip,
+    mean=mean,
+    std=std,
+    crop_size=crop_size,
+    crop_scale=tuple(config.data.crop_scale),
+    crop_ratio=tuple(config.data.crop_ratio),
+    eval_crop=config.data.eval_crop,
+  )
   eval_batch = config.eval_batch_size or config.batch_size
   eval_batch = min(eval_batch, len(dataset.test))
   eval_batch = -(-eval_batch // parts) * parts
   index, mask = pipeline.evaluation_batches(len(dataset.test), eval_batch)
+  arrays = topology.place_shared(
+    [
+      (split.images, split.sizes, split.labels)
+      for split in (dataset.train, dataset.test)
+    ]
+  )
   return Experiment(
     topology=topology,
     programs=parallel.compile_programs(
       model,
       config_lib.optimizer_spec(config),
       augmentation,
-      image_shape,
+      seen,
       topology,
     ),
     batch_size=batch_size,
     num_train=len(dataset.train),
     num_test=len(dataset.test),
-    train_arrays=topology.place_shared(
-      (dataset.train.images, dataset.train.labels)
-    ),
-    test_arrays=topology.place_shared(
-      (dataset.test.images, dataset.test.labels)
-    ),
+    train_arrays=arrays[0],
+    test_arrays=arrays[1],
     test_batches=tuple(
       tuple(
         topology.place_batches([values] * topology.num_runs) for values in pair

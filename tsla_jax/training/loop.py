@@ -114,6 +114,8 @@ def _load_dataset(config: ml_collections.ConfigDict) -> sources.Dataset:
     train_split=config.data.train_split,
     test_split=config.data.test_split,
     image_size=config.data.image_size,
+    decode_size=config.data.decode_size,
+    cache_dir=config.data.cache_dir,
   )
 
 

@@ -130,7 +130,21 @@ class Topology:
     return jax.device_put(np.stack(parts), self._sharding(AXIS))
 
   def place_shared(self, tree: Any) -> Any:
-    """Puts a copy of host arrays on every device, without a device axis."""
+    """Puts a copy of host arrays on every device, without a device axis.
+
+    Raises:
+      InputError: if they don't fit beside what is there already.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    for device in self.devices:
+      stats = device.memory_stats() or {}
+      free = stats.get('bytes_limit', np.inf) - stats.get('bytes_in_use', 0)
+      if needed > free:
+        raise InputError(
+          f'the data set needs {needed / 1e9:.1f} GB on each device, and'
+          f' {device} has {free / 1e9:.1f} GB free; lower data.decode_size or'
+          ' data.image_size, or take a smaller split'
+        )
     return jax.device_put(tree, self._sharding())
 
   def fetch(self, tree: Any) -> list[Any]:
@@ -193,7 +207,8 @@ class Programs:
 
   Attributes:
     init: `(keys [D, 2]) -> state`.
-    train_step: `resident_train_step`; images and labels without device axis.
+    train_step: `resident_train_step`; images, sizes and labels without device
+      axis.
     eval_step: `resident_eval_step`; likewise.
   """
 
@@ -244,14 +259,14 @@ def compile_programs(
         augmentation=augmentation,
         mean_over_run=topology.mean_over_run,
       ),
-      in_axes=(0, 0, 0, 0, None, None),
+      in_axes=(0, 0, 0, 0, None, None, None),
       donate_argnums=0,
     ),
     eval_step=pmap(
       functools.partial(
         step.resident_eval_step, model=model, augmentation=augmentation
       ),
-      in_axes=(0, 0, 0, 0, 0, None, None),
+      in_axes=(0, 0, 0, 0, 0, None, None, None),
     ),
   )
 

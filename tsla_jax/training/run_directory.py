@@ -32,7 +32,13 @@ from tsla_jax.training.config import flatten
 # Fields that may change from start to start: where things lie, how often they
 # are saved; the devices, though another number of them changes the last bits;
 # and the epochs, since all schedules count from the start.
-FREE_FIELDS = ('checkpoint.', 'data.data_dir', 'num_devices', 'num_epochs')
+FREE_FIELDS = (
+  'checkpoint.',
+  'data.cache_dir',
+  'data.data_dir',
+  'num_devices',
+  'num_epochs',
+)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:

@@ -150,6 +150,7 @@ def resident_train_step(
   epoch_hparams: Hparams,
   prior: jax.Array,
   images: jax.Array,
+  sizes: jax.Array,
   labels: jax.Array,
   *,
   augmentation: augment.Augmentation,
@@ -163,6 +164,7 @@ def resident_train_step(
     epoch_hparams: `[steps]` each.
     prior: float16 `[N, K]`.
     images: uint8 `[N, H, W, C]`.
+    sizes: int32 `[N, 2]`, what is valid of each image (`sources.Split`).
     labels: int32 `[N]`.
     augmentation: of the images.
     **static: `model`, `optimizer` and `mean_over_run` of `train_step`.
@@ -175,7 +177,7 @@ def resident_train_step(
   index = epoch_index[row]
   hparams = jax.tree.map(lambda values: values[row], epoch_hparams)
   keys = augment.example_keys(state.key, epoch, index)
-  image = augment.augment(keys, images[index], augmentation)
+  image = augment.training_view(keys, images[index], sizes[index], augmentation)
   batch = Batch(
     image=augment.normalise(image, augmentation),
     label=labels[index],
@@ -192,14 +194,16 @@ def resident_eval_step(
   theta: jax.Array,
   prior: jax.Array,
   images: jax.Array,
+  sizes: jax.Array,
   labels: jax.Array,
   *,
   augmentation: augment.Augmentation,
   model: nn.Module,
 ) -> dict[str, jax.Array]:
   """`eval_step` with its input, images normalised and not augmented."""
+  image = augment.evaluation_view(images[index], sizes[index], augmentation)
   batch = Batch(
-    image=augment.normalise(images[index], augmentation),
+    image=augment.normalise(image, augmentation),
     label=labels[index],
     index=index,
     prior=targets.normalise_prior(prior[index]),

@@ -1,0 +1,238 @@
+"""Decoding: into memory, or once for all into a memory-mapped cache."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tsla_jax.errors import InputError
+
+# Others hold more than 8 bits a channel, and Pillow would clip, not scale them.
+_EIGHT_BIT_MODES = (
+  '1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV',
+)  # fmt: skip
+
+# A canvas is this much longer than its shorter side; longer images lose ends.
+_LONGEST = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Image files of a split, with what is known of them.
+
+  Attributes:
+    files: paths, or files in memory.
+    names: what to call each in a message.
+    labels: int32 `[N]`.
+    ids: strings `[N]`.
+  """
+
+  files: Sequence[pathlib.Path | io.BytesIO]
+  names: Sequence[str]
+  labels: np.ndarray
+  ids: np.ndarray
+
+
+def default_directory() -> pathlib.Path:
+  """The user's cache directory."""
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return pathlib.Path(home) / 'tsla_jax' / 'data'
+
+
+def decode_all(
+  encoded: Encoded, mode: str, image_size: int | None
+) -> np.ndarray:
+  """Decodes images of one size into memory.
+
+  Args:
+    encoded: the files.
+    mode: Pillow's, 'L' or 'RGB'.
+    image_size: crop to a square and resize to this; as they are when None.
+
+  Returns:
+    uint8 `[N, H, W, C]`.
+
+  Raises:
+    InputError: names the image that cannot be read or has another size.
+  """
+
+  def decode(index: int) -> np.ndarray:
+    image = _open(encoded, index, mode)
+    if image_size is not None:
+      size = (image_size, image_size)
+      image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+  images = None
+  for index, image in enumerate(_in_parallel(decode, len(encoded.files))):
+    if images is None:
+      shape = (*image.shape[:2], 1 if mode == 'L' else 3)
+      images = np.empty((len(encoded.files), *shape), np.uint8)
+    if image.shape[:2] != images.shape[1:3]:
+      raise InputError(
+        f'{encoded.names[index]} is {image.shape[1]}x{image.shape[0]}, but'
+        f' {encoded.names[0]} is {images.shape[2]}x{images.shape[1]}; set'
+        ' data.image_size to bring images to one size, or data.decode_size to'
+        ' keep their ratios'
+      )
+    images[index] = image.reshape(images.shape[1:])
+  return images
+
+
+def decode_once(
+  directory: str | os.PathLike[str],
+  identity: Mapping[str, Any],
+  read: Callable[[], Encoded],
+  mode: str,
+  decode_size: int,
+) -> dict[str, np.ndarray]:
+  """Decodes and resizes a split into a cache, or opens the one of before.
+
+  A cache is a directory that appears when it is complete. It is checked
+  whenever it is opened, and made again if it does not hold what it says.
+
+  Args:
+    directory: of all caches.
+    identity: what the split is known by, as JSON; with 'name', 'version' and
+      'split'.
+    read: opens the original files; not called where the cache serves.
+    mode: Pillow's, 'L' or 'RGB'.
+    decode_size: the shorter side.
+
+  Returns:
+    'images' (memory-mapped), 'sizes', 'labels' and 'ids', as `sources.Split`
+    has them.
+
+  Raises:
+    InputError: names the image that cannot be read, or the directory that
+      cannot be written; nothing half-written stays.
+  """
+  text = json.dumps([dict(identity), mode, decode_size])
+  key = hashlib.sha256(text.encode()).hexdigest()[:12]
+  label = '-'.join(
+    re.sub(r'\W+', '_', str(part)).strip('_')
+    for part in (identity['name'], identity['version'], identity['split'])
+  )
+  final = pathlib.Path(directory).expanduser() / f'{label}-{decode_size}-{key}'
+  if final.is_dir():
+    try:
+      return _open_cache(final)
+    except (OSError, ValueError, KeyError) as error:
+      print(f"The cache '{final}' is damaged ({error}); decoding again.")
+      shutil.rmtree(final)
+  temporary = final.with_name(f'{final.name}.{os.getpid()}.tmp')
+  try:
+    temporary.mkdir(parents=True)
+    _write_cache(temporary, read(), mode, decode_size)
+    try:
+      os.rename(temporary, final)
+    except OSError:
+      if not final.is_dir():  # else another process was first
+        raise
+  except OSError as error:
+    raise InputError(
+      f"data.cache_dir: '{directory}' cannot be written: {error}; make room or"
+      ' give another directory'
+    ) from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return _open_cache(final)
+
+
+def _write_cache(
+  directory: pathlib.Path, encoded: Encoded, mode: str, decode_size: int
+) -> None:
+  count, channels = len(encoded.files), 1 if mode == 'L' else 3
+  longest = int(decode_size * _LONGEST)
+  images = np.lib.format.open_memmap(
+    directory / 'images.npy',
+    'w+',
+    np.uint8,
+    (count, decode_size, longest, channels),
+  )
+  sizes = np.empty((count, 2), np.int32)
+
+  def decode(index: int) -> None:
+    image = _open(encoded, index, mode)
+    scale = decode_size / min(image.size)
+    size = [min(round(side * scale), longest) for side in image.size]
+    # Resizes the shorter side, and cuts both ends of what is too long.
+    image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(size[1], size[0], channels)
+    sizes[index] = pixels.shape[:2]
+    if size[1] > size[0]:
+      pixels = pixels.transpose(1, 0, 2)
+    images[index, : pixels.shape[0], : pixels.shape[1]] = pixels
+
+  for _ in _in_parallel(decode, count):
+    pass
+  images.flush()
+  arrays = {'sizes': sizes, 'labels': encoded.labels, 'ids': encoded.ids}
+  for name, array in arrays.items():
+    np.save(directory / f'{name}.npy', array)
+  digest = _digest(images, *arrays.values())
+  (directory / 'digest.txt').write_text(digest)
+
+
+def _open_cache(directory: pathlib.Path) -> dict[str, np.ndarray]:
+  arrays = {
+    'images': np.load(directory / 'images.npy', mmap_mode='r'),
+    **{
+      name: np.load(directory / f'{name}.npy')
+      for name in ('sizes', 'labels', 'ids')
+    },
+  }
+  if _digest(*arrays.values()) != (directory / 'digest.txt').read_text():
+    raise ValueError('its content has changed')
+  return arrays
+
+
+def _digest(*arrays: np.ndarray) -> str:
+  digest = hashlib.sha256()
+  for array in arrays:
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def _open(encoded: Encoded, index: int, mode: str) -> Image.Image:
+  try:
+    with Image.open(encoded.files[index]) as image:
+      if image.mode not in _EIGHT_BIT_MODES:
+        raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
+      return ImageOps.exif_transpose(image).convert(mode)
+  # Pillow's plugins raise whatever a damaged file makes them raise.
+  except Exception as error:
+    reason = str(error)
+    if isinstance(error, UnidentifiedImageError):
+      reason = 'of no known format'
+    raise InputError(
+      f'{encoded.names[index]}: cannot be read as an image ({reason}); replace'
+      ' or remove it'
+    ) from error
+
+
+def _in_parallel(function: Callable[[int], Any], count: int) -> Iterator[Any]:
+  """Maps over 0 to count - 1 in threads, in order, with a progress bar."""
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    try:
+      yield from tqdm.tqdm(
+        pool.map(function, range(count)),
+        total=count,
+        desc='decoding',
+        unit='image',
+        disable=None,
+        leave=False,
+      )
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
