@@ -39,6 +39,7 @@ setuptools.setup(
   ],
   extras_require={
     'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'prepare': ['opencv-python-headless', 'scipy', 'tensorflow'],
     'torch': ['torch'],
     'cuda12': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],

@@ -22,8 +22,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   Args:
     main: takes the arguments that are no flags.
   """
-  # Until training takes over: a KeyboardInterrupt could get lost in callbacks
-  # of the libraries that are being loaded.
+  # Until a training loop takes over: a KeyboardInterrupt could get lost in
+  # callbacks of the libraries that are being loaded.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _leave)
   try:
@@ -48,8 +48,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(argv)
-    # A file that could not be loaded says so only when the config is read.
-    flags.FLAGS.config.is_locked  # noqa: B018
+    if 'config' in flags.FLAGS:
+      # A file that could not be loaded says so only when it is read.
+      flags.FLAGS.config.is_locked  # noqa: B018
     return rest
   except (AttributeError, KeyError) as error:
     # An unknown field: its name, then perhaps a suggestion on another line.

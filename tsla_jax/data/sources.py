@@ -268,7 +268,11 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
   def read(split: str) -> cache.Encoded:
     try:
       source = builder.as_data_source(
-        split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+        split=split,
+        # All images: CUB's masks would be decoded for nothing.
+        decoders={
+          key: tfds.decode.SkipDecoding() for key in kinds[tfds.features.Image]
+        },
       )
     except NotImplementedError as error:
       raise InputError(

@@ -1,0 +1,108 @@
+"""Preparing TFDS data sets as array_record: the one place for TensorFlow."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+from tsla_jax.errors import InputError
+
+
+def prepare(
+  name: str,
+  data_dir: str | os.PathLike[str],
+  archives: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+  """Prepares a data set, from its archives or by downloading them.
+
+  Args:
+    name: TFDS' name of it, as 'cifar100'.
+    data_dir: where to prepare; `data.data_dir` of a config.
+    archives: a directory with the original archives, under the names that TFDS
+      knows them by; downloaded into `data_dir` when None.
+
+  Returns:
+    The directory of the prepared version.
+
+  Raises:
+    InputError: if TensorFlow or an archive is missing, or an archive is another
+      than TFDS expects; nothing half-prepared stays.
+  """
+  if importlib.util.find_spec('tensorflow') is None:
+    raise InputError(
+      'preparing data sets needs TensorFlow, training does not: pip install'
+      " -e '.[prepare]'"
+    )
+  import tensorflow_datasets as tfds
+
+  root = pathlib.Path(data_dir).expanduser()
+  try:
+    builder = tfds.builder(
+      name, data_dir=str(root), file_format='array_record', try_gcs=False
+    )
+  except tfds.core.DatasetNotFoundError as error:
+    raise InputError(
+      f"--dataset: TFDS has no '{name}'; the paper's are cifar100,"
+      ' stanford_dogs and caltech_birds2011'
+    ) from error
+  final = pathlib.Path(builder.data_path)
+  if (final / 'dataset_info.json').is_file():
+    if builder.info.file_format.value != 'array_record':
+      raise InputError(
+        f"'{final}' holds '{name}' as {builder.info.file_format.value}, and"
+        ' training reads array_record; give another --data_dir'
+      )
+    print(f'Prepared before: {final}')
+    return final
+
+  infos = (builder.url_infos or {}).values()
+  needed = {info.filename: int(info.size) for info in infos}
+  listed = ', '.join(
+    f'{file} ({size / 1e6:,.0f} MB)' for file, size in sorted(needed.items())
+  )
+  if archives is not None:
+    folder = pathlib.Path(archives).expanduser()
+    missing = [file for file in needed if not (folder / file).is_file()]
+    if missing:
+      raise InputError(
+        f"--archives: '{folder}' lacks {', '.join(sorted(missing))}; '{name}'"
+        f' is made from {listed}'
+      )
+    for file, size in needed.items():
+      found = (folder / file).stat().st_size
+      if found != size:
+        raise InputError(
+          f"--archives: '{folder / file}' has {found} bytes, the original"
+          f' {size}; it is cut short or another file, get it again'
+        )
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix='.prepare') as scratch:
+      config = tfds.download.DownloadConfig(
+        manual_dir=None if archives is None else str(folder),
+        try_download_gcs=False,
+      )
+      # Archives are unpacked to a scratch folder; downloads are kept, so that
+      # the next try need not start over.
+      builder.download_and_prepare(
+        download_dir=scratch if archives else str(root / 'downloads'),
+        download_config=config,
+      )
+  # TFDS and what it calls raise errors of many kinds.
+  except Exception as error:
+    with contextlib.suppress(OSError):
+      final.parent.rmdir()  # if TFDS left it empty
+    reason = ' '.join(str(error).split())[:200] or repr(error)
+    if type(error).__name__ == 'NonMatchingChecksumError':
+      raise InputError(
+        f"an archive of '{name}' is not the original ({reason}); get it again:"
+        f' {listed}'
+      ) from error
+    mend = 'check the archives'
+    if archives is None:
+      mend = f'get {listed} elsewhere and give their folder as --archives'
+    raise InputError(
+      f"'{name}' cannot be prepared in '{root}' ({reason}); {mend}"
+    ) from error
+  return final
