@@ -1,8 +1,9 @@
 """Every field of a run, with what it means; other files change a few.
 
 A config is chosen with a method: `--config=configs/digits.py:baseline`, `:lsr`,
-`:tsla` or `:tsla,drop=40`; without one it is the file's own TSLA. Single fields
-follow as `--config.seed=1`.
+`:tsla` or `:tsla,drop=40`, and with a teacher's prior `:lsr_pre`, `:tsla_pre` or
+`:tsla_pre,drop=40`; without one it is the file's own TSLA. Single fields follow
+as `--config.seed=1`.
 """
 
 import ml_collections
@@ -39,7 +40,9 @@ def base() -> ml_collections.ConfigDict:
   # How theta comes to 0 at the drop: 'two_stage' at once, or all the way from
   # the start along a 'linear' or 'cosine' ramp.
   c.smoothing.schedule = 'two_stage'
-  c.smoothing.prior = 'uniform'  # y_hat: 'uniform', 'class' (class frequencies)
+  # y_hat: 'uniform', 'class' (the classes' frequencies), or 'teacher'.
+  c.smoothing.prior = 'uniform'
+  c.smoothing.teacher = placeholder(str)  # table from experiments/teacher.py
 
   c.data = ml_collections.ConfigDict()
   c.data.name = 'digits'  # 'digits', 'image_folder', or a TFDS data set
@@ -110,24 +113,30 @@ def apply_method(
 
   Args:
     config: with the theta that the paper's LSR and TSLA use on its data set.
-    method: 'baseline', 'lsr', 'tsla' or 'tsla,drop=S'.
+    method: 'baseline', 'lsr', 'tsla' or 'tsla,drop=S'; 'lsr_pre', 'tsla_pre' or
+      'tsla_pre,drop=S' with a teacher's prior.
     drop_epoch: S where the method doesn't say.
 
   Raises:
     ValueError: for anything else.
   """
   name, *options = method.split(',')
-  accepted = "'baseline', 'lsr', 'tsla' or 'tsla,drop=EPOCH'"
-  if name not in ('baseline', 'lsr', 'tsla'):
+  accepted = (
+    "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'lsr_pre', 'tsla_pre' or"
+    " 'tsla_pre,drop=EPOCH'"
+  )
+  if name not in ('baseline', 'lsr', 'tsla', 'lsr_pre', 'tsla_pre'):
     raise ValueError(f"unknown method '{method}'; {accepted}")
   if options:
     key, _, value = options[0].partition('=')
-    if name != 'tsla' or key != 'drop' or len(options) > 1:
+    if not name.startswith('tsla') or key != 'drop' or len(options) > 1:
       raise ValueError(f"method '{method}' is not understood; {accepted}")
     if not (value.isascii() and value.isdecimal()):
       raise ValueError(f"method '{method}': drop={value} is not an epoch")
     drop_epoch = int(value)
   if name == 'baseline':
     config.smoothing.theta = 0.0
-  if name == 'tsla':
+  if name.startswith('tsla'):
     config.smoothing.drop_epoch = drop_epoch
+  if name.endswith('_pre'):
+    config.smoothing.prior = 'teacher'

@@ -1,6 +1,6 @@
 """What a config means: its checks, and the data of the run it describes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,10 +9,12 @@ import numpy as np
 import optax
 
 from tsla_jax.data import pipeline, sources
+from tsla_jax.data.augment import Augmentation
 from tsla_jax.errors import InputError
-from tsla_jax.label_smoothing import schedules, targets
+from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import resnet
-from tsla_jax.training import optimizers
+from tsla_jax.training import optimizers, priors
+from tsla_jax.training.run_directory import flatten
 from tsla_jax.training.state import Hparams, Run
 
 _SCHEDULES = {
@@ -20,7 +22,6 @@ _SCHEDULES = {
   'linear': schedules.linear,
   'cosine': schedules.cosine,
 }
-_PRIORS = ('uniform', 'class')
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -88,7 +89,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     lambda value: shape == 'two_stage' or value is not None,
     f"an epoch, at which a '{shape}' schedule reaches 0",
   )
-  _require_one_of('smoothing.prior', config.smoothing.prior, _PRIORS)
+  _require_one_of('smoothing.prior', config.smoothing.prior, priors.KINDS)
   require('smoothing.theta', np.isfinite, 'a finite number')
 
   require('data.mean', lambda v: all(np.isfinite(v)), 'finite numbers')
@@ -138,17 +139,6 @@ def _require_one_of(field: str, value: str, accepted: Iterable[str]) -> None:
     raise InputError(
       f"{field}: unknown '{value}'; one of {', '.join(accepted)}"
     )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested dictionaries as one, keys joined by dots."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def optimizer_spec(
@@ -223,21 +213,38 @@ def make_run(
 ) -> Run:
   """The data that make a run of a config what it is."""
   steps = pipeline.num_steps(len(dataset.train), config.batch_size)
-  if config.smoothing.prior == 'uniform':
-    priors = [
-      targets.uniform_prior(len(split), dataset.num_classes)
-      for split in (dataset.train, dataset.test)
-    ]
-  else:
-    prior = targets.class_prior(dataset.train.labels, dataset.num_classes)
-    # One row over and over: the test examples get as many of it.
-    priors = [
-      np.broadcast_to(prior[0], (len(split), dataset.num_classes))
-      for split in (dataset.train, dataset.test)
-    ]
+  prior, test_prior = priors.make_priors(config, dataset)
   return Run(
     seed=config.seed,
     hparams=hparams_table(config, steps),
-    prior=priors[0],
-    test_prior=priors[1],
+    prior=prior,
+    test_prior=test_prior,
+  )
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> sources.Dataset:
+  """Loads the data set that a config names; raises as `sources.load`."""
+  return sources.load(
+    config.data.name,
+    config.data.data_dir,
+    train_split=config.data.train_split,
+    test_split=config.data.test_split,
+    image_size=config.data.image_size,
+    decode_size=config.data.decode_size,
+    cache_dir=config.data.cache_dir,
+  )
+
+
+def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
+  """What a config's net gets to see of images."""
+  data = config.data
+  return Augmentation(
+    pad=data.pad,
+    flip=data.flip,
+    mean=tuple(data.mean),
+    std=tuple(data.std),
+    crop_size=data.crop_size,
+    crop_scale=tuple(data.crop_scale),
+    crop_ratio=tuple(data.crop_ratio),
+    eval_crop=data.eval_crop,
   )

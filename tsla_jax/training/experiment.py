@@ -9,7 +9,6 @@ import ml_collections
 import numpy as np
 
 from tsla_jax.data import pipeline, sources
-from tsla_jax.data.augment import Augmentation
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.models import resnet
 from tsla_jax.training import config as config_lib
@@ -234,16 +233,7 @@ def make_experiment(
       f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
       ' size; give the side of the crops, as 224'
     )
-  augmentation = Augmentation(
-    pad=config.data.pad,
-    flip=config.data.flip,
-    mean=mean,
-    std=std,
-    crop_size=crop_size,
-    crop_scale=tuple(config.data.crop_scale),
-    crop_ratio=tuple(config.data.crop_ratio),
-    eval_crop=config.data.eval_crop,
-  )
+  augmentation = config_lib.augmentation(config)
   eval_batch = config.eval_batch_size or config.batch_size
   eval_batch = min(eval_batch, len(dataset.test))
   eval_batch = -(-eval_batch // parts) * parts

@@ -1,6 +1,7 @@
 """`train_and_evaluate`: one run, from a config to its directory."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import threading
@@ -66,7 +67,7 @@ def train_and_evaluate(
       summary = directory.summary()
       print(f'Finished before, nothing to do. {_describe(summary, directory)}')
       return summary
-    dataset = _load_dataset(config) if dataset is None else dataset
+    dataset = config_lib.load_dataset(config) if dataset is None else dataset
     experiment = experiment_lib.make_experiment(config, dataset, topology)
     run = config_lib.make_run(config, dataset)
     return _Training(config, dataset, experiment, run, directory).execute()
@@ -105,18 +106,6 @@ def load_model(
     dtype=config.model.dtype,
   )
   return model, variables
-
-
-def _load_dataset(config: ml_collections.ConfigDict) -> sources.Dataset:
-  return sources.load(
-    config.data.name,
-    config.data.data_dir,
-    train_split=config.data.train_split,
-    test_split=config.data.test_split,
-    image_size=config.data.image_size,
-    decode_size=config.data.decode_size,
-    cache_dir=config.data.cache_dir,
-  )
 
 
 class _Training:
@@ -184,6 +173,7 @@ class _Training:
       'image_shape': list(self.dataset.train.images.shape[1:]),
       'class_names': list(self.dataset.class_names),
       'fingerprint': self.dataset.fingerprint(),
+      'prior': self._prior_digest(),
     }
     self.directory.check_data(data)
     state = self.experiment.init([self.run])
@@ -208,6 +198,12 @@ class _Training:
     self.directory.check_lines(epoch)
     self.directory.start(self.config, data, epoch)
     return state, epoch, first, sums
+
+  def _prior_digest(self) -> str | None:
+    """A digest of a teacher's table; other priors follow from the data."""
+    if self.config.smoothing.prior != 'teacher':
+      return None
+    return hashlib.sha256(np.ascontiguousarray(self.run.prior)).hexdigest()[:16]
 
   def _pretrained(self, state: TrainState) -> TrainState:
     """Puts the weights that the config names into an initial state."""

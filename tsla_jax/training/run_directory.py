@@ -27,7 +27,6 @@ import ml_collections
 import numpy as np
 
 from tsla_jax.errors import InputError
-from tsla_jax.training.config import flatten
 
 # Fields that may change from start to start: where things lie, how often they
 # are saved; the devices, though another number of them changes the last bits;
@@ -38,6 +37,7 @@ FREE_FIELDS = (
   'data.data_dir',
   'num_devices',
   'num_epochs',
+  'smoothing.teacher',
 )
 
 
@@ -52,6 +52,17 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested dictionaries as one, keys joined by dots."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
 
 
 class RunDirectory:
@@ -194,6 +205,12 @@ class RunDirectory:
       raise InputError(
         f"workdir '{self.path}' holds a run on other data: there {there}; here"
         f' {here}; use that data or a new workdir'
+      )
+    if known and known['prior'] != data['prior']:
+      raise InputError(
+        f"smoothing.teacher: workdir '{self.path}' holds a run with another"
+        f' table (digest {known["prior"]}, here {data["prior"]}); use that one'
+        ' or a new workdir'
       )
 
   def start(

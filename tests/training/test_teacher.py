@@ -1,0 +1,220 @@
+"""Teachers, their tables, and training with them."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.conftest import make_config, make_dataset
+from tests.models.test_pretrained import make_model, make_weights
+from tsla_jax.errors import InputError
+from tsla_jax.training import priors, teacher
+from tsla_jax.training.loop import train_and_evaluate
+from tsla_jax.training.run_directory import RunDirectory
+
+
+def random_table(dataset, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.dirichlet(np.ones(dataset.num_classes), len(dataset.train))
+
+
+@pytest.fixture
+def table(tmp_path, dataset):
+  path = tmp_path / 'teachers' / 'stand-in.npz'
+  priors.save_teacher(path, random_table(dataset), dataset)
+  return path
+
+
+def pre(table, method='tsla_pre,drop=2', **fields):
+  return make_config(method, **{'smoothing.teacher': str(table), **fields})
+
+
+def test_table_comes_back(table, dataset):
+  config = pre(table)
+  prior, test_prior = priors.make_priors(config, dataset)
+  assert prior.dtype == np.float16 and prior.shape == (64, 10)
+  np.testing.assert_allclose(prior, random_table(dataset), atol=1e-3)
+  # A test example gets the mean of its class.
+  label = dataset.test.labels[7]
+  mean = prior[dataset.train.labels == label].mean(axis=0, dtype=np.float64)
+  np.testing.assert_allclose(test_prior[7], mean, atol=1e-3)
+  assert test_prior.shape == (30, 10)
+
+
+def test_table_of_another_data_set_is_refused(table, dataset):
+  for other in (make_dataset(seed=1), make_dataset(num_train=65)):
+    with pytest.raises(InputError, match=r"for 'stand-in', not for these 6"):
+      priors.make_priors(pre(table), other)
+  # Another test split is no other training set.
+  other = dataclasses.replace(dataset, test=make_dataset(seed=1).test)
+  priors.make_priors(pre(table), other)
+
+
+def test_missing_and_damaged_tables_are_refused(tmp_path, dataset):
+  with pytest.raises(InputError, match=r'smoothing\.teacher is not set'):
+    priors.make_priors(make_config('lsr_pre'), dataset)
+  with pytest.raises(InputError, match=r"no file '.*gone\.npz'.*makes one"):
+    priors.make_priors(pre(tmp_path / 'gone.npz'), dataset)
+  (tmp_path / 'text.npz').write_text('no')
+  with pytest.raises(InputError, match='is no table of a teacher'):
+    priors.make_priors(pre(tmp_path / 'text.npz'), dataset)
+  rows = random_table(dataset)
+  rows[3] = 0
+  priors.save_teacher(tmp_path / 'zero.npz', rows, dataset)
+  with pytest.raises(InputError, match='rows that are no distributions'):
+    priors.make_priors(pre(tmp_path / 'zero.npz'), dataset)
+
+
+def test_training_uses_the_table(tmp_path, table, dataset):
+  for name, config in (
+    ('pre', pre(table)),
+    ('uniform', make_config('tsla,drop=2')),
+  ):
+    train_and_evaluate(config, tmp_path / name, dataset)
+  lines = {n: RunDirectory(tmp_path / n).metrics() for n in ('pre', 'uniform')}
+  first = [lines[n][0] for n in ('pre', 'uniform')]
+  assert first[0]['train_loss'] != first[1]['train_loss']
+  # Less even than the uniform prior, so of a lower floor.
+  assert first[0]['train_entropy_floor'] < first[1]['train_entropy_floor']
+  assert lines['pre'][3]['train_entropy_floor'] == 0
+
+  other = tmp_path / 'other.npz'
+  priors.save_teacher(other, random_table(dataset, seed=1), dataset)
+  with pytest.raises(InputError, match='holds a run with another table'):
+    longer = pre(other, **{'num_epochs': 5})
+    train_and_evaluate(longer, tmp_path / 'pre', dataset)
+  moved = table.rename(tmp_path / 'moved.npz')
+  longer = pre(moved, **{'num_epochs': 5})
+  train_and_evaluate(longer, tmp_path / 'pre', dataset)
+
+
+def test_pre_methods_are_the_executable_of_lsr(tmp_path, table, dataset):
+  compiled = []
+  fields = {'model.width': 6}
+  train_and_evaluate(make_config('lsr', **fields), tmp_path / 'a', dataset)
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: (
+      compiled.append(event) if 'backend_compile' in event else None
+    )
+  )
+  for method in ('lsr_pre', 'tsla_pre,drop=2'):
+    train_and_evaluate(pre(table, method, **fields), tmp_path / method, dataset)
+  assert not compiled
+
+
+def test_probe_judges_what_it_has_not_seen():
+  """Random labels: fitted to them it would be right, cross-fitted by chance."""
+  rng = np.random.default_rng(0)
+  features, labels = rng.normal(size=(400, 500)), np.arange(400) % 4
+  logits = teacher.cross_fitted_probe(features, labels, strength=1.0)
+  assert np.mean(logits.argmax(1) == labels) < 0.35
+  means = 3 * rng.normal(size=(4, 500))
+  logits = teacher.cross_fitted_probe(features + means[labels], labels)
+  assert np.mean(logits.argmax(1) == labels) == 1
+  again = teacher.cross_fitted_probe(features + means[labels], labels)
+  np.testing.assert_array_equal(logits, again)
+  two = teacher.cross_fitted_probe(features + means[labels % 2], labels % 2)
+  assert two.shape == (400, 2)
+  assert np.mean(two.argmax(1) == labels % 2) == 1
+  with pytest.raises(InputError, match='rarest of 2 classes has 1'):
+    teacher.cross_fitted_probe(features[:9], (np.arange(9) == 3).astype(int))
+
+
+def test_map_by_counts_by_hand():
+  # Source class 0 goes with label 0 twice, with 1 once; class 1 with 1 once.
+  source = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
+  labels = np.array([0, 0, 1, 1])
+  got = teacher.map_by_counts(source, labels, 2)
+  given = np.array([[2.5, 1.5], [0.5, 1.5]]) / np.array([[4.0], [2.0]])
+  np.testing.assert_allclose(got, source @ given)
+  np.testing.assert_allclose(got.sum(1), 1)
+
+
+def test_softmax_and_description():
+  logits = np.array([[1000.0, 0.0], [0.0, np.log(3)]])
+  np.testing.assert_allclose(teacher.softmax(logits), [[1, 0], [0.25, 0.75]])
+  hot = teacher.softmax(logits, temperature=1e9)
+  np.testing.assert_allclose(hot, 0.5, atol=1e-5)
+  p = np.array([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75], [0.25, 0.75]])
+  text = teacher.describe(p, np.array([0, 1, 1, 0]))
+  assert 'top-1 50.00%' in text and 'mean confidence 75.00%' in text
+  # Gaps: 0 at 1, .5 at .5, and -.25 + .75 in one bin of two.
+  assert 'calibration error 25.00%' in text
+
+
+def door(root, name, *flags):
+  return subprocess.run(
+    [sys.executable, f'experiments/{name}.py', *map(str, flags)],
+    cwd=root,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_digits_with_a_trained_teacher(root, tmp_path):
+  """The whole way, as a user goes it."""
+  small = (
+    '--config.num_epochs=6',
+    '--config.model.width=8',
+    '--config.num_devices=1',
+    '--config.optimizer.drop_epochs=(4,)',
+  )
+  config = '--config=configs/digits.py'
+  done = door(
+    root, 'main', f'{config}:baseline', f'--workdir={tmp_path}/t', *small
+  )
+  assert done.returncode == 0, done.stderr
+  output = tmp_path / 'digits.npz'
+  flags = ('--kind=run', f'--run={tmp_path}/t', f'--output={output}')
+  done = door(root, 'teacher', config, *flags, '--temperature=2')
+  assert done.returncode == 0, done.stderr
+  assert 'Teacher of digits: top-1 9' in done.stdout
+  for method in ('lsr_pre', 'tsla_pre,drop=3'):
+    workdir = tmp_path / method
+    done = door(
+      root,
+      'main',
+      f'{config}:{method}',
+      f'--config.smoothing.teacher={output}',
+      f'--workdir={workdir}',
+      *small,
+    )
+    assert done.returncode == 0, done.stderr
+    theta = [line['theta'] > 0 for line in RunDirectory(workdir).metrics()]
+    assert theta == [True] * (6 if method == 'lsr_pre' else 3) + [False] * (
+      0 if method == 'lsr_pre' else 3
+    )
+  done = door(root, 'teacher', config, '--kind=run', f'--output={output}')
+  assert done.returncode == 2
+  assert '--run=WORKDIR go together' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('kind', ['probe', 'frozen'])
+def test_digits_with_pretrained_weights(root, tmp_path, kind):
+  """Random weights: grey images, resized to 32, of other classes."""
+  _, variables = make_model('resnet18', classes=12, width=64, size=32)
+  save_file(make_weights(variables), tmp_path / 'w.safetensors')
+  done = door(
+    root,
+    'teacher',
+    '--config=configs/digits.py',
+    f'--kind={kind}',
+    f'--weights={tmp_path}/w.safetensors',
+    '--size=32',
+    f'--output={tmp_path}/y.npz',
+  )
+  assert done.returncode == 0, done.stderr
+  with np.load(tmp_path / 'y.npz') as file:
+    table = file['table'].astype(np.float64)
+  assert table.shape[1] == 10 and len(table) > 1400
+  np.testing.assert_allclose(table.sum(1), 1, atol=5e-3)
+  # Random features of digits are far from chance for a linear classifier.
+  top1 = float(done.stdout.split('top-1 ')[1].split('%')[0])
+  assert top1 > (80 if kind == 'probe' else 12)

@@ -1,0 +1,1 @@
+"""What smoothing does, as pure functions on arrays."""

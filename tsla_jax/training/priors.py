@@ -1,0 +1,126 @@
+"""The priors `y_hat` of a run, and the tables that teachers leave.
+
+A teacher's table is an `.npz` file of float16 `[N, K]` with the digest of the
+training split it was made for, so that it is never used for another.
+"""
+
+import io
+import os
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from tsla_jax.data import sources
+from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing import targets
+from tsla_jax.training.run_directory import write_atomically
+
+KINDS = ('uniform', 'class', 'teacher')
+
+
+def make_priors(
+  config: ml_collections.ConfigDict, dataset: sources.Dataset
+) -> tuple[np.ndarray, np.ndarray]:
+  """Makes the prior tables of the training and the test examples.
+
+  A teacher has seen the training examples. For a test example the mean of its
+  class is taken, which only the smoothed test loss depends on (assumed: the
+  paper does not define one).
+
+  Args:
+    config: its `smoothing.prior` and `smoothing.teacher` are used.
+    dataset: what the run trains on.
+
+  Returns:
+    Float16 weights `[N, K]` and `[N_test, K]`.
+
+  Raises:
+    InputError: if the teacher's table is missing, damaged, or of another data
+      set.
+  """
+  num_classes = dataset.num_classes
+  splits = (dataset.train, dataset.test)
+  if config.smoothing.prior == 'uniform':
+    return tuple(targets.uniform_prior(len(s), num_classes) for s in splits)
+  if config.smoothing.prior == 'class':
+    row = targets.class_prior(dataset.train.labels, num_classes)[0]
+    return tuple(np.broadcast_to(row, (len(s), num_classes)) for s in splits)
+  table = load_teacher(config.smoothing.teacher, dataset)
+  labels = dataset.train.labels
+  means = np.ones((num_classes, num_classes), np.float16)
+  for label in np.unique(labels):
+    means[label] = table[labels == label].mean(axis=0, dtype=np.float64)
+  return table, means[dataset.test.labels]
+
+
+def save_teacher(
+  path: str | os.PathLike[str],
+  probabilities: np.ndarray,
+  dataset: sources.Dataset,
+) -> None:
+  """Writes a teacher's table, whole or not at all.
+
+  Args:
+    path: of an `.npz` file.
+    probabilities: `y_hat` of every training example, `[N, K]`.
+    dataset: whose.
+  """
+  archive = io.BytesIO()
+  np.savez(
+    archive,
+    table=probabilities.astype(np.float16),
+    digest=dataset.train.digest,
+    name=dataset.name,
+  )
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, archive.getvalue())
+
+
+def load_teacher(
+  path: str | os.PathLike[str] | None, dataset: sources.Dataset
+) -> np.ndarray:
+  """Reads a teacher's table for a data set.
+
+  Args:
+    path: of the file.
+    dataset: whose training examples the table must be for.
+
+  Returns:
+    Float16 weights `[N, K]`.
+
+  Raises:
+    InputError: if there is none, it is damaged, or of another data set.
+  """
+  how = 'experiments/teacher.py makes one'
+  if not path:
+    raise InputError(
+      "smoothing.teacher is not set, and smoothing.prior 'teacher' is read from"
+      f' it; give --config.smoothing.teacher=FILE ({how})'
+    )
+  try:
+    with np.load(path) as file:
+      table, digest, name = file['table'], str(file['digest']), file['name']
+  except FileNotFoundError as error:
+    raise InputError(
+      f"smoothing.teacher: there is no file '{path}'; {how}"
+    ) from error
+  # NumPy raises errors of many kinds for files that are none of its own.
+  except Exception as error:
+    raise InputError(
+      f"smoothing.teacher: '{path}' is no table of a teacher ({error}); {how}"
+    ) from error
+  shape = (len(dataset.train), dataset.num_classes)
+  if digest != dataset.train.digest or table.shape != shape:
+    raise InputError(
+      f"smoothing.teacher: '{path}' is a table {list(table.shape)} for"
+      f" '{name}', not for these {shape[0]} training images of"
+      f" '{dataset.name}' in {shape[1]} classes; {how}"
+    )
+  sums = table.sum(axis=1, dtype=np.float64)
+  if not np.all(np.isfinite(sums)) or table.min() < 0 or sums.min() <= 0:
+    raise InputError(
+      f"smoothing.teacher: '{path}' has rows that are no distributions; {how}"
+    )
+  return table
