@@ -1,9 +1,9 @@
 """Every field of a run, with what it means; other files change a few.
 
 A config is chosen with a method: `--config=configs/digits.py:baseline`, `:lsr`,
-`:tsla` or `:tsla,drop=40`, and with a teacher's prior `:lsr_pre`, `:tsla_pre` or
-`:tsla_pre,drop=40`; without one it is the file's own TSLA. Single fields follow
-as `--config.seed=1`.
+`:tsla` or `:tsla,drop=40`, and with a teacher's prior `:lsr_pre`, `:tsla_pre`
+or `:tsla_pre,drop=40`; without one it is the file's own TSLA. Single fields
+follow as `--config.seed=1`.
 """
 
 import ml_collections
@@ -65,6 +65,9 @@ def base() -> ml_collections.ConfigDict:
   c.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height
   # Side of the centre crop over the shorter side of the image: 224/256.
   c.data.eval_crop = 0.875
+  # Mix each image, and its smoothed label, with another one's by a weight drawn
+  # from Beta(alpha, alpha) (mixup); 0: not at all.
+  c.data.mixup_alpha = 0.0
   c.data.pad = 1  # zeros around an image before a random crop of its size
   c.data.flip = False  # mirror half of the training images
   c.data.mean = (0.305,)  # of each channel, of values in [0, 1]

@@ -30,7 +30,7 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   original = step.train_step
 
   def counted(*args, **kwargs):
-    traces.append(args)
+    traces.append(kwargs['batch_loss'].__name__)
     return original(*args, **kwargs)
 
   monkeypatch.setattr(step, 'train_step', counted)
@@ -73,6 +73,22 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
     for name in ('first', 'second')
   ]
   assert lines[0][0] != lines[1][0]
+
+
+def test_mixup_is_a_program_of_its_own(tmp_path, monkeypatch, dataset):
+  traces = []
+  original = step.train_step
+
+  def counted(*args, **kwargs):
+    traces.append(kwargs['batch_loss'].__name__)
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(step, 'train_step', counted)
+  parallel.compile_programs.cache_clear()
+  for alpha, method in ((0.0, 'lsr'), (0.2, 'lsr'), (0.2, 'tsla,drop=2')):
+    config = make_config(method, **{'data.mixup_alpha': alpha})
+    train_and_evaluate(config, tmp_path / f'{alpha}{method}', dataset)
+  assert traces == ['smoothed_loss', 'mixed_loss']
 
 
 def test_restored_state_meets_the_same_program(tmp_path, dataset):

@@ -46,7 +46,7 @@ THETA = {  # over the six steps, from the definitions
 }
 
 
-def plain_loop(dataset, prior, theta):
+def plain_loop(dataset, prior, theta, alpha):
   """Yields the loss, the parameters and the statistics of every step."""
   model = resnet.create_model('resnet8', 10, stem='cifar', width=4)
   init_key, key = jax.random.split(jax.random.PRNGKey(5))
@@ -63,6 +63,14 @@ def plain_loop(dataset, prior, theta):
     crop = padded[top : top + 8, left : left + 8]
     crop = crop[:, ::-1] if mirror else crop
     return (crop / 255 - 0.4) / 0.3
+
+  def mixup_weight(epoch, index, alpha):
+    example = jax.random.fold_in(jax.random.fold_in(key, epoch), index)
+    return float(jax.random.beta(jax.random.fold_in(example, 1), alpha, alpha))
+
+  def mix(values, weights):
+    other = np.concatenate([values[1:], values[:1]])
+    return weights * values + (1 - weights) * other
 
   @jax.jit
   def gradient(params, stats, images, targets):
@@ -85,6 +93,10 @@ def plain_loop(dataset, prior, theta):
     y_hat = prior[order] / prior[order].sum(-1, keepdims=True)
     onehot = np.eye(10)[dataset.train.labels[order]]
     targets = (1 - theta[step]) * onehot + theta[step] * y_hat
+    if alpha:
+      w = np.array([mixup_weight(epoch, int(i), alpha) for i in order])
+      images = mix(images, w[:, None, None, None])
+      targets = mix(targets, w[:, None])
     (loss, stats), grads = gradient(
       params, stats, images.astype(np.float32), targets.astype(np.float32)
     )
@@ -103,20 +115,29 @@ def plain_loop(dataset, prior, theta):
     yield float(loss), params, stats
 
 
-@pytest.mark.parametrize('schedule', THETA)
-def test_training_equals_a_plain_loop(schedule):
+@pytest.mark.parametrize(
+  ('schedule', 'alpha'),
+  [('two_stage', 0.0), ('linear', 0.0), ('cosine', 0.0), ('two_stage', 0.4)],
+)
+def test_training_equals_a_plain_loop(schedule, alpha):
   dataset = make_dataset(num_train=STEPS * BATCH + 5)
   prior = np.random.default_rng(0).random((len(dataset.train), 10)) ** 3
   prior = prior.astype(np.float16)
   config = config_lib.resolve(
-    make_config('lsr', **FIELDS, **{'smoothing.schedule': schedule})
+    make_config(
+      'lsr',
+      **FIELDS,
+      **{'smoothing.schedule': schedule, 'data.mixup_alpha': alpha},
+    )
   )
   topology = parallel.data_parallel(1)
   experiment = experiment_lib.make_experiment(config, dataset, topology)
   run = config_lib.make_run(config, dataset).replace(prior=prior)
   state = experiment.init([run])
   placed, _ = experiment.place_priors([run])
-  expected = plain_loop(dataset, prior.astype(np.float64), THETA[schedule])
+  expected = plain_loop(
+    dataset, prior.astype(np.float64), THETA[schedule], alpha
+  )
   taken = 0
   for epoch in range(EPOCHS):
     rest = experiment.train_steps(state, [run], placed, epoch)

@@ -167,9 +167,8 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
     '--config.optimizer.drop_epochs=(4,)',
   )
   config = '--config=configs/digits.py'
-  done = door(
-    root, 'main', f'{config}:baseline', f'--workdir={tmp_path}/t', *small
-  )
+  flags = (f'{config}:baseline', f'--workdir={tmp_path}/t', *small)
+  done = door(root, 'main', *flags)
   assert done.returncode == 0, done.stderr
   output = tmp_path / 'digits.npz'
   flags = ('--kind=run', f'--run={tmp_path}/t', f'--output={output}')

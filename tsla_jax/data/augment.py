@@ -20,6 +20,7 @@ class Augmentation:
     crop_scale: least and greatest share of the area of a random-resized crop.
     crop_ratio: least and greatest width over height of it.
     eval_crop: the side of the centre crop over the image's shorter side.
+    mixup_alpha: of the Beta distribution of mixup's weights; 0 for no mixup.
   """
 
   pad: int
@@ -30,6 +31,7 @@ class Augmentation:
   crop_scale: tuple[float, float] = (0.08, 1.0)
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
   eval_crop: float = 1.0
+  mixup_alpha: float = 0.0
 
 
 def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):
@@ -76,6 +78,30 @@ def training_view(
     return crop
 
   return jax.vmap(one)(keys, images, sizes)
+
+
+def mixup_weights(keys: jax.Array, augmentation: Augmentation) -> jax.Array:
+  """Draws how much of each image mixup keeps (Zhang et al., 2018).
+
+  Args:
+    keys: `B` keys, as `training_view` takes them.
+    augmentation: with `mixup_alpha`.
+
+  Returns:
+    Float32 `[B]`, the rest being the share of the next example of the batch.
+  """
+  alpha = augmentation.mixup_alpha
+
+  def one(key: jax.Array) -> jax.Array:
+    return jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha)
+
+  return jax.vmap(one)(keys)
+
+
+def mix(values: jax.Array, weights: jax.Array) -> jax.Array:
+  """Mixes each example's values `[B, ...]` with those of the next one."""
+  weights = weights.reshape(-1, *[1] * (values.ndim - 1))
+  return weights * values + (1 - weights) * jnp.roll(values, -1, axis=0)
 
 
 def evaluation_view(

@@ -60,6 +60,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     'data.crop_size',
   ):
     require(field, lambda value: value is None or value >= 1, 'at least 1')
+  require('data.mixup_alpha', lambda v: v >= 0 and np.isfinite(v), 'at least 0')
   require('data.eval_crop', lambda v: 0 < v <= 1, 'above 0, at most 1')
   require(
     'data.crop_scale',
@@ -247,4 +248,5 @@ def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
     crop_scale=tuple(data.crop_scale),
     crop_ratio=tuple(data.crop_ratio),
     eval_crop=data.eval_crop,
+    mixup_alpha=data.mixup_alpha,
   )

@@ -47,6 +47,8 @@ class Batch(flax.struct.PyTreeNode):
     label: int32 `[B]`.
     index: int32 `[B]`, positions in the split.
     prior: float32 `[B, K]`, `y_hat`, rows summing to 1.
+    mix: float32 `[B]`, the share of each image in its mixture with the next;
+      None without mixup.
     mask: float32 `[B]`, 0 on examples that only fill up an evaluation batch;
       None in training.
   """
@@ -55,6 +57,7 @@ class Batch(flax.struct.PyTreeNode):
   label: jax.Array
   index: jax.Array
   prior: jax.Array
+  mix: jax.Array | None = None
   mask: jax.Array | None = None
 
 

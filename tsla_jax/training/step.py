@@ -50,6 +50,7 @@ def train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   mean_over_run: Callable[[Any], Any],
+  batch_loss: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one step of a stochastic optimizer on smoothed labels.
 
@@ -62,6 +63,7 @@ def train_step(
     model: returns logits and features.
     optimizer: without learning rate.
     mean_over_run: averages a tree over the devices of a run.
+    batch_loss: `smoothed_loss` or `mixed_loss`.
 
   Returns:
     The next state; and sums over this device's examples: 'loss' (on smoothed
@@ -75,23 +77,21 @@ def train_step(
       train=True,
       mutable=['batch_stats'],
     )
-    loss = losses.smoothed_cross_entropy(
-      logits, batch.label, hparams.theta, batch.prior
-    )
-    return jnp.mean(loss), (loss, logits, updated['batch_stats'])
+    loss, floor = batch_loss(logits, batch, hparams.theta)
+    sums = {'loss': jnp.sum(loss), 'entropy_floor': jnp.sum(floor)}
+    return jnp.mean(loss), (sums, logits, updated['batch_stats'])
 
   # Gradient first, mean after: the mean of a loss inside the gradient would
   # leave every device with its own.
-  grads, (loss, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+  grads, (sums, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(
     state.params
   )
   updates, opt_state = optimizer.update(
     mean_over_run(grads), state.opt_state, state.params
   )
   metrics = {
-    'loss': jnp.sum(loss),
-    'onehot_loss': jnp.sum(losses.smoothed_cross_entropy(logits, batch.label)),
-    'entropy_floor': jnp.sum(_entropy_floor(batch, hparams.theta)),
+    **sums,
+    'onehot_loss': jnp.sum(batch_loss(logits, batch, jnp.float32(0))[0]),
     'correct': jnp.sum(_label_rank(logits, batch.label) < 1),
   }
   state = state.replace(
@@ -103,6 +103,23 @@ def train_step(
     opt_state=opt_state,
   )
   return state, metrics
+
+
+def smoothed_loss(
+  logits: jax.Array, batch: Batch, theta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The loss on a batch's smoothed labels and its floor, `[B]` each."""
+  loss = losses.smoothed_cross_entropy(logits, batch.label, theta, batch.prior)
+  return loss, targets.target_entropy(_targets(batch, theta))
+
+
+def mixed_loss(
+  logits: jax.Array, batch: Batch, theta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`smoothed_loss` under mixup: labels are mixed after they are smoothed."""
+  mixed = augment.mix(_targets(batch, theta), batch.mix)
+  loss = losses.smoothed_cross_entropy(logits, mixed)
+  return loss, targets.target_entropy(mixed)
 
 
 def eval_step(
@@ -127,13 +144,11 @@ def eval_step(
     train=False,
   )
   rank = _label_rank(logits, batch.label)
-  smoothed = losses.smoothed_cross_entropy(
-    logits, batch.label, theta, batch.prior
-  )
+  smoothed, floor = smoothed_loss(logits, batch, theta)
   scores = {
     'onehot_loss': losses.smoothed_cross_entropy(logits, batch.label),
     'smoothed_loss': smoothed,
-    'entropy_floor': _entropy_floor(batch, theta),
+    'entropy_floor': floor,
     'top1': (rank < 1).astype(jnp.float32),
     'top5': (rank < 5).astype(jnp.float32),
   }
@@ -178,13 +193,19 @@ def resident_train_step(
   hparams = jax.tree.map(lambda values: values[row], epoch_hparams)
   keys = augment.example_keys(state.key, epoch, index)
   image = augment.training_view(keys, images[index], sizes[index], augmentation)
+  weights = None
+  if augmentation.mixup_alpha:
+    weights = augment.mixup_weights(keys, augmentation)
+    image = augment.mix(image.astype(jnp.float32), weights)
   batch = Batch(
     image=augment.normalise(image, augmentation),
     label=labels[index],
     index=index,
     prior=targets.normalise_prior(prior[index]),
+    mix=weights,
   )
-  return train_step(state, batch, hparams, **static)
+  batch_loss = smoothed_loss if weights is None else mixed_loss
+  return train_step(state, batch, hparams, batch_loss=batch_loss, **static)
 
 
 def resident_eval_step(
@@ -212,12 +233,10 @@ def resident_eval_step(
   return eval_step(state, batch, theta, model=model)
 
 
-def _entropy_floor(batch: Batch, theta: jax.Array) -> jax.Array:
-  """Entropy of the batch's smoothed labels, `[B]`."""
-  return targets.target_entropy(
-    targets.smooth_labels(
-      batch.label, batch.prior.shape[-1], theta, batch.prior
-    )
+def _targets(batch: Batch, theta: jax.Array) -> jax.Array:
+  """The batch's smoothed labels, `[B, K]`."""
+  return targets.smooth_labels(
+    batch.label, batch.prior.shape[-1], theta, batch.prior
   )
 
 
