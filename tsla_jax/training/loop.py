@@ -304,10 +304,12 @@ class _Training:
   def _title(self) -> str:
     """The run in a line."""
     smoothing = self.config.smoothing
+    # As the paper calls them.
+    pre = '-pre' if smoothing.prior == 'teacher' else ''
     if smoothing.drop_epoch is not None:
-      method = f'TSLA({smoothing.drop_epoch})'
+      method = f'TSLA{pre}({smoothing.drop_epoch})'
     else:
-      method = 'LSR' if smoothing.theta else 'baseline'
+      method = f'LSR{pre}' if smoothing.theta else 'baseline'
     return (
       f'{method}, theta {smoothing.theta:g}, {self.config.model.name} on'
       f' {self.dataset.name}, seed {self.config.seed}'
