@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
 def _from_run(dataset) -> np.ndarray:
   """What a run's last epoch says."""
   from tsla_jax.training import config, teacher
-  from tsla_jax.training.loop import load_model
   from tsla_jax.training.run_directory import RunDirectory
+  from tsla_jax.training.trained import load_model
 
   model, variables = load_model(_RUN.value, best=False)
   directory = RunDirectory(_RUN.value)

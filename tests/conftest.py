@@ -16,6 +16,7 @@ import pytest
 
 from configs import default
 from tsla_jax.data import sources
+from tsla_jax.data.dataset import Dataset, Split
 
 
 @pytest.fixture(scope='session')
@@ -35,10 +36,10 @@ def make_dataset(
     noise = rng.integers(0, 120, (count, *shape))
     images = noise + 130 * labels[:, None, None, None] // num_classes
     ids = np.array([f'{name}/{i}' for i in range(count)])
-    return sources.Split(images.astype(np.uint8), labels, ids)
+    return Split(images.astype(np.uint8), labels, ids)
 
   names = tuple(f'class{i}' for i in range(num_classes))
-  return sources.Dataset(
+  return Dataset(
     'stand-in', split('train', num_train), split('test', num_test), names
   )
 

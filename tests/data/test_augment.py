@@ -75,7 +75,7 @@ def smooth_image(height, width, seed=0):
 
 
 def store(image, canvas=(96, 144)):
-  """On a canvas, as `sources.Split` says."""
+  """On a canvas, as `dataset.Split` says."""
   result = np.full((*canvas, 3), 137, np.uint8)  # what must never be seen
   image = image.transpose(1, 0, 2) if image.shape[0] > image.shape[1] else image
   result[: image.shape[0], : image.shape[1]] = image

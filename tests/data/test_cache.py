@@ -10,6 +10,7 @@ from PIL import Image
 from tests.data.test_augment import smooth_image
 from tests.data.test_sources import make_folder
 from tsla_jax.data import cache, sources
+from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
 
 IDENTITY = {'name': 'photos', 'version': '1.0.0', 'split': 'train[:3]'}
@@ -42,7 +43,7 @@ def test_ratios_are_kept_up_to_three_to_two(tmp_path):
   assert arrays['sizes'].tolist() == [
     [64, 96], [96, 64], [64, 96], [64, 64], [96, 64],
   ]  # fmt: skip
-  split = sources.Split(**arrays)
+  split = Split(**arrays)
   assert split.labels.tolist() == [0, 1, 2, 3, 4]
   # Wide: as Pillow resizes it. High: transposed, its ends cut off.
   image = Image.fromarray(smooth_image(200, 300))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import make_dataset
 from tsla_jax.data import sources
+from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 
 
@@ -275,9 +276,9 @@ def test_labels_out_of_range_are_refused(label):
   with pytest.raises(
     InputError, match=f"train split: example 'train/7' has label {label}"
   ):
-    sources.Dataset(
+    Dataset(
       'x',
-      sources.Split(good.train.images, labels, good.train.ids),
+      Split(good.train.images, labels, good.train.ids),
       good.test,
       good.class_names,
     )
@@ -292,8 +293,8 @@ def test_arrays_of_other_kinds_are_refused():
       'labels': good.train.labels,
       'ids': good.train.ids,
     }
-    train = sources.Split(**{**fields, **changes})
-    return sources.Dataset('x', train, good.test, good.class_names)
+    train = Split(**{**fields, **changes})
+    return Dataset('x', train, good.test, good.class_names)
 
   with pytest.raises(InputError, match='images must be uint8'):
     dataset(images=good.train.images.astype(np.float32))
@@ -308,15 +309,15 @@ def test_arrays_of_other_kinds_are_refused():
 def test_labels_of_any_integers_and_no_ids():
   good = make_dataset()
   for kind in (np.int64, np.uint8):
-    split = sources.Split(good.train.images, good.train.labels.astype(kind))
+    split = Split(good.train.images, good.train.labels.astype(kind))
     assert split.labels.dtype == np.int32
     np.testing.assert_array_equal(split.labels, good.train.labels)
     assert split.ids[:3].tolist() == ['0', '1', '2']
   # 2**32 + 1 would be 1 if it were merely cast.
   labels = good.train.labels.astype(np.int64) + 2**32 + 1
-  split = sources.Split(good.train.images, labels)
+  split = Split(good.train.images, labels)
   with pytest.raises(InputError, match='has label 2147483647'):
-    sources.Dataset('x', split, good.test, good.class_names)
+    Dataset('x', split, good.test, good.class_names)
 
 
 def test_fingerprint_tells_data_apart():

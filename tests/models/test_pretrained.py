@@ -235,7 +235,7 @@ def test_training_starts_from_the_weights(tmp_path, capsys):
   )
   train_and_evaluate(config, tmp_path / 'run', dataset)
   assert '2 new (head/bias, head/kernel)' in capsys.readouterr().out
-  from tsla_jax.training.loop import load_model
+  from tsla_jax.training.trained import load_model
 
   _, trained = load_model(tmp_path / 'run', best=False)
   np.testing.assert_array_equal(

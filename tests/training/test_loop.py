@@ -16,8 +16,9 @@ import pytest
 from tests.conftest import make_config, make_dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.training.checkpoint import Checkpoints
-from tsla_jax.training.loop import load_model, train_and_evaluate
+from tsla_jax.training.loop import train_and_evaluate
 from tsla_jax.training.run_directory import RunDirectory
+from tsla_jax.training.trained import load_model
 
 
 def contents(directory):

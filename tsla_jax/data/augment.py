@@ -59,7 +59,7 @@ def training_view(
 
   Args:
     keys: `B` keys.
-    images: uint8 `[B, H, W, C]`, stored as `sources.Split` says.
+    images: uint8 `[B, H, W, C]`, stored as `dataset.Split` says.
     sizes: int32 `[B, 2]`, height and width of what is valid in each.
     augmentation: which of it.
 
@@ -227,7 +227,7 @@ def crop_and_resize(
   matrix of weights, which vanish outside the box.
 
   Args:
-    image: uint8 `[H, W, C]`, transposed if higher than wide (`sources.Split`).
+    image: uint8 `[H, W, C]`, transposed if higher than wide (`dataset.Split`).
     size: int32 `[2]`, height and width of the image.
     box: top, left, height and width in the image.
     out_size: the side of the result.

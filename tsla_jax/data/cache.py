@@ -111,7 +111,7 @@ def decode_once(
     decode_size: the shorter side.
 
   Returns:
-    'images' (memory-mapped), 'sizes', 'labels' and 'ids', as `sources.Split`
+    'images' (memory-mapped), 'sizes', 'labels' and 'ids', as `dataset.Split`
     has them.
 
   Raises:

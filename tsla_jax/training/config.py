@@ -10,6 +10,7 @@ import optax
 
 from tsla_jax.data import pipeline, sources
 from tsla_jax.data.augment import Augmentation
+from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import resnet
@@ -209,9 +210,7 @@ def hparams_table(
   )
 
 
-def make_run(
-  config: ml_collections.ConfigDict, dataset: sources.Dataset
-) -> Run:
+def make_run(config: ml_collections.ConfigDict, dataset: Dataset) -> Run:
   """The data that make a run of a config what it is."""
   steps = pipeline.num_steps(len(dataset.train), config.batch_size)
   prior, test_prior = priors.make_priors(config, dataset)
@@ -223,7 +222,7 @@ def make_run(
   )
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> sources.Dataset:
+def load_dataset(config: ml_collections.ConfigDict) -> Dataset:
   """Loads the data set that a config names; raises as `sources.load`."""
   return sources.load(
     config.data.name,

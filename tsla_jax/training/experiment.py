@@ -8,7 +8,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from tsla_jax.data import pipeline, sources
+from tsla_jax.data import pipeline
+from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.models import resnet
 from tsla_jax.training import config as config_lib
@@ -179,7 +180,7 @@ class Experiment:
 
 def make_experiment(
   config: ml_collections.ConfigDict,
-  dataset: sources.Dataset,
+  dataset: Dataset,
   topology: parallel.Topology,
 ) -> Experiment:
   """Prepares to train runs of a config.

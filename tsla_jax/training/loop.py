@@ -9,15 +9,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 import tqdm
 
-from tsla_jax.data import sources
+from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
-from tsla_jax.models import pretrained, resnet
+from tsla_jax.models import pretrained
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
@@ -29,7 +28,7 @@ from tsla_jax.training.state import Hparams, TrainState
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike[str],
-  dataset: sources.Dataset | None = None,
+  dataset: Dataset | None = None,
 ) -> dict[str, Any]:
   """Trains and evaluates a run, or goes on with one.
 
@@ -71,41 +70,6 @@ def train_and_evaluate(
     experiment = experiment_lib.make_experiment(config, dataset, topology)
     run = config_lib.make_run(config, dataset)
     return _Training(config, dataset, experiment, run, directory).execute()
-
-
-def load_model(
-  workdir: str | os.PathLike[str], *, best: bool = True
-) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads what a run has trained, to use it.
-
-  Args:
-    workdir: the run's directory.
-    best: the checkpoint of the best epoch on the test split, or the latest.
-
-  Returns:
-    A model and its variables: `model.apply(variables, images, train=False)`
-    gives logits and features of images normalised as in training.
-
-  Raises:
-    InputError: if there is no run or no checkpoint of it.
-  """
-  directory = RunDirectory(workdir)
-  config, data = directory.config(), directory.data()
-  if config is None or not directory.checkpoints.is_dir():
-    raise InputError(f"workdir '{workdir}' holds no run with a checkpoint")
-  with contextlib.closing(Checkpoints(directory.checkpoints)) as checkpoints:
-    step = checkpoints.best_step() if best else checkpoints.latest_step()
-    if step is None:
-      raise InputError(f"workdir '{workdir}' has no complete checkpoint yet")
-    variables = checkpoints.variables(step)
-  model = resnet.create_model(
-    config.model.name,
-    len(data['class_names']),
-    stem=config.model.stem,
-    width=config.model.width,
-    dtype=config.model.dtype,
-  )
-  return model, variables
 
 
 class _Training:

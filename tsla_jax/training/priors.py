@@ -11,7 +11,7 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from tsla_jax.data import sources
+from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import targets
 from tsla_jax.training.run_directory import write_atomically
@@ -20,7 +20,7 @@ KINDS = ('uniform', 'class', 'teacher')
 
 
 def make_priors(
-  config: ml_collections.ConfigDict, dataset: sources.Dataset
+  config: ml_collections.ConfigDict, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
   """Makes the prior tables of the training and the test examples.
 
@@ -57,7 +57,7 @@ def make_priors(
 def save_teacher(
   path: str | os.PathLike[str],
   probabilities: np.ndarray,
-  dataset: sources.Dataset,
+  dataset: Dataset,
 ) -> None:
   """Writes a teacher's table, whole or not at all.
 
@@ -79,7 +79,7 @@ def save_teacher(
 
 
 def load_teacher(
-  path: str | os.PathLike[str] | None, dataset: sources.Dataset
+  path: str | os.PathLike[str] | None, dataset: Dataset
 ) -> np.ndarray:
   """Reads a teacher's table for a data set.
 

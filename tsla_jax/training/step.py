@@ -179,7 +179,7 @@ def resident_train_step(
     epoch_hparams: `[steps]` each.
     prior: float16 `[N, K]`.
     images: uint8 `[N, H, W, C]`.
-    sizes: int32 `[N, 2]`, what is valid of each image (`sources.Split`).
+    sizes: int32 `[N, 2]`, what is valid of each image (`dataset.Split`).
     labels: int32 `[N]`.
     augmentation: of the images.
     **static: `model`, `optimizer` and `mean_over_run` of `train_step`.

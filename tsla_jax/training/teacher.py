@@ -18,14 +18,15 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from tsla_jax.analysis.calibration import expected_calibration_error
-from tsla_jax.data import augment, pipeline, sources
+from tsla_jax.data import augment, pipeline
+from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
 
 
 def apply_model(
   model: nn.Module,
   variables: dict[str, Any],
-  split: sources.Split,
+  split: Split,
   augmentation: augment.Augmentation,
   batch_size: int = 100,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,121 @@
+"""What a data set is: images, labels, names; checked when it is made."""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from tsla_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One part of a data set, in a fixed order.
+
+  Attributes:
+    images: uint8 `[N, H, W, C]`.
+    labels: `[N]`, in [0, K); any integers, kept as int32.
+    ids: a name for every example, strings `[N]`; their positions when None.
+    sizes: int32 `[N, 2]`, height and width of each image, where they differ:
+      the image fills the top left corner of a canvas `[H, W]`, transposed if it
+      is higher than wide. None: all are `[H, W]`.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  ids: np.ndarray | None = None
+  sizes: np.ndarray | None = None
+
+  def __post_init__(self):
+    if np.issubdtype(self.labels.dtype, np.integer):
+      # Clipped first: a label that is out of range must not wrap into it.
+      labels = np.clip(self.labels, -1, np.iinfo(np.int32).max)
+      object.__setattr__(self, 'labels', labels.astype(np.int32))
+    if self.ids is None:
+      object.__setattr__(self, 'ids', np.arange(len(self.labels)).astype(str))
+    if self.sizes is None:
+      sizes = np.array(self.images.shape[1:3], np.int32)
+      sizes = np.broadcast_to(sizes, (len(self.labels), 2))
+      object.__setattr__(self, 'sizes', sizes)
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of images, sizes and labels."""
+    digest = hashlib.sha256(str(self.images.shape).encode())
+    for array in (self.images, self.sizes, self.labels):
+      digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Training and test examples of the same classes; checked when made.
+
+  Attributes:
+    name: for people and for run directories.
+    train: the examples to fit.
+    test: the examples to evaluate on.
+    class_names: K names.
+  """
+
+  name: str
+  train: Split
+  test: Split
+  class_names: tuple[str, ...]
+
+  def __post_init__(self):
+    for part, split in (('train', self.train), ('test', self.test)):
+      _check_split(f"data set '{self.name}', {part} split", split, self)
+    if self.train.images.shape[1:] != self.test.images.shape[1:]:
+      raise InputError(
+        f"data set '{self.name}': training images are"
+        f' {self.train.images.shape[1:]}, test images'
+        f' {self.test.images.shape[1:]}; set data.image_size to make them one'
+      )
+
+    if self.num_classes < 2:
+      raise InputError(
+        f"data set '{self.name}': {self.num_classes} class; at least 2"
+      )
+
+  @property
+  def num_classes(self) -> int:
+    """K."""
+    return len(self.class_names)
+
+  def fingerprint(self) -> str:
+    """A digest of images and labels, by which a run knows its data again."""
+    parts = [*self.class_names, self.train.digest, self.test.digest]
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+
+
+def _check_split(where: str, split: Split, dataset: Dataset) -> None:
+  images, labels, ids = split.images, split.labels, split.ids
+  if images.ndim != 4 or images.dtype != np.uint8 or not all(images.shape[1:]):
+    raise InputError(
+      f'{where}: images must be uint8 [N, H, W, C],'
+      f' not {images.dtype} {list(images.shape)}'
+    )
+  if labels.ndim != 1 or labels.dtype != np.int32:
+    raise InputError(
+      f'{where}: labels must be integers [N], not {labels.dtype}'
+      f' {list(labels.shape)}'
+    )
+  if not len(images) == len(labels) == len(ids) > 0:
+    raise InputError(
+      f'{where}: needs as many images as labels and ids, and at least one; got'
+      f' {len(images)}, {len(labels)} and {len(ids)}'
+    )
+  wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
+  if len(wrong):
+    first = wrong[0]
+    raise InputError(
+      f"{where}: example '{ids[first]}' has label {labels[first]}, but the"
+      f' {dataset.num_classes} classes are numbered 0 to'
+      f' {dataset.num_classes - 1} ({len(wrong)} such labels); correct the'
+      ' labels or name every class'
+    )
