@@ -51,16 +51,16 @@ def base() -> ml_collections.ConfigDict:
   c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS slices work: 'train[:90%]'
   c.data.test_split = 'test'  # what is evaluated after each epoch
-  # Small images: crop to a square and resize to this; None: as they are.
-  c.data.image_size = placeholder(int)
+  # Small images: crop to a square and resize to this; 0: as they are.
+  c.data.image_size = 0
   # Large images: keep the ratio (up to 3:2) and bring the shorter side to this,
-  # once, into a cache; None: as they are.
-  c.data.decode_size = placeholder(int)
+  # once, into a cache; 0: as they are.
+  c.data.decode_size = 0
   # Where decoded sets are kept; None: in the user's cache directory.
   c.data.cache_dir = placeholder(str)
   # Side of random-resized crops in training and of the centre crop in
-  # evaluation; None: images as they are, cropped after padding.
-  c.data.crop_size = placeholder(int)
+  # evaluation; 0: images as they are, cropped after padding.
+  c.data.crop_size = 0
   c.data.crop_scale = (0.08, 1.0)  # share of the area of a random-resized crop
   c.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height
   # Side of the centre crop over the shorter side of the image: 224/256.

@@ -17,7 +17,7 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   """The recipe of `dogs.py`; evaluated on the whole image."""
   c = dogs.recipe()
   c.data.name = 'stanford_dogs40'
-  c.data.decode_size = None
+  c.data.decode_size = 0
   c.data.eval_crop = 1.0
   default.apply_method(c, method, drop_epoch=40)
   return c

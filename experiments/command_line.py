@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 # Config files import `configs.default` from the checkout they are in.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -26,6 +26,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   # callbacks of the libraries that are being loaded.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _leave)
+  logging.set_verbosity(logging.WARNING)  # the libraries' own news
   try:
     app.run(main, flags_parser=_parse_flags)
   except (InputError, DivergenceError) as error:

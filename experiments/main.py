@@ -10,7 +10,7 @@ Started again with the same workdir, a run goes on where it was.
 from collections.abc import Sequence
 
 import command_line
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from tsla_jax.errors import InputError
@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> None:
   # Imported here, so that --help and flag errors come at once.
   from tsla_jax.training.loop import train_and_evaluate
 
-  logging.set_verbosity(logging.WARNING)
   train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 
 

@@ -14,6 +14,7 @@
                data set by counting which go together
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import command_line
@@ -48,16 +49,28 @@ def main(argv: Sequence[str]) -> None:
   """Runs what the flags say."""
   if len(argv) > 1:
     raise InputError(f'unexpected argument {argv[1]!r}; see --help')
-  if _TEMPERATURE.value <= 0:
-    raise InputError(f'--temperature: {_TEMPERATURE.value}; must be above 0')
-  if not _OUTPUT.value.endswith('.npz'):
-    raise InputError(f"--output: '{_OUTPUT.value}'; must end in .npz")
+  for flag in (_TEMPERATURE, _STRENGTH):
+    if not 1e-9 < flag.value < 1e9:
+      raise InputError(
+        f'--{flag.name}: {flag.value}; must be above 0 and finite'
+      )
+  for flag, least in ((_FOLDS, 2), (_SIZE, 32)):
+    if flag.value < least:
+      raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
+  output = pathlib.Path(_OUTPUT.value)
+  if output.suffix != '.npz' or output.is_dir():
+    raise InputError(f"--output: '{output}'; must be a file ending in .npz")
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')
   from tsla_jax.training import priors, teacher
-  from tsla_jax.training.config import load_dataset
+  from tsla_jax.training.config import load_dataset, resolve
 
-  dataset = load_dataset(_CONFIG.value)
+  config = resolve(_CONFIG.value)
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"--output: '{output}': {error}") from error
+  dataset = load_dataset(config)
   labels = dataset.train.labels
   if _KIND.value == 'run':
     probabilities = _from_run(dataset)
@@ -70,12 +83,13 @@ def main(argv: Sequence[str]) -> None:
       logits = teacher.cross_fitted_probe(
         features,
         labels,
+        dataset.num_classes,
         strength=_STRENGTH.value,
         folds=_FOLDS.value,
-        seed=_CONFIG.value.seed,
+        seed=config.seed,
       )
       probabilities = teacher.softmax(logits, _TEMPERATURE.value)
-  priors.save_teacher(_OUTPUT.value, probabilities, dataset)
+  priors.save_teacher(output, probabilities, dataset)
   print(
     f'Teacher of {dataset.name}: {teacher.describe(probabilities, labels)}.\n'
     f'Train with --config.smoothing.teacher={_OUTPUT.value}'
@@ -97,6 +111,15 @@ def _from_run(dataset) -> np.ndarray:
       f" {dataset.num_classes} of '{dataset.name}'"
     )
   view = config.augmentation(directory.config())
+  seen, given = directory.data()['image_shape'], dataset.train.images.shape[1:]
+  same = seen == list(given)
+  if view.crop_size is not None:  # sizes may differ then, channels may not
+    same = seen[-1] == given[-1]
+  if not same:
+    raise InputError(
+      f"--run: '{_RUN.value}' was trained on images of {seen}, and those of"
+      f" '{dataset.name}' are {list(given)}; set data.image_size likewise"
+    )
   logits, _ = teacher.apply_model(model, variables, dataset.train, view)
   return teacher.softmax(logits, _TEMPERATURE.value)
 
@@ -113,7 +136,7 @@ def _from_weights(split) -> tuple[np.ndarray, np.ndarray]:
       f"--weights: '{_WEIGHTS.value}' has no head ('fc.weight'), which"
       ' --kind=frozen needs; take --kind=probe'
     )
-  classes = len(weights.get('fc.bias', [0, 0]))
+  classes = len(weights.get('fc.weight', [0, 0]))
   model = resnet.create_model(_MODEL.value, classes)
   shape = (1, _SIZE.value, _SIZE.value, 3)
   variables = model.init(jax.random.PRNGKey(0), np.zeros(shape), train=False)
@@ -121,6 +144,11 @@ def _from_weights(split) -> tuple[np.ndarray, np.ndarray]:
     jax.tree.map(np.asarray, dict(variables)), weights
   )
   print(f'{_WEIGHTS.value}: {report}.')
+  if _KIND.value == 'frozen' and report.new:
+    raise InputError(
+      f"--weights: the head of '{_WEIGHTS.value}' does not fit; take"
+      ' --kind=probe'
+    )
   view = Augmentation(
     pad=0,
     flip=False,

@@ -1,7 +1,10 @@
 """The decode cache: once, whole, checked."""
 
+import concurrent.futures
+import errno
 import io
 import os
+import time
 
 import numpy as np
 import pytest
@@ -63,7 +66,7 @@ def test_later_runs_open_it(tmp_path):
   again = cache.decode_once(tmp_path, IDENTITY, never, 'RGB', 64)
   for name, array in first.items():
     np.testing.assert_array_equal(array, again[name])
-  (entry,) = tmp_path.iterdir()
+  (entry,) = tmp_path.glob('[!.]*')
   assert entry.name.startswith('photos-1_0_0-train_3-64-')
 
 
@@ -81,7 +84,7 @@ def test_key_is_set_version_split_and_size(tmp_path, change, size):
     return encoded()
 
   cache.decode_once(tmp_path, {**IDENTITY, **change}, read, 'RGB', size)
-  assert opened and len(list(tmp_path.iterdir())) == 2
+  assert opened and len(list(tmp_path.glob('[!.]*'))) == 2
 
 
 def cut(entry):
@@ -95,18 +98,23 @@ def flip_a_bit(entry):
   (entry / 'images.npy').write_bytes(data)
 
 
+def empty(entry):
+  (entry / 'images.npy').write_bytes(b'')
+
+
 @pytest.mark.parametrize(
-  'spoil', [cut, flip_a_bit, lambda entry: (entry / 'sizes.npy').unlink()]
+  'spoil',
+  [empty, cut, flip_a_bit, lambda entry: (entry / 'sizes.npy').unlink()],
 )
 def test_damaged_cache_is_made_again(tmp_path, spoil, capsys):
   first = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
   pixels = np.array(first['images'])
-  (entry,) = tmp_path.iterdir()
+  (entry,) = tmp_path.glob('[!.]*')
   spoil(entry)
   again = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
   np.testing.assert_array_equal(again['images'], pixels)
   assert 'is damaged' in capsys.readouterr().out
-  assert len(list(tmp_path.iterdir())) == 1
+  assert len(list(tmp_path.glob('[!.]*'))) == 1
 
 
 def test_corrupt_image_is_named_and_nothing_stays(tmp_path):
@@ -118,7 +126,7 @@ def test_corrupt_image_is_named_and_nothing_stays(tmp_path):
 
   with pytest.raises(InputError, match='photo 2: cannot be read as an image'):
     cache.decode_once(tmp_path, IDENTITY, read, 'RGB', 64)
-  assert not list(tmp_path.iterdir())
+  assert not list(tmp_path.glob('[!.]*'))
 
 
 def test_half_written_cache_is_not_taken_for_one(tmp_path, monkeypatch):
@@ -126,13 +134,51 @@ def test_half_written_cache_is_not_taken_for_one(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'rename', lambda *a: (_ for _ in ()).throw(OSError))
   with pytest.raises(InputError, match='cannot be written'):
     cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
-  assert not list(tmp_path.iterdir())
+  assert not list(tmp_path.glob('[!.]*'))
   monkeypatch.undo()
   opened = []
   cache.decode_once(
     tmp_path, IDENTITY, lambda: opened.append(1) or encoded(), 'RGB', 64
   )
   assert opened
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path):
+  cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  (entry,) = tmp_path.glob('[!.]*')
+  left = entry.rename(entry.with_name(f'{entry.name}.tmp'))
+  (left / 'images.npy').write_bytes(b'half')
+  cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  assert [path.name for path in tmp_path.glob('[!.]*')] == [entry.name]
+
+
+def test_two_at_once_decode_once(tmp_path):
+  opened = []
+
+  def read():
+    opened.append(True)
+    time.sleep(0.2)
+    return encoded()
+
+  def work():
+    return cache.decode_once(tmp_path, IDENTITY, read, 'RGB', 64)
+
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    futures = [pool.submit(work) for _ in range(3)]
+    results = [future.result() for future in futures]
+  assert len(opened) == 1
+  for arrays in results:
+    np.testing.assert_array_equal(arrays['images'], results[0]['images'])
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+  def full(*arguments):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
+  with pytest.raises(InputError, match='No space left on device; make room'):
+    cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  assert not list(tmp_path.glob('[!.]*'))
 
 
 def test_sources_use_it(tmp_path):
@@ -149,12 +195,12 @@ def test_sources_use_it(tmp_path):
   dataset = load()
   assert dataset.train.images.shape == (7, 16, 24, 3)
   assert dataset.train.sizes[-1].tolist() == [16, 22]
-  assert len(list((tmp_path / 'cache').iterdir())) == 2
+  assert len(list((tmp_path / 'cache').glob('[!.]*'))) == 2
   assert load().fingerprint() == dataset.fingerprint()
   # A file that was replaced makes another cache.
   (folder / 'train' / 'bee' / 'wide.png').write_bytes(
     encoded([smooth_image(64, 72)]).files[0].getvalue()
   )
   assert load().train.sizes[-1].tolist() == [16, 18]
-  with pytest.raises(InputError, match='give one of them'):
+  with pytest.raises(InputError, match='set one of them to 0'):
     sources.load('image_folder', folder, decode_size=16, image_size=16)

@@ -35,9 +35,13 @@ def make_params():
 
 def gradients(step):
   """Given ones: a gradient of the parameters would magnify rounding."""
-  return jax.tree.map(
-    lambda p: np.cos(3 * p + step).astype(np.float64), make_params()
-  )
+
+  def leaf(p):
+    # From 1 down to 1e-8: small ones show where an epsilon stands.
+    scale = np.logspace(0, -8, p.size).reshape(p.shape)
+    return scale * np.cos(3 * p + step)
+
+  return jax.tree.map(leaf, make_params())
 
 
 def train(name, momentum=0.9, decoupled=False):
@@ -87,6 +91,23 @@ def adam(g, memory, step):
   return m / (np.sqrt(v) + 1e-8)
 
 
+def nadam(g, memory, step):
+  """Optax': Dozat's with the momentum schedule left out."""
+  memory['m'] = 0.9 * memory.get('m', 0) + 0.1 * g
+  memory['v'] = 0.999 * memory.get('v', 0) + 0.001 * g**2
+  m = 0.9 * memory['m'] / (1 - 0.9 ** (step + 1)) + 0.1 * g / (1 - 0.9**step)
+  return m / (np.sqrt(memory['v'] / (1 - 0.999**step)) + 1e-8)
+
+
+def amsgrad(g, memory, step):
+  """Optax': the maximum of the second moments after their correction."""
+  memory['m'] = 0.9 * memory.get('m', 0) + 0.1 * g
+  memory['v'] = 0.999 * memory.get('v', 0) + 0.001 * g**2
+  v = memory['v'] / (1 - 0.999**step)
+  memory['max'] = np.maximum(memory.get('max', 0), v)
+  return memory['m'] / (1 - 0.9**step) / (np.sqrt(memory['max']) + 1e-8)
+
+
 DIRECTIONS = {
   'sgd': sgd(0.0),
   'momentum': sgd(0.9),
@@ -95,6 +116,8 @@ DIRECTIONS = {
   'rmsprop': rmsprop,
   'adadelta': adadelta,
   'adam': adam,
+  'nadam': nadam,
+  'amsgrad': amsgrad,
 }
 
 

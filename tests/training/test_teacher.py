@@ -65,7 +65,12 @@ def test_missing_and_damaged_tables_are_refused(tmp_path, dataset):
     priors.make_priors(pre(tmp_path / 'text.npz'), dataset)
   rows = random_table(dataset)
   rows[3] = 0
-  priors.save_teacher(tmp_path / 'zero.npz', rows, dataset)
+  np.savez(
+    tmp_path / 'zero.npz',
+    table=rows.astype(np.float16),
+    digest=dataset.train.digest,
+    name='stand-in',
+  )
   with pytest.raises(InputError, match='rows that are no distributions'):
     priors.make_priors(pre(tmp_path / 'zero.npz'), dataset)
 
@@ -111,28 +116,48 @@ def test_probe_judges_what_it_has_not_seen():
   """Random labels: fitted to them it would be right, cross-fitted by chance."""
   rng = np.random.default_rng(0)
   features, labels = rng.normal(size=(400, 500)), np.arange(400) % 4
-  logits = teacher.cross_fitted_probe(features, labels, strength=1.0)
+  logits = teacher.cross_fitted_probe(features, labels, 4, strength=1.0)
   assert np.mean(logits.argmax(1) == labels) < 0.35
   means = 3 * rng.normal(size=(4, 500))
-  logits = teacher.cross_fitted_probe(features + means[labels], labels)
+  logits = teacher.cross_fitted_probe(features + means[labels], labels, 4)
   assert np.mean(logits.argmax(1) == labels) == 1
-  again = teacher.cross_fitted_probe(features + means[labels], labels)
+  again = teacher.cross_fitted_probe(features + means[labels], labels, 4)
   np.testing.assert_array_equal(logits, again)
-  two = teacher.cross_fitted_probe(features + means[labels % 2], labels % 2)
+  two = teacher.cross_fitted_probe(features + means[labels % 2], labels % 2, 2)
   assert two.shape == (400, 2)
   assert np.mean(two.argmax(1) == labels % 2) == 1
   with pytest.raises(InputError, match='rarest of 2 classes has 1'):
-    teacher.cross_fitted_probe(features[:9], (np.arange(9) == 3).astype(int))
+    teacher.cross_fitted_probe(features[:9], (np.arange(9) == 3) * 1, 2)
 
 
 def test_map_by_counts_by_hand():
-  # Source class 0 goes with label 0 twice, with 1 once; class 1 with 1 once.
+  # Source class 0 goes with label 0 twice and with 1 once; class 1 with 1 once.
   source = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
   labels = np.array([0, 0, 1, 1])
   got = teacher.map_by_counts(source, labels, 2)
-  given = np.array([[2.5, 1.5], [0.5, 1.5]]) / np.array([[4.0], [2.0]])
-  np.testing.assert_allclose(got, source @ given)
-  np.testing.assert_allclose(got.sum(1), 1)
+  whole = np.array([[2.5, 1.5], [0.5, 1.5]])
+  for i, (nearest, label) in enumerate(((0, 0), (0, 0), (0, 1), (1, 1))):
+    counts = whole.copy()
+    counts[nearest, label] -= 1  # the example itself
+    given = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(got[i], source[i] @ given)
+
+
+def test_map_by_counts_does_not_give_the_label_back():
+  """Random labels, many source classes: right by chance only."""
+  rng = np.random.default_rng(0)
+  source = rng.dirichlet(np.full(1000, 0.05), 1000)
+  labels = rng.integers(40, size=1000)
+  got = teacher.map_by_counts(source, labels, 40)
+  assert np.mean(got.argmax(1) == labels) < 0.05
+
+
+def test_tables_that_are_no_distributions_are_not_written(tmp_path, dataset):
+  rows = random_table(dataset)
+  rows[5, 2] = np.nan
+  with pytest.raises(InputError, match='rows that are no distributions'):
+    priors.save_teacher(tmp_path / 'x.npz', rows, dataset)
+  assert not list(tmp_path.iterdir())
 
 
 def test_softmax_and_description():
@@ -171,7 +196,7 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
   done = door(root, 'main', *flags)
   assert done.returncode == 0, done.stderr
   output = tmp_path / 'digits.npz'
-  flags = ('--kind=run', f'--run={tmp_path}/t', f'--output={output}')
+  flags = (f'--output={output}', '--kind=run', f'--run={tmp_path}/t')
   done = door(root, 'teacher', config, *flags, '--temperature=2')
   assert done.returncode == 0, done.stderr
   assert 'Teacher of digits: top-1 9' in done.stdout
@@ -193,6 +218,11 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
   done = door(root, 'teacher', config, '--kind=run', f'--output={output}')
   assert done.returncode == 2
   assert '--run=WORKDIR go together' in done.stderr.splitlines()[-1]
+  for flag in ('--temperature=nan', '--folds=1', '--output=/proc/x/y.npz'):
+    done = door(root, 'teacher', config, *flags, flag)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert flag.split('=')[0] in line
 
 
 @pytest.mark.parametrize('kind', ['probe', 'frozen'])

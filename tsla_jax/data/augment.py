@@ -72,10 +72,8 @@ def training_view(
 
   def one(key: jax.Array, image: jax.Array, size: jax.Array) -> jax.Array:
     *box, side = random_box(key, size, augmentation)
-    crop = crop_and_resize(image, size, box, augmentation.crop_size)
-    if augmentation.flip:
-      crop = jnp.where(side < 0.5, crop[:, ::-1], crop)
-    return crop
+    mirror = (side < 0.5) & augmentation.flip
+    return crop_and_resize(image, size, box, augmentation.crop_size, mirror)
 
   return jax.vmap(one)(keys, images, sizes)
 
@@ -88,7 +86,7 @@ def mixup_weights(keys: jax.Array, augmentation: Augmentation) -> jax.Array:
     augmentation: with `mixup_alpha`.
 
   Returns:
-    Float32 `[B]`, the rest being the share of the next example of the batch.
+    Float32 `[B]`, the rest being the share of the example's partner.
   """
   alpha = augmentation.mixup_alpha
 
@@ -98,10 +96,12 @@ def mixup_weights(keys: jax.Array, augmentation: Augmentation) -> jax.Array:
   return jax.vmap(one)(keys)
 
 
-def mix(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """Mixes each example's values `[B, ...]` with those of the next one."""
+def mix(
+  values: jax.Array, partners: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Takes `weights [B]` of values `[B, ...]`, and the rest of the partners'."""
   weights = weights.reshape(-1, *[1] * (values.ndim - 1))
-  return weights * values + (1 - weights) * jnp.roll(values, -1, axis=0)
+  return weights * values + (1 - weights) * partners
 
 
 def evaluation_view(
@@ -124,7 +124,7 @@ def evaluation_view(
     return images
 
   def one(image: jax.Array, size: jax.Array) -> jax.Array:
-    side = jnp.round(jnp.min(size) * augmentation.eval_crop)
+    side = jnp.maximum(jnp.round(jnp.min(size) * augmentation.eval_crop), 1)
     top, left = jnp.round((size - side) / 2)
     box = (top, left, side, side)
     return crop_and_resize(image, size, box, augmentation.crop_size)
@@ -205,6 +205,7 @@ def random_box(
   any_fits = jnp.any(fits)
   height = jnp.where(any_fits, heights[first], fallback_height)
   width = jnp.where(any_fits, widths[first], fallback_width)
+  height, width = jnp.maximum(height, 1), jnp.maximum(width, 1)
   room = jnp.stack([full_height - height, full_width - width])
   offset = jnp.where(
     any_fits,
@@ -220,6 +221,7 @@ def crop_and_resize(
   size: jax.Array,
   box: tuple[jax.Array, ...],
   out_size: int,
+  mirror: jax.Array | bool = False,
 ) -> jax.Array:
   """Crops a box and resizes it, bilinear and antialiased, as Pillow does.
 
@@ -231,6 +233,7 @@ def crop_and_resize(
     size: int32 `[2]`, height and width of the image.
     box: top, left, height and width in the image.
     out_size: the side of the result.
+    mirror: left and right are exchanged.
 
   Returns:
     Float32 `[out_size, out_size, C]`, values from 0 to 255.
@@ -245,12 +248,17 @@ def crop_and_resize(
   height, width = swap(height, width)
   rows = _resize_weights(top, height, out_size, image.shape[0])
   columns = _resize_weights(left, width, out_size, image.shape[1])
-  # Whole pixel values are exact in bfloat16, and a default-precision product of
-  # a GPU keeps weights to 10 bits: a thousandth of a value, below its rounding.
+  # Mirrored by the weights, which are smaller than images.
+  rows = jnp.where(mirror & transposed, rows[::-1], rows)
+  columns = jnp.where(mirror & ~transposed, columns[::-1], columns)
+  # Channels first, while a value is a byte: both products are plain ones then.
+  # Default precision would err by a value and more where that is bfloat16.
+  planes = image.transpose(2, 0, 1).astype(jnp.float32)
   result = jnp.einsum(
-    'yh,hwc,xw->yxc', rows, image.astype(jnp.float32), columns
+    'yh,chw,xw->cyx', rows, planes, columns, precision=jax.lax.Precision.HIGH
   )
-  return jnp.where(transposed, result.transpose(1, 0, 2), result)
+  result = jnp.where(transposed, result.transpose(0, 2, 1), result)
+  return result.transpose(1, 2, 0)
 
 
 def _resize_weights(

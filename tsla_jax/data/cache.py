@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -23,6 +24,8 @@ _EIGHT_BIT_MODES = (
   '1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV',
 )  # fmt: skip
 
+# Changes whenever what a cache holds for the same images does.
+_FORMAT = 1
 # A canvas is this much longer than its shorter side; longer images lose ends.
 _LONGEST = 1.5
 
@@ -118,36 +121,38 @@ def decode_once(
     InputError: names the image that cannot be read, or the directory that
       cannot be written; nothing half-written stays.
   """
-  text = json.dumps([dict(identity), mode, decode_size])
+  text = json.dumps([_FORMAT, dict(identity), mode, decode_size])
   key = hashlib.sha256(text.encode()).hexdigest()[:12]
   label = '-'.join(
     re.sub(r'\W+', '_', str(part)).strip('_')
     for part in (identity['name'], identity['version'], identity['split'])
   )
   final = pathlib.Path(directory).expanduser() / f'{label}-{decode_size}-{key}'
-  if final.is_dir():
-    try:
-      return _open_cache(final)
-    except (OSError, ValueError, KeyError) as error:
-      print(f"The cache '{final}' is damaged ({error}); decoding again.")
-      shutil.rmtree(final)
-  temporary = final.with_name(f'{final.name}.{os.getpid()}.tmp')
   try:
-    temporary.mkdir(parents=True)
-    _write_cache(temporary, read(), mode, decode_size)
-    try:
-      os.rename(temporary, final)
-    except OSError:
-      if not final.is_dir():  # else another process was first
-        raise
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with open(final.with_name(f'.{final.name}.lock'), 'w') as lock:
+      # Whoever comes second waits, and finds the cache of the first.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if final.is_dir():
+        try:
+          return _open_cache(final)
+        except Exception as error:
+          print(f"The cache '{final}' is damaged ({error}); decoding again.")
+          shutil.rmtree(final)
+      temporary = final.with_name(f'{final.name}.tmp')
+      shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+      try:
+        temporary.mkdir()
+        _write_cache(temporary, read(), mode, decode_size)
+        os.rename(temporary, final)
+      finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+      return _open_cache(final)
   except OSError as error:
     raise InputError(
       f"data.cache_dir: '{directory}' cannot be written: {error}; make room or"
       ' give another directory'
     ) from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  return _open_cache(final)
 
 
 def _write_cache(
@@ -161,6 +166,10 @@ def _write_cache(
     np.uint8,
     (count, decode_size, longest, channels),
   )
+  # A mapping has no way to say that the disk is full, but this has.
+  with open(directory / 'images.npy', 'r+b') as file:
+    if hasattr(os, 'posix_fallocate'):
+      os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
   sizes = np.empty((count, 2), np.int32)
 
   def decode(index: int) -> None:

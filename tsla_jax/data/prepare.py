@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import shutil
 import tempfile
 
 from tsla_jax.errors import InputError
@@ -38,13 +39,20 @@ def prepare(
 
   root = pathlib.Path(data_dir).expanduser()
   try:
+    root.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"--data_dir: '{root}': {error}") from error
+  for old in root.glob('.prepare*'):  # of a preparation that was killed
+    shutil.rmtree(old, ignore_errors=True)
+  try:
     builder = tfds.builder(
       name, data_dir=str(root), file_format='array_record', try_gcs=False
     )
-  except tfds.core.DatasetNotFoundError as error:
+  # An unknown name, version or config: each raises something else.
+  except Exception as error:
     raise InputError(
-      f"--dataset: TFDS has no '{name}'; the paper's are cifar100,"
-      ' stanford_dogs and caltech_birds2011'
+      f"--dataset: TFDS has no '{name}' ({type(error).__name__}); the paper's"
+      ' are cifar100, stanford_dogs and caltech_birds2011'
     ) from error
   final = pathlib.Path(builder.data_path)
   if (final / 'dataset_info.json').is_file():
@@ -57,12 +65,14 @@ def prepare(
     return final
 
   infos = (builder.url_infos or {}).values()
-  needed = {info.filename: int(info.size) for info in infos}
+  needed = {info.filename: int(info.size) for info in infos if info.filename}
   listed = ', '.join(
     f'{file} ({size / 1e6:,.0f} MB)' for file, size in sorted(needed.items())
   )
   if archives is not None:
     folder = pathlib.Path(archives).expanduser()
+    if not folder.is_dir():
+      raise InputError(f"--archives: '{folder}' is not a directory")
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing:
       raise InputError(
@@ -77,7 +87,6 @@ def prepare(
           f' {size}; it is cut short or another file, get it again'
         )
   try:
-    root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix='.prepare') as scratch:
       config = tfds.download.DownloadConfig(
         manual_dir=None if archives is None else str(folder),

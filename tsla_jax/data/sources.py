@@ -62,7 +62,7 @@ def load(
   if image_size and decode_size:
     raise InputError(
       f'data.image_size: {image_size} crops to a square, data.decode_size:'
-      f' {decode_size} keeps the ratio; give one of them'
+      f' {decode_size} keeps the ratio; set one of them to 0'
     )
   try:
     if name == 'image_folder':
@@ -76,7 +76,7 @@ def load(
         images = cache.decode_all(encoded, source.mode, image_size)
         return Split(images, encoded.labels, encoded.ids)
       arrays = cache.decode_once(
-        cache.default_directory() if cache_dir is None else cache_dir,
+        cache_dir or cache.default_directory(),
         source.identity(split),
         lambda: source.read(split),
         source.mode,
@@ -189,13 +189,16 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
     )
 
   def identity(split: str) -> dict[str, Any]:
-    # Files of other sizes: prepared from something else under the same name.
+    # Files that were written anew may hold something else under the same name.
     files = sorted(pathlib.Path(builder.data_path).glob('*.array_record*'))
     return {
       'name': builder.info.name,
       'version': str(builder.info.version),
       'split': split,
-      'files': [[file.name, file.stat().st_size] for file in files],
+      'files': [
+        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+      ],
     }
 
   return _Source(

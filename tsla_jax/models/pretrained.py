@@ -59,7 +59,7 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     ):
       raise InputError(
         f"model.pretrained: there is no file '{source}'; give the path of a"
-        " .safetensors or .pth file, or an id as 'timm/resnet18.tv_in1k'"
+        " .safetensors or .pth file, an id as 'timm/resnet18.tv_in1k', or None"
       )
     path = _download(source)
   try:
@@ -73,8 +73,8 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
   # Both libraries raise errors of many kinds for files that are none of theirs.
   except Exception as error:
     raise InputError(
-      f"model.pretrained: '{path}' cannot be read ({error}); give a"
-      ' .safetensors or .pth file of weights'
+      f"model.pretrained: '{path}' is no file of weights"
+      f' ({type(error).__name__}); give a .safetensors or .pth file, or None'
     ) from error
 
 
@@ -151,7 +151,8 @@ def load_variables(
     Variables of the same structure, float32; and what was loaded.
 
   Raises:
-    InputError: names an array that is missing or of another shape.
+    InputError: names an array that is missing, of another shape, or left over
+      (but for the head).
   """
   loaded, new, used = [], [], set()
 
@@ -189,4 +190,10 @@ def load_variables(
     for key in weights
     if key not in used and not key.endswith('num_batches_tracked')
   )
+  foreign = [key for key in unused if not key.startswith('fc.')]
+  if foreign:
+    raise InputError(
+      f"model.pretrained: the model has no place for '{foreign[0]}'"
+      f' ({len(foreign)} such keys); are the weights of this architecture?'
+    )
   return variables, Report(tuple(loaded), tuple(new), unused)

@@ -54,14 +54,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
   for field in ('num_epochs', 'batch_size', 'model.width'):
     require(field, lambda value: value >= 1, 'at least 1')
-  for field in (
-    'eval_batch_size',
-    'data.image_size',
-    'data.decode_size',
-    'data.crop_size',
-  ):
-    require(field, lambda value: value is None or value >= 1, 'at least 1')
-  require('data.mixup_alpha', lambda v: v >= 0 and np.isfinite(v), 'at least 0')
+  require(
+    'eval_batch_size', lambda v: v is None or v >= 1, 'at least 1, or None'
+  )
+  for field in ('data.image_size', 'data.decode_size', 'data.crop_size'):
+    require(field, lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
+  require('data.mixup_alpha', lambda v: 0 <= v <= 1000, 'from 0 to 1000')
   require('data.eval_crop', lambda v: 0 < v <= 1, 'above 0, at most 1')
   require(
     'data.crop_scale',
@@ -229,8 +227,8 @@ def load_dataset(config: ml_collections.ConfigDict) -> Dataset:
     config.data.data_dir,
     train_split=config.data.train_split,
     test_split=config.data.test_split,
-    image_size=config.data.image_size,
-    decode_size=config.data.decode_size,
+    image_size=config.data.image_size or None,
+    decode_size=config.data.decode_size or None,
     cache_dir=config.data.cache_dir,
   )
 
@@ -243,7 +241,7 @@ def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
     flip=data.flip,
     mean=tuple(data.mean),
     std=tuple(data.std),
-    crop_size=data.crop_size,
+    crop_size=data.crop_size or None,
     crop_scale=tuple(data.crop_scale),
     crop_ratio=tuple(data.crop_ratio),
     eval_crop=data.eval_crop,

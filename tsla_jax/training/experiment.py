@@ -91,13 +91,16 @@ class Experiment:
       After each step the states and `train_step`'s sums, `[D]`.
     """
     steps = self.steps_per_epoch
-    index = self.topology.place_batches(
-      [
-        pipeline.training_batches(
-          run.seed, epoch, self.num_train, self.batch_size
-        )
-        for run in runs
-      ]
+    batches = [
+      pipeline.training_batches(
+        run.seed, epoch, self.num_train, self.batch_size
+      )
+      for run in runs
+    ]
+    index = self.topology.place_batches(batches)
+    # Mixup's partners: the next of the whole batch, whatever the devices.
+    partner = self.topology.place_batches(
+      [np.roll(batch, -1, axis=1) for batch in batches]
     )
     rows = slice(epoch * steps, (epoch + 1) * steps)
     hparams = self.topology.place(
@@ -105,7 +108,7 @@ class Experiment:
     )
     for _ in range(first, steps):
       state, metrics = self.programs.train_step(
-        state, index, hparams, prior, *self.train_arrays
+        state, index, partner, hparams, prior, *self.train_arrays
       )
       yield state, metrics
 
@@ -222,7 +225,12 @@ def make_experiment(
     dtype=config.model.dtype,
     **topology.axis,
   )
-  crop_size = config.data.crop_size
+  crop_size = config.data.crop_size or None
+  if crop_size is not None and config.data.pad:
+    raise InputError(
+      f'data.pad: {config.data.pad} does nothing beside data.crop_size:'
+      f' {crop_size}; set one of them to 0'
+    )
   seen = image_shape
   if crop_size is not None:
     seen = (crop_size, crop_size, image_shape[-1])

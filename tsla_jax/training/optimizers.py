@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tsla_jax.errors import InputError
@@ -86,7 +87,7 @@ def _direction(name: str, momentum: float) -> optax.GradientTransformation:
     case 'nesterov':
       return optax.trace(momentum, nesterov=True)
     case 'adagrad':
-      return optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-10)
+      return _scale_by_adagrad()
     case 'rmsprop':
       return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
     case 'adadelta':
@@ -100,6 +101,21 @@ def _direction(name: str, momentum: float) -> optax.GradientTransformation:
   raise InputError(
     f"optimizer.name: unknown optimizer '{name}'; one of {', '.join(NAMES)}"
   )
+
+
+def _scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
+  """AdaGrad as in PyTorch, `g / (sqrt(sum g^2) + eps)`.
+
+  Optax has `g / sqrt(sum g^2 + eps)`, far less for gradients below 1e-5.
+  """
+
+  def update(updates: Any, sums: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+    sums = jax.tree.map(lambda s, g: s + jnp.square(g), sums, updates)
+    updates = jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), updates, sums)
+    return updates, sums
+
+  return optax.GradientTransformation(optax.tree.zeros_like, update)
 
 
 def parameter_groups(params: Any) -> Any:

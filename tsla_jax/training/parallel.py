@@ -259,7 +259,7 @@ def compile_programs(
         augmentation=augmentation,
         mean_over_run=topology.mean_over_run,
       ),
-      in_axes=(0, 0, 0, 0, None, None, None),
+      in_axes=(0, 0, 0, 0, 0, None, None, None),
       donate_argnums=0,
     ),
     eval_step=pmap(

@@ -65,7 +65,11 @@ def save_teacher(
     path: of an `.npz` file.
     probabilities: `y_hat` of every training example, `[N, K]`.
     dataset: whose.
+
+  Raises:
+    InputError: if they are no distributions, or the file cannot be written.
   """
+  check_rows(probabilities, 'the teacher')
   archive = io.BytesIO()
   np.savez(
     archive,
@@ -74,8 +78,26 @@ def save_teacher(
     name=dataset.name,
   )
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  write_atomically(path, archive.getvalue())
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, archive.getvalue())
+  except OSError as error:
+    raise InputError(f"'{path}' cannot be written: {error}") from error
+
+
+def check_rows(table: np.ndarray, where: str) -> None:
+  """Refuses what is no distribution for every example.
+
+  Args:
+    table: `[N, K]`.
+    where: for the message.
+
+  Raises:
+    InputError: if a row is not finite, negative somewhere, or zero.
+  """
+  sums = table.sum(axis=1, dtype=np.float64)
+  if not np.all(np.isfinite(sums)) or table.min() < 0 or sums.min() <= 0:
+    raise InputError(f'{where} has rows that are no distributions')
 
 
 def load_teacher(
@@ -101,7 +123,8 @@ def load_teacher(
     )
   try:
     with np.load(path) as file:
-      table, digest, name = file['table'], str(file['digest']), file['name']
+      table = np.asarray(file['table'], np.float16)
+      digest, name = str(file['digest']), file['name']
   except FileNotFoundError as error:
     raise InputError(
       f"smoothing.teacher: there is no file '{path}'; {how}"
@@ -109,7 +132,7 @@ def load_teacher(
   # NumPy raises errors of many kinds for files that are none of its own.
   except Exception as error:
     raise InputError(
-      f"smoothing.teacher: '{path}' is no table of a teacher ({error}); {how}"
+      f"smoothing.teacher: '{path}' is no table of a teacher; {how}"
     ) from error
   shape = (len(dataset.train), dataset.num_classes)
   if digest != dataset.train.digest or table.shape != shape:
@@ -118,9 +141,5 @@ def load_teacher(
       f" '{name}', not for these {shape[0]} training images of"
       f" '{dataset.name}' in {shape[1]} classes; {how}"
     )
-  sums = table.sum(axis=1, dtype=np.float64)
-  if not np.all(np.isfinite(sums)) or table.min() < 0 or sums.min() <= 0:
-    raise InputError(
-      f"smoothing.teacher: '{path}' has rows that are no distributions; {how}"
-    )
+  check_rows(table, f"smoothing.teacher: '{path}'")
   return table

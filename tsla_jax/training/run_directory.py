@@ -206,11 +206,11 @@ class RunDirectory:
         f"workdir '{self.path}' holds a run on other data: there {there}; here"
         f' {here}; use that data or a new workdir'
       )
-    if known and known['prior'] != data['prior']:
+    if known and known.get('prior') != data['prior']:
       raise InputError(
         f"smoothing.teacher: workdir '{self.path}' holds a run with another"
-        f' table (digest {known["prior"]}, here {data["prior"]}); use that one'
-        ' or a new workdir'
+        f' table (digest {known.get("prior")}, here {data["prior"]}); use that'
+        ' one or a new workdir'
       )
 
   def start(

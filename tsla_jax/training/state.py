@@ -47,8 +47,9 @@ class Batch(flax.struct.PyTreeNode):
     label: int32 `[B]`.
     index: int32 `[B]`, positions in the split.
     prior: float32 `[B, K]`, `y_hat`, rows summing to 1.
-    mix: float32 `[B]`, the share of each image in its mixture with the next;
-      None without mixup.
+    mix: float32 `[B]`, the share of each example in the image, the rest being
+      its partner's; None without mixup.
+    partner: the label and prior of the partners, if there is mixup.
     mask: float32 `[B]`, 0 on examples that only fill up an evaluation batch;
       None in training.
   """
@@ -58,6 +59,7 @@ class Batch(flax.struct.PyTreeNode):
   index: jax.Array
   prior: jax.Array
   mix: jax.Array | None = None
+  partner: 'Batch | None' = None
   mask: jax.Array | None = None
 
 

@@ -117,7 +117,9 @@ def mixed_loss(
   logits: jax.Array, batch: Batch, theta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """`smoothed_loss` under mixup: labels are mixed after they are smoothed."""
-  mixed = augment.mix(_targets(batch, theta), batch.mix)
+  mixed = augment.mix(
+    _targets(batch, theta), _targets(batch.partner, theta), batch.mix
+  )
   loss = losses.smoothed_cross_entropy(logits, mixed)
   return loss, targets.target_entropy(mixed)
 
@@ -162,6 +164,7 @@ def eval_step(
 def resident_train_step(
   state: TrainState,
   epoch_index: jax.Array,
+  epoch_partner: jax.Array,
   epoch_hparams: Hparams,
   prior: jax.Array,
   images: jax.Array,
@@ -176,6 +179,7 @@ def resident_train_step(
   Args:
     state: donated when compiled; its step says which row to read.
     epoch_index: int32 `[steps, B]`, positions in the training split.
+    epoch_partner: likewise, of the examples that mixup mixes them with.
     epoch_hparams: `[steps]` each.
     prior: float16 `[N, K]`.
     images: uint8 `[N, H, W, C]`.
@@ -191,20 +195,30 @@ def resident_train_step(
   row = state.step % epoch_index.shape[0]
   index = epoch_index[row]
   hparams = jax.tree.map(lambda values: values[row], epoch_hparams)
+
+  def gather(index: jax.Array, keys: jax.Array) -> Batch:
+    image = augment.training_view(
+      keys, images[index], sizes[index], augmentation
+    )
+    return Batch(
+      image=augment.normalise(image, augmentation),
+      label=labels[index],
+      index=index,
+      prior=targets.normalise_prior(prior[index]),
+    )
+
   keys = augment.example_keys(state.key, epoch, index)
-  image = augment.training_view(keys, images[index], sizes[index], augmentation)
-  weights = None
+  batch, batch_loss = gather(index, keys), smoothed_loss
   if augmentation.mixup_alpha:
+    index = epoch_partner[row]
+    partner = gather(index, augment.example_keys(state.key, epoch, index))
     weights = augment.mixup_weights(keys, augmentation)
-    image = augment.mix(image.astype(jnp.float32), weights)
-  batch = Batch(
-    image=augment.normalise(image, augmentation),
-    label=labels[index],
-    index=index,
-    prior=targets.normalise_prior(prior[index]),
-    mix=weights,
-  )
-  batch_loss = smoothed_loss if weights is None else mixed_loss
+    batch_loss = mixed_loss
+    batch = batch.replace(
+      image=augment.mix(batch.image, partner.image, weights),
+      mix=weights,
+      partner=partner,
+    )
   return train_step(state, batch, hparams, batch_loss=batch_loss, **static)
 
 

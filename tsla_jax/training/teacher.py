@@ -45,7 +45,7 @@ def apply_model(
   channels = len(augmentation.mean)
 
   @jax.jit
-  def apply(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def apply(variables: Any, images: jax.Array, sizes: jax.Array) -> Any:
     images = augment.evaluation_view(images, sizes, augmentation)
     images = jnp.broadcast_to(images, (*images.shape[:3], channels))
     images = augment.normalise(images, augmentation)
@@ -53,7 +53,7 @@ def apply_model(
 
   index, _ = pipeline.evaluation_batches(len(split), batch_size)
   outputs = [
-    jax.device_get(apply(split.images[rows], split.sizes[rows]))
+    jax.device_get(apply(variables, split.images[rows], split.sizes[rows]))
     for rows in tqdm.tqdm(index, unit='batch', disable=None, leave=False)
   ]
   logits, features = (
@@ -73,6 +73,7 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def cross_fitted_probe(
   features: np.ndarray,
   labels: np.ndarray,
+  num_classes: int,
   *,
   strength: float = 0.01,
   folds: int = 5,
@@ -83,23 +84,24 @@ def cross_fitted_probe(
   Args:
     features: `[N, d]`.
     labels: `[N]`, each class at least `folds` times.
+    num_classes: K.
     strength: scikit-learn's C, the inverse of the L2 penalty.
     folds: as many classifiers, stratified by class.
     seed: of the folds.
 
   Returns:
-    Logits `[N, K]`, K being the greatest label plus one.
+    Logits `[N, K]`.
 
   Raises:
     InputError: if a class has fewer examples than there are folds.
   """
-  counts = np.bincount(labels)
-  if counts[counts > 0].min() < folds or len(np.unique(labels)) < len(counts):
+  counts = np.bincount(labels, minlength=num_classes)
+  if counts.min() < folds:
     raise InputError(
       f'the probe is fitted in {folds} folds, and the rarest of'
       f' {len(counts)} classes has {counts.min()} examples; lower --folds'
     )
-  logits = np.empty((len(labels), len(counts)))
+  logits = np.empty((len(labels), num_classes))
   splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
   rounds = splitter.split(features, labels)
   for fit, held_out in tqdm.tqdm(
@@ -120,9 +122,9 @@ def map_by_counts(
 ) -> np.ndarray:
   """Turns probabilities of other classes into ones of ours.
 
-  `P(k | j)` is counted over the training examples: how often an example that
-  looks most like source class j has label k, each label counted once more than
-  it occurred in proportion to its frequency.
+  `P(k | j)` is counted: how often an example that looks most like source class
+  j has label k, with one count more that is shared out by the frequency of the
+  labels. An example is left out of the counts that judge it.
 
   Args:
     source: `P(j | x)`, `[N, J]`.
@@ -132,10 +134,18 @@ def map_by_counts(
   Returns:
     `sum_j P(k | j) P(j | x)`, `[N, K]`.
   """
+  nearest = source.argmax(axis=1)
   counts = np.zeros((source.shape[1], num_classes))
-  np.add.at(counts, (source.argmax(axis=1), labels), 1.0)
+  np.add.at(counts, (nearest, labels), 1.0)
   counts += np.bincount(labels, minlength=num_classes) / len(labels)
-  return source @ (counts / counts.sum(axis=1, keepdims=True))
+  given = counts / counts.sum(axis=1, keepdims=True)
+  # Only the row of its own source class changes for an example that is left
+  # out.
+  without = counts[nearest]
+  without[np.arange(len(labels)), labels] -= 1.0
+  without /= without.sum(axis=1, keepdims=True)
+  weight = source[np.arange(len(labels)), nearest][:, None]
+  return source @ given + weight * (without - given[nearest])
 
 
 def describe(probabilities: np.ndarray, labels: np.ndarray) -> str:
