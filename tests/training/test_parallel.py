@@ -119,6 +119,31 @@ def test_indivisible_batch_is_refused(data):
     )
 
 
+def test_data_that_do_not_fit_are_refused_with_both_sizes(data, monkeypatch):
+  class Device:
+    def memory_stats(self):
+      return {'bytes_limit': 3_000_000_000, 'bytes_in_use': 1_000_000_000}
+
+    def __str__(self):
+      return 'GPU 0'
+
+  monkeypatch.setattr(parallel.Topology, 'devices', [Device()])
+  images = np.broadcast_to(np.uint8(0), (20_000, 256, 384, 3))
+  with pytest.raises(InputError, match=r'needs 5\.9 GB .* GPU 0 has 2\.0 GB'):
+    parallel.data_parallel(1).place_shared([images])
+
+
+def test_mixup_does_not_depend_on_the_devices(data):
+  config = resolved(**{'data.mixup_alpha': 0.4})
+  runs = make_runs([config], data)
+  states = [
+    train(parallel.data_parallel(n), [config], runs, data, steps=2)[1][0]
+    for n in (1, 4)
+  ]
+  for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_more_devices_than_there_are(data):
   with pytest.raises(InputError, match='num_devices: 9 .* 1 to 8'):
     parallel.data_parallel(9)
