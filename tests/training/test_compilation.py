@@ -3,6 +3,7 @@
 import collections
 
 import jax
+import pytest
 
 from tests.conftest import make_config
 from tsla_jax.training import parallel, run_directory, step
@@ -23,18 +24,24 @@ class Events:
     self.counts[event] += 1
 
 
-def test_one_trace_and_no_compilation_after_the_first_epoch(
-  tmp_path, monkeypatch, dataset
-):
-  traces = []
+@pytest.fixture
+def traces(monkeypatch):
+  """The loss of each trace of the train step, programs being made anew."""
+  losses = []
   original = step.train_step
 
   def counted(*args, **kwargs):
-    traces.append(kwargs['batch_loss'].__name__)
+    losses.append(kwargs['batch_loss'].__name__)
     return original(*args, **kwargs)
 
   monkeypatch.setattr(step, 'train_step', counted)
   parallel.compile_programs.cache_clear()
+  return losses
+
+
+def test_one_trace_and_no_compilation_after_the_first_epoch(
+  tmp_path, monkeypatch, dataset, traces
+):
   events = Events()
   per_epoch = []
   append = run_directory.RunDirectory.append
@@ -75,16 +82,7 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   assert lines[0][0] != lines[1][0]
 
 
-def test_mixup_is_a_program_of_its_own(tmp_path, monkeypatch, dataset):
-  traces = []
-  original = step.train_step
-
-  def counted(*args, **kwargs):
-    traces.append(kwargs['batch_loss'].__name__)
-    return original(*args, **kwargs)
-
-  monkeypatch.setattr(step, 'train_step', counted)
-  parallel.compile_programs.cache_clear()
+def test_mixup_is_a_program_of_its_own(tmp_path, dataset, traces):
   for alpha, method in ((0.0, 'lsr'), (0.2, 'lsr'), (0.2, 'tsla,drop=2')):
     config = make_config(method, **{'data.mixup_alpha': alpha})
     train_and_evaluate(config, tmp_path / f'{alpha}{method}', dataset)

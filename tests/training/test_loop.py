@@ -411,6 +411,7 @@ def test_signal_handlers_are_put_back(tmp_path):
     ({'optimizer.momentum': 1.0}, 'momentum: 1.0; must be at least 0, below'),
     ({'data.std': (0.0,)}, 'data.std: .* above 0'),
     ({'data.pad': 8}, 'data.pad: 8 .* 8x8'),
+    ({'data.crop_size': 8}, 'data.pad: 1; must be 0 beside data.crop_size'),
     ({'data.image_size': -1}, 'data.image_size: -1; must be from 0'),
     (
       {'smoothing.schedule': 'linear', 'smoothing.drop_epoch': None},

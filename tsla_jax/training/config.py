@@ -72,6 +72,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     'two numbers above 0, the smaller first',
   )
   require('data.pad', lambda value: value >= 0, 'at least 0')
+  require(
+    'data.pad',
+    lambda value: not (value and config.data.crop_size),
+    '0 beside data.crop_size, which crops without it',
+  )
   require('seed', lambda value: 0 <= value < 2**32, 'between 0 and 2**32 - 1')
 
   epochs = config.num_epochs

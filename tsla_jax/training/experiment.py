@@ -203,20 +203,7 @@ def make_experiment(
   batch_size, parts = config.batch_size, topology.devices_per_run
   topology.split(batch_size)
   pipeline.num_steps(len(dataset.train), batch_size)
-  image_shape = dataset.train.images.shape[1:]
-  height, width, _ = image_shape
-  if config.data.pad >= min(height, width):
-    raise InputError(
-      f'data.pad: {config.data.pad} is not below the size of the images,'
-      f' {width}x{height}'
-    )
-  mean, std = tuple(config.data.mean), tuple(config.data.std)
-  for field, values in (('data.mean', mean), ('data.std', std)):
-    if len(values) != image_shape[-1]:
-      raise InputError(
-        f'{field}: {len(values)} values for the {image_shape[-1]} channels of'
-        f" data set '{dataset.name}'; give data.mean and data.std one a channel"
-      )
+  _check_images(config, dataset)
   model = resnet.create_model(
     config.model.name,
     dataset.num_classes,
@@ -225,24 +212,10 @@ def make_experiment(
     dtype=config.model.dtype,
     **topology.axis,
   )
-  crop_size = config.data.crop_size or None
-  if crop_size is not None and config.data.pad:
-    raise InputError(
-      f'data.pad: {config.data.pad} does nothing beside data.crop_size:'
-      f' {crop_size}; set one of them to 0'
-    )
-  seen = image_shape
-  if crop_size is not None:
-    seen = (crop_size, crop_size, image_shape[-1])
-  if crop_size is None and any(
-    np.any(split.sizes != split.images.shape[1:3])
-    for split in (dataset.train, dataset.test)
-  ):
-    raise InputError(
-      f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
-      ' size; give the side of the crops, as 224'
-    )
   augmentation = config_lib.augmentation(config)
+  seen = dataset.train.images.shape[1:]
+  if augmentation.crop_size is not None:
+    seen = (augmentation.crop_size, augmentation.crop_size, seen[-1])
   eval_batch = config.eval_batch_size or config.batch_size
   eval_batch = min(eval_batch, len(dataset.test))
   eval_batch = -(-eval_batch // parts) * parts
@@ -274,6 +247,31 @@ def make_experiment(
       for pair in zip(index, mask, strict=True)
     ),
   )
+
+
+def _check_images(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+  """Refuses what a config does to images if these do not allow it."""
+  data, (height, width, channels) = config.data, dataset.train.images.shape[1:]
+  if data.pad >= min(height, width):
+    raise InputError(
+      f'data.pad: {data.pad} is not below the size of the images,'
+      f' {width}x{height}'
+    )
+  for field in ('mean', 'std'):
+    if len(data[field]) != channels:
+      raise InputError(
+        f'data.{field}: {len(data[field])} values for the {channels} channels'
+        f" of data set '{dataset.name}'; give data.mean and data.std one a"
+        ' channel'
+      )
+  splits = (dataset.train, dataset.test)
+  if not data.crop_size and any(
+    np.any(split.sizes != split.images.shape[1:3]) for split in splits
+  ):
+    raise InputError(
+      f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
+      ' size; give the side of the crops, as 224'
+    )
 
 
 class Meter:
