@@ -68,6 +68,9 @@ def base() -> ml_collections.ConfigDict:
   # Mix each image, and its smoothed label, with another one's by a weight drawn
   # from Beta(alpha, alpha) (mixup); 0: not at all.
   c.data.mixup_alpha = 0.0
+  # Share of the training labels that are made wrong, always the same ones; test
+  # labels stay. For experiments on small data; 0: none.
+  c.data.label_noise = 0.0
   c.data.pad = 1  # zeros around an image before a random crop of its size
   c.data.flip = False  # mirror half of the training images
   c.data.mean = (0.305,)  # of each channel, of values in [0, 1]

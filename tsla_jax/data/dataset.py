@@ -93,6 +93,31 @@ class Dataset:
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
 
 
+def add_label_noise(dataset: Dataset, share: float) -> Dataset:
+  """Gives a share of the training examples another class.
+
+  Which examples, and which of the other classes, is drawn uniformly, once and
+  for all: the noise is part of the data, whatever the seed of a run.
+
+  Args:
+    dataset: of K classes.
+    share: from 0 to 1, of the training examples, rounded.
+
+  Returns:
+    The data set, named for its noise; test labels are as they were.
+  """
+  rng = np.random.default_rng(0)
+  labels = dataset.train.labels.copy()
+  wrong = rng.permutation(len(labels))[: round(share * len(labels))]
+  shift = rng.integers(1, dataset.num_classes, len(wrong))
+  labels[wrong] = (labels[wrong] + shift) % dataset.num_classes
+  return dataclasses.replace(
+    dataset,
+    name=f'{dataset.name} with {share:.0%} label noise',
+    train=dataclasses.replace(dataset.train, labels=labels),
+  )
+
+
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:
   images, labels, ids = split.images, split.labels, split.ids
   if images.ndim != 4 or images.dtype != np.uint8 or not all(images.shape[1:]):

@@ -22,9 +22,14 @@ from tsla_jax.training.state import TrainState
 
 
 class Checkpoints:
-  """The checkpoints in one directory, numbered by the steps taken."""
+  """The checkpoints in one directory, numbered by the steps taken.
 
-  def __init__(self, directory: str | os.PathLike[str]):
+  Args:
+    directory: made if need be.
+    keep: how many of the latest are kept, beside the best.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], keep: int = 1):
     # Orbax takes absolute paths only.
     self.directory = pathlib.Path(directory).absolute()
 
@@ -39,7 +44,7 @@ class Checkpoints:
         best_fn=score,
         preservation_policy=preservation_policy.AnyPreservationPolicy(
           [
-            preservation_policy.LatestN(1),
+            preservation_policy.LatestN(keep),
             preservation_policy.BestN(get_metric_fn=score, reverse=False, n=1),
           ]
         ),
@@ -50,6 +55,16 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """Steps taken at the newest complete checkpoint; None without one."""
     return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """Steps taken at every complete checkpoint."""
+    return sorted(self._manager.all_steps())
+
+  def delete_after(self, step: int) -> None:
+    """Deletes checkpoints that are newer than a step."""
+    for newer in self.steps():
+      if newer > step:
+        self._manager.delete(newer)
 
   def best_step(self) -> int | None:
     """Steps taken at the best checkpoint; None without one."""
@@ -152,48 +167,19 @@ class Checkpoints:
       self._manager.close()
 
 
-class Saver:
-  """When to write checkpoints, and the best state until it is written.
+class Clock:
+  """When to write checkpoints: after seconds, or after whole epochs."""
 
-  The best state waits on the host for the next time something is written. A
-  kill before that loses it together with the epochs that made it, which are
-  trained again.
-  """
-
-  def __init__(
-    self, checkpoints: Checkpoints, options: ml_collections.ConfigDict
-  ):
-    self._checkpoints = checkpoints
+  def __init__(self, options: ml_collections.ConfigDict):
     self._options = options
     self._saved_at = time.monotonic()
-    self._best = None
 
   def is_due(self, epochs: int | None = None) -> bool:
-    """Whether the interval is over: in seconds, or in whole epochs."""
+    """Whether the interval is over."""
     seconds, every = self._options.every_seconds, self._options.every_epochs
     late = seconds and time.monotonic() - self._saved_at >= seconds
     return bool(late or (epochs and every and epochs % every == 0))
 
-  def hold_best(
-    self, state: TrainState, progress: dict[str, Any], score: float
-  ) -> None:
-    """Keeps a state to be written before the next one."""
-    self._best = (state, progress, score)
-
-  def save(self, state: TrainState, progress: dict[str, Any]) -> None:
-    """Writes the best state, if one is waiting, and this one.
-
-    Only a best state carries its score, so that the best checkpoint is that of
-    the first epoch to reach it.
-    """
-    if self.save_best() != int(state.step):
-      self._checkpoints.save(state, progress, -1.0)
+  def reset(self) -> None:
+    """Starts the next interval."""
     self._saved_at = time.monotonic()
-
-  def save_best(self) -> int | None:
-    """Writes the best state, if one is waiting, and returns its step."""
-    if self._best is None:
-      return None
-    best, self._best = self._best, None
-    self._checkpoints.save(*best)
-    return int(best[0].step)

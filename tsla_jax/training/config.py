@@ -1,5 +1,7 @@
 """What a config means: its checks, and the data of the run it describes."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,12 +12,12 @@ import optax
 
 from tsla_jax.data import pipeline, sources
 from tsla_jax.data.augment import Augmentation
-from tsla_jax.data.dataset import Dataset
+from tsla_jax.data.dataset import Dataset, add_label_noise
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import resnet
 from tsla_jax.training import optimizers, priors
-from tsla_jax.training.run_directory import flatten
+from tsla_jax.training.run_directory import FREE_FIELDS, flatten
 from tsla_jax.training.state import Hparams, Run
 
 _SCHEDULES = {
@@ -60,6 +62,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for field in ('data.image_size', 'data.decode_size', 'data.crop_size'):
     require(field, lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
   require('data.mixup_alpha', lambda v: 0 <= v <= 1000, 'from 0 to 1000')
+  require('data.label_noise', lambda v: 0 <= v < 1, 'at least 0, below 1')
   require('data.eval_crop', lambda v: 0 < v <= 1, 'above 0, at most 1')
   require(
     'data.crop_scale',
@@ -225,17 +228,89 @@ def make_run(config: ml_collections.ConfigDict, dataset: Dataset) -> Run:
   )
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> Dataset:
-  """Loads the data set that a config names; raises as `sources.load`."""
-  return sources.load(
-    config.data.name,
-    config.data.data_dir,
-    train_split=config.data.train_split,
-    test_split=config.data.test_split,
-    image_size=config.data.image_size or None,
-    decode_size=config.data.decode_size or None,
-    cache_dir=config.data.cache_dir,
+def load_dataset(
+  config: ml_collections.ConfigDict, dataset: Dataset | None = None
+) -> Dataset:
+  """Loads the data set that a config names; raises as `sources.load`.
+
+  Args:
+    config: its `data`.
+    dataset: in place of the one that would be loaded.
+
+  Returns:
+    The data set, some of its training labels wrong if the config says so.
+  """
+  if dataset is None:
+    dataset = sources.load(
+      config.data.name,
+      config.data.data_dir,
+      train_split=config.data.train_split,
+      test_split=config.data.test_split,
+      image_size=config.data.image_size or None,
+      decode_size=config.data.decode_size or None,
+      cache_dir=config.data.cache_dir,
+    )
+  if config.data.label_noise:
+    dataset = add_label_noise(dataset, config.data.label_noise)
+  return dataset
+
+
+# What makes one run another of the same programs and data: a run's seed, and
+# what becomes its schedules and prior.
+_DYNAMIC_FIELDS = (
+  'seed',
+  'num_epochs',
+  'smoothing.',
+  'optimizer.learning_rate.',
+  'optimizer.drop_epochs',
+  'optimizer.drop_factor',
+  'optimizer.second_stage_factor',
+)
+
+
+def static_settings(config: ml_collections.ConfigDict) -> str:
+  """All that two runs must have in common to share programs, data and epochs.
+
+  Args:
+    config: resolved.
+
+  Returns:
+    A text; equal for equal settings.
+  """
+  free = (*FREE_FIELDS, *_DYNAMIC_FIELDS)
+  flat = flatten(config.to_dict())
+  return json.dumps(
+    {key: flat[key] for key in sorted(flat) if not key.startswith(free)}
   )
+
+
+def epoch_keys(config: ml_collections.ConfigDict, steps: int) -> list[bytes]:
+  """What an epoch's training depends on, beside the state it starts from.
+
+  Two runs of equal `static_settings` and equal keys for their first epochs
+  have the same bits after these.
+
+  Args:
+    config: resolved.
+    steps: in an epoch.
+
+  Returns:
+    For each epoch the seed, the rows of the schedules and, where theta is not
+    0, which prior it is (equal names on equal data are equal priors).
+  """
+  table = hparams_table(config, steps)
+  smoothing = config.smoothing
+  prior = repr((smoothing.prior, smoothing.teacher)).encode()
+  keys = []
+  for epoch in range(config.num_epochs):
+    rows = slice(epoch * steps, (epoch + 1) * steps)
+    digest = hashlib.sha256(repr(config.seed).encode())
+    for values in jax.tree.leaves(table):
+      digest.update(values[rows].tobytes())
+    if np.any(table.theta[rows]):
+      digest.update(prior)
+    keys.append(digest.digest())
+  return keys
 
 
 def augmentation(config: ml_collections.ConfigDict) -> Augmentation:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Dataset
-from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.errors import InputError
 from tsla_jax.models import resnet
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import parallel
@@ -277,12 +277,16 @@ def _check_images(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
 class Meter:
   """Sums of an epoch's metrics for every run, in float64 on the host.
 
-  Reads the devices some steps late, so that they never wait for the host, and
-  finds the step at which a loss stopped being finite.
+  Reads the devices some steps late, so that they never wait for the host.
+
+  Attributes:
+    diverged: the step at which a run's loss stopped being finite, by the
+      position of the run; sums of it are of no use.
   """
 
   def __init__(self, topology: parallel.Topology):
     self._topology = topology
+    self.diverged: dict[int, int] = {}
     self._pending = collections.deque()
     self._sums = [collections.defaultdict(float) for _ in topology.groups]
 
@@ -308,8 +312,10 @@ class Meter:
   def _read(self) -> None:
     step, metrics = self._pending.popleft()
     values = {name: np.asarray(value) for name, value in metrics.items()}
-    for run, group in zip(self._sums, self._topology.groups, strict=True):
+    for run, group in enumerate(self._topology.groups):
       if not all(np.isfinite(values['loss'][list(group)])):
-        raise DivergenceError(f'the training loss is not finite at step {step}')
+        self.diverged.setdefault(run, step)
       for name, value in values.items():
-        run[name] += float(np.sum(value[list(group)], dtype=np.float64))
+        self._sums[run][name] += float(
+          np.sum(value[list(group)], dtype=np.float64)
+        )

@@ -1,28 +1,27 @@
-"""`train_and_evaluate`: one run, from a config to its directory."""
+"""The training loop, and `train_and_evaluate`: one run from a config."""
 
 import contextlib
-import hashlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
-import tqdm
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
-from tsla_jax.models import pretrained
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
-from tsla_jax.training.checkpoint import Checkpoints, Saver
+from tsla_jax.training.checkpoint import Clock
+from tsla_jax.training.experiment import Experiment
+from tsla_jax.training.member import Member
+from tsla_jax.training.progress import Progress
 from tsla_jax.training.run_directory import RunDirectory
-from tsla_jax.training.state import Hparams, TrainState
+from tsla_jax.training.state import TrainState
 
 
 def train_and_evaluate(
@@ -66,55 +65,17 @@ def train_and_evaluate(
       summary = directory.summary()
       print(f'Finished before, nothing to do. {_describe(summary, directory)}')
       return summary
-    dataset = config_lib.load_dataset(config) if dataset is None else dataset
+    if directory.divergence() is not None:
+      raise DivergenceError(f'ended before: {directory.divergence()}')
+    dataset = config_lib.load_dataset(config, dataset)
     experiment = experiment_lib.make_experiment(config, dataset, topology)
     run = config_lib.make_run(config, dataset)
-    return _Training(config, dataset, experiment, run, directory).execute()
-
-
-class _Training:
-  """A run under way: what the steps of `execute` share."""
-
-  def __init__(self, config, dataset, experiment, run, directory):
-    self.config = config
-    self.dataset = dataset
-    self.experiment = experiment
-    self.run = run
-    self.directory = directory
-
-  def execute(self) -> dict[str, Any]:
-    """Trains to the end and writes the results."""
-    self._announce()
-    checkpoints = Checkpoints(self.directory.checkpoints)
-    with contextlib.closing(checkpoints), _catch_signals() as signals:
-      self.checkpoints = checkpoints
-      self.saver = Saver(checkpoints, self.config.checkpoint)
-      try:
-        state, epoch, first, sums = self._open()
-        state = self._epochs(state, epoch, first, sums, signals)
-        return self._finish(state)
-      except DivergenceError as error:
-        self.saver.save_best()
-        checkpoints.wait()
-        raise DivergenceError(
-          f'{error}; stopped. The last good checkpoint is'
-          f' {checkpoints.describe()}; lower optimizer.learning_rate.* and'
-          ' start in a new workdir'
-        ) from error
-      except OSError as error:
-        raise InputError(
-          f"workdir '{self.directory.path}' cannot be written: {error}; mend"
-          ' that and start again to go on'
-        ) from error
-
-  def _announce(self) -> None:
-    config, topology = self.config, self.experiment.topology
+    member = Member(config, dataset, run, directory)
     print(
-      f'{self._title()}: {len(self.dataset.train)} training and'
-      f' {len(self.dataset.test)} test images of {self.dataset.num_classes}'
-      f' classes, {config.num_epochs} epochs of'
-      f' {self.experiment.steps_per_epoch} steps, on {topology.num_devices}'
-      f' {topology.devices[0].device_kind}. Compiling.'
+      f'{member.title}: {len(dataset.train)} training and'
+      f' {len(dataset.test)} test images of {dataset.num_classes} classes,'
+      f' {config.num_epochs} epochs of {experiment.steps_per_epoch} steps, on'
+      f' {topology.num_devices} {topology.devices[0].device_kind}. Compiling.'
     )
     beyond = [
       epoch
@@ -123,244 +84,263 @@ class _Training:
     ]
     if beyond:
       print(f'Note: optimizer.drop_epochs {beyond} are beyond the last epoch.')
+    progress = Progress(config.num_epochs)
 
-  def _open(self) -> tuple[TrainState, int, int, dict[str, float]]:
-    """Restores the newest checkpoint, if any, and cuts the files back to it.
+    def report(lines: Sequence[dict[str, Any] | None], rate: float) -> None:
+      progress.write(_progress_line(lines[0], rate, config.num_epochs))
+
+    with contextlib.closing(progress):
+      train_in_lockstep([member], experiment, progress, report)
+    if member.divergence is not None:
+      raise DivergenceError(member.divergence)
+    summary = directory.summary()
+    print(f'Finished. {_describe(summary, directory)}')
+    return summary
+
+
+def train_in_lockstep(
+  members: Sequence[Member],
+  experiment: Experiment,
+  progress: Progress,
+  report: Callable[[Sequence[dict[str, Any] | None], float], None],
+) -> None:
+  """Trains runs side by side, from where they are to their ends.
+
+  A run whose loss is no longer finite ends alone (`Member.divergence`).
+
+  Args:
+    members: as many as the topology trains side by side, or fewer; equal in
+      everything but the data of their `Run`.
+    experiment: programs and data.
+    progress: counts the epochs.
+    report: called after each epoch with the members' lines (None for one that
+      has ended early) and the images per second of all.
+
+  Raises:
+    InputError: a directory that cannot be gone on in or written.
+    SystemExit: on SIGTERM or SIGINT, after saving.
+  """
+  with _catch_signals() as signals:
+    group = _Group(members, experiment, progress, report, signals)
+    try:
+      group.train()
+    except OSError as error:
+      paths = ', '.join(f"'{m.directory.path}'" for m in members)
+      raise InputError(
+        f'workdir {paths} cannot be written: {error}; mend that and start again'
+        ' to go on'
+      ) from error
+    finally:
+      for member in members:
+        member.close()
+
+
+class _Group:
+  """Runs in lockstep: what the parts of the loop share.
+
+  The topology's runs are numbered; a member has the number it has in
+  `members`. Numbers beyond repeat the first member, and nobody looks at them.
+  """
+
+  def __init__(self, members, experiment, progress, report, signals):
+    self.members = members
+    self.experiment = experiment
+    self.progress = progress
+    self.report = report
+    self.signals = signals
+    self.config = members[0].config
+    idle = experiment.topology.num_runs - len(members)
+    self.runs = [m.run for m in (*members, *members[:1] * idle)]
+    self.clock = Clock(self.config.checkpoint)
+
+  @property
+  def going(self) -> list[tuple[int, Member]]:
+    """The members that have not ended early, with their numbers."""
+    return [
+      (i, member)
+      for i, member in enumerate(self.members)
+      if member.divergence is None
+    ]
+
+  def train(self) -> None:
+    """Trains to the end and writes the results."""
+    state, epoch, first, sums = self._open()
+    if not first:
+      self._branch(state, epoch)
+    _, test_prior = priors = self.experiment.place_priors(self.runs)
+    while epoch < self.config.num_epochs and self.going:
+      state = self._epoch(state, epoch, first, sums, priors)
+      epoch, first, sums = epoch + 1, 0, [{} for _ in self.runs]
+    if not self.going:
+      return
+    scores = self.experiment.predict(state, test_prior)
+    hosts = self.experiment.topology.fetch(state)
+    for i, member in self.going:
+      member.checkpoints.wait()
+      member.finish(hosts[i].params['head'], scores[i])
+
+  def _open(self) -> tuple[TrainState, int, int, list[dict[str, float]]]:
+    """Restores the newest checkpoint that all have, or starts at the beginning.
 
     Everything that is there is checked before anything is changed.
+
+    Returns:
+      The states, the epoch, the step in it, and the runs' sums so far in it.
     """
-    topology = self.experiment.topology
-    data = {
-      'name': self.dataset.name,
-      'train_examples': len(self.dataset.train),
-      'test_examples': len(self.dataset.test),
-      'image_shape': list(self.dataset.train.images.shape[1:]),
-      'class_names': list(self.dataset.class_names),
-      'fingerprint': self.dataset.fingerprint(),
-      'prior': self._prior_digest(),
-    }
-    self.directory.check_data(data)
-    state = self.experiment.init([self.run])
-    epoch, first, sums = 0, 0, {}
-    step = self.checkpoints.latest_step()
-    if step is not None:
-      (template,) = topology.fetch(state)
-      host, progress = self.checkpoints.restore(template)
-      state = topology.place([host])
-      epoch, sums = progress['epoch'], progress['sums']
-      first = step - epoch * self.experiment.steps_per_epoch
-      self._check_length(step)
+    experiment, members = self.experiment, self.members
+    state = experiment.init(self.runs)
+    hosts = experiment.topology.fetch(state)
+    sums = [{} for _ in self.runs]
+    epoch = 0
+    for member in members:
+      member.check(experiment.steps_per_epoch)
+    # A kill may fall between the saving of one and of another. No more than one
+    # checkpoint apart: a new one is begun when the last is complete for all.
+    common = set.intersection(*(set(m.checkpoints.steps()) for m in members))
+    step = max(common, default=0)
+    if step:
+      for i, member in enumerate(members):
+        hosts[i], epoch, sums[i] = member.restore(hosts[i], step)
       print(f'Going on from step {step}, in epoch {epoch + 1}.')
-    elif self.directory.summary() is not None:
-      raise InputError(
-        f"workdir '{self.directory.path}' holds results of a run, but no"
-        ' checkpoint to go on from; put it back or use a new workdir'
-      )
-    elif self.config.model.pretrained is not None:
-      (host,) = topology.fetch(state)
-      state = topology.place([self._pretrained(host)])
-    self.directory.check_lines(epoch)
-    self.directory.start(self.config, data, epoch)
-    return state, epoch, first, sums
+    else:
+      for i, member in enumerate(members):
+        hosts[i] = member.initial(hosts[i])
+    for member in members:
+      member.start(step, epoch)
+    done = step / experiment.steps_per_epoch
+    self.progress.skip(done - members[0].directory.branch_epoch())
+    if step or self.config.model.pretrained is not None:
+      state = experiment.topology.place(hosts)
+    return state, epoch, step - epoch * experiment.steps_per_epoch, sums
 
-  def _prior_digest(self) -> str | None:
-    """A digest of a teacher's table; other priors follow from the data."""
-    if self.config.smoothing.prior != 'teacher':
-      return None
-    return hashlib.sha256(np.ascontiguousarray(self.run.prior)).hexdigest()[:16]
-
-  def _pretrained(self, state: TrainState) -> TrainState:
-    """Puts the weights that the config names into an initial state."""
-    variables, report = pretrained.load_variables(
-      {'params': state.params, 'batch_stats': state.batch_stats},
-      pretrained.read_weights(self.config.model.pretrained),
-    )
-    print(f'{self.config.model.pretrained}: {report}.')
-    return state.replace(**variables)
-
-  def _check_length(self, step: int) -> None:
-    """Refuses a number of epochs that has been passed already.
-
-    More epochs are no other run so far: all schedules count from the start.
-    """
-    if step > self.config.num_epochs * self.experiment.steps_per_epoch:
-      raise InputError(
-        f"num_epochs: workdir '{self.directory.path}' holds a run that has"
-        f' taken {step} steps, more than {self.config.num_epochs} epochs have;'
-        ' ask for more or use a new workdir'
-      )
-
-  def _epochs(
+  def _epoch(
     self,
     state: TrainState,
     epoch: int,
     first: int,
-    sums: dict[str, float],
-    signals: list[int],
+    sums: list[dict[str, float]],
+    priors: tuple[Any, Any],
   ) -> TrainState:
-    """Trains from step `first` of `epoch` to the last epoch."""
+    """Trains an epoch from its step `first` on, evaluates, and writes both."""
     experiment, config = self.experiment, self.config
-    steps, runs = experiment.steps_per_epoch, [self.run]
-    prior, test_prior = experiment.place_priors(runs)
-    best = self._best_so_far()
-    total = config.num_epochs * steps
-    with tqdm.tqdm(
-      total=total,
-      initial=epoch * steps + first,
-      unit='step',
-      disable=None,
-      dynamic_ncols=True,
-    ) as bar:
-      while epoch < config.num_epochs:
-        bar.set_description(f'epoch {epoch + 1}/{config.num_epochs}')
-        started, steps_here = time.monotonic(), steps - first
-        meter = experiment_lib.Meter(experiment.topology)
-        meter.restore([sums])
-        rest = experiment.train_steps(state, runs, prior, epoch, first)
-        for state, metrics in rest:
-          meter.add(epoch * steps + first, metrics)
-          first += 1
-          bar.update()
-          if first < steps and (signals or self.saver.is_due()):
-            (sums,) = meter.sums()
-            self._save(state, epoch, sums)
-            if signals:
-              self._leave(signals[0], epoch, first, bar)
-        (sums,) = meter.sums()
-        trained = time.monotonic()
+    prior, test_prior = priors
+    steps, count = experiment.steps_per_epoch, len(self.going)
+    self.progress.describe(f'epoch {epoch + 1}/{config.num_epochs}')
+    started, steps_here = time.monotonic(), steps - first
+    meter = experiment_lib.Meter(experiment.topology)
+    meter.restore(sums)
+    rest = experiment.train_steps(state, self.runs, prior, epoch, first)
+    for state, metrics in rest:
+      meter.add(epoch * steps + first, metrics)
+      first += 1
+      self.progress.advance(1 / steps)
+      if not self._diverge(meter):
+        return state
+      if first < steps and (self.signals or self.clock.is_due()):
+        self._save(state, epoch, meter.sums())
+        if self.signals:
+          self._leave(epoch, first)
+    sums = meter.sums()
+    if not self._diverge(meter):
+      return state
+    trained = time.monotonic()
 
-        line = self._epoch_line(epoch, sums)
-        (test,) = experiment.evaluate(
-          state, [np.float32(line['theta'])], test_prior
+    lines = {
+      i: member.epoch_line(epoch, steps, sums[i]) for i, member in self.going
+    }
+    theta = [
+      np.float32(lines[i]['theta'] if i in lines else 0)
+      for i in range(len(self.runs))
+    ]
+    tests = experiment.evaluate(state, theta, test_prior)
+    seconds = {
+      'train_seconds': trained - started,
+      'test_seconds': time.monotonic() - trained,
+    }
+    rate = steps_here * config.batch_size / seconds['train_seconds']
+    for i, member in self.going:
+      if not np.isfinite(tests[i]['onehot_loss']):
+        member.diverge(
+          f'the test loss is not finite after epoch {epoch + 1}, at step'
+          f' {(epoch + 1) * steps}'
         )
-        if not np.isfinite(test['onehot_loss']):
-          raise DivergenceError(
-            f'the test loss is not finite after epoch {epoch + 1}, at step'
-            f' {(epoch + 1) * steps}'
-          )
-        line |= {f'test_{name}': value for name, value in test.items()}
-        evaluated = time.monotonic()
-        rate = steps_here * config.batch_size / (trained - started)
-        self.directory.append(
-          line,
-          {
-            'epoch': epoch,
-            'train_seconds': trained - started,
-            'test_seconds': evaluated - trained,
-            'images_per_second': rate,
-            'ended': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-          },
-        )
-        bar.write(_progress_line(line, rate, config.num_epochs))
-
-        epoch, first, sums = epoch + 1, 0, {}
-        if line['test_top1'] > best:
-          best = line['test_top1']
-          (host,) = experiment.topology.fetch(state)
-          self.saver.hold_best(host, {'epoch': epoch, 'sums': {}}, best)
-        if signals or self.saver.is_due(epoch) or epoch == config.num_epochs:
-          self._save(state, epoch, {})
-          if signals and epoch < config.num_epochs:
-            self._leave(signals[0], epoch, 0, bar)
-    self.checkpoints.wait()
+        continue
+      lines[i] |= {f'test_{name}': value for name, value in tests[i].items()}
+      timing = {
+        'epoch': epoch,
+        **seconds,
+        'images_per_second': rate,
+        'side_by_side': count,
+        'ended': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+      }
+      member.directory.append(lines[i], timing)
+    self._hold_best(state, lines)
+    self.progress.speed(count * rate)
+    if self.going:
+      kept = [
+        lines[i] if member.divergence is None else None
+        for i, member in enumerate(self.members)
+      ]
+      self.report(kept, count * rate)
+    self._after_epoch(state, epoch + 1)
     return state
 
-  def _title(self) -> str:
-    """The run in a line."""
-    smoothing = self.config.smoothing
-    # As the paper calls them.
-    pre = '-pre' if smoothing.prior == 'teacher' else ''
-    if smoothing.drop_epoch is not None:
-      method = f'TSLA{pre}({smoothing.drop_epoch})'
-    else:
-      method = f'LSR{pre}' if smoothing.theta else 'baseline'
-    return (
-      f'{method}, theta {smoothing.theta:g}, {self.config.model.name} on'
-      f' {self.dataset.name}, seed {self.config.seed}'
-    )
+  def _diverge(self, meter: experiment_lib.Meter) -> bool:
+    """Ends runs whose loss is not finite; whether others go on."""
+    for i, member in self.going if meter.diverged else ():
+      if i in meter.diverged:
+        step = meter.diverged[i]
+        member.diverge(f'the training loss is not finite at step {step}')
+    return bool(self.going)
 
-  def _best_so_far(self) -> float:
-    return max(
-      (line['test_top1'] for line in self.directory.metrics()), default=-1.0
-    )
+  def _hold_best(self, state: TrainState, lines: dict[int, Any]) -> None:
+    better = [(i, m) for i, m in self.going if m.is_best(lines[i])]
+    if better:
+      hosts = self.experiment.topology.fetch(state)
+      for i, member in better:
+        member.hold_best(hosts[i], lines[i])
+
+  def _after_epoch(self, state: TrainState, epochs: int) -> None:
+    """Saves and branches where it is time to, with `epochs` behind."""
+    last = epochs == self.config.num_epochs
+    if self.signals or last or self.clock.is_due(epochs):
+      self._save(state, epochs, [{} for _ in self.runs])
+      if self.signals and not last and self.going:
+        self._leave(epochs, 0)
+    self._branch(state, epochs)
+
+  def _branch(self, state: TrainState, epochs: int) -> None:
+    """Starts the runs that leave these here."""
+    if any(member.has_branches(epochs) for _, member in self.going):
+      self._save(state, epochs, [{} for _ in self.runs])
+      for _, member in self.going:
+        member.branch(epochs)
 
   def _save(
-    self,
-    state: TrainState,
-    epoch: int,
-    sums: dict[str, float],
+    self, state: TrainState, epoch: int, sums: Sequence[dict[str, float]]
   ) -> None:
-    (host,) = self.experiment.topology.fetch(state)
-    self.saver.save(host, {'epoch': epoch, 'sums': sums})
+    """Starts writing checkpoints, once the last ones are complete for all."""
+    hosts = self.experiment.topology.fetch(state)
+    for _, member in self.going:
+      member.checkpoints.wait()
+    for i, member in self.going:
+      try:
+        member.save(hosts[i], epoch, sums[i])
+      except DivergenceError as error:
+        member.diverge(str(error))
+    self.clock.reset()
 
-  def _leave(self, number: int, epoch: int, first: int, bar: tqdm.tqdm) -> None:
-    self.checkpoints.wait()
-    bar.close()
+  def _leave(self, epoch: int, first: int) -> None:
+    number = self.signals[0]
+    for _, member in self.going:
+      member.checkpoints.wait()
+    self.progress.close()
+    where = ', '.join(m.checkpoints.describe() for _, m in self.going)
     print(
       f'{signal.Signals(number).name}: saved at step {first} of epoch'
-      f' {epoch + 1} in {self.checkpoints.describe()}; start again with the'
-      ' same workdir to go on.'
+      f' {epoch + 1} in {where}; start again with the same workdir to go on.'
     )
     raise SystemExit(128 + number)
-
-  def _epoch_line(self, epoch: int, sums: dict[str, float]) -> dict[str, Any]:
-    """The training part of an epoch's line in `metrics.jsonl`."""
-    steps = self.experiment.steps_per_epoch
-    count = steps * self.config.batch_size
-    rows = slice(epoch * steps, (epoch + 1) * steps)
-    epoch_hparams: Hparams = jax.tree.map(
-      lambda values: float(np.mean(values[rows], dtype=np.float64)),
-      self.run.hparams,
-    )
-    return {
-      'epoch': epoch,
-      'theta': epoch_hparams.theta,
-      **{
-        f'learning_rate_{group}': rate
-        for group, rate in epoch_hparams.learning_rate.items()
-      },
-      'train_loss': sums['loss'] / count,
-      'train_onehot_loss': sums['onehot_loss'] / count,
-      'train_entropy_floor': sums['entropy_floor'] / count,
-      'train_top1': sums['correct'] / count,
-    }
-
-  def _finish(self, state: TrainState) -> dict[str, Any]:
-    """Writes predictions, curves and summary, and says where they are."""
-    # Imported late: matplotlib takes its time.
-    from tsla_jax.reporting import figures
-
-    experiment, directory = self.experiment, self.directory
-    _, test_prior = experiment.place_priors([self.run])
-    (scores,) = experiment.predict(state, test_prior)
-    (host,) = experiment.topology.fetch(state)
-    head = host.params['head']
-    lines = directory.metrics()
-    best = max(lines, key=lambda line: line['test_top1'])
-    summary = {
-      'num_epochs': self.config.num_epochs,
-      'best_epoch': best['epoch'],
-      'best': best,
-      'last': lines[-1],
-    }
-    directory.finish(
-      predictions={
-        'logits': scores['logits'],
-        'labels': self.dataset.test.labels,
-        'index': np.arange(len(self.dataset.test), dtype=np.int32),
-        'features': scores['features'],
-        'weights': np.ascontiguousarray(head['kernel'].T),
-        'bias': head['bias'],
-        'ids': self.dataset.test.ids,
-        'class_names': np.array(self.dataset.class_names),
-      },
-      curves=figures.curves_png(
-        lines, self._title(), self.config.smoothing.drop_epoch
-      ),
-      summary=summary,
-    )
-    print(f'Finished. {_describe(summary, directory)}')
-    return summary
 
 
 @contextlib.contextmanager

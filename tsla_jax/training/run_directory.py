@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -78,6 +79,14 @@ class RunDirectory:
     record = self._record()
     return record and ml_collections.ConfigDict(record['config'])
 
+  def exists(self) -> bool:
+    """Whether a run has been started here."""
+    return (self.path / 'config.json').is_file()
+
+  def branch_epoch(self) -> int:
+    """Epochs that another run was trained for and this one shares."""
+    return (self._record() or {}).get('branch', {'epoch': 0})['epoch']
+
   def data(self) -> dict[str, Any] | None:
     """What identifies the data the directory was started with."""
     record = self._record()
@@ -89,6 +98,11 @@ class RunDirectory:
   def summary(self) -> dict[str, Any] | None:
     """What `finish` wrote last; None before."""
     return self._read_json('summary.json', ('num_epochs', 'best', 'last'))
+
+  def divergence(self) -> str | None:
+    """Why the run ended early; None if it did not."""
+    record = self._read_json('diverged.json', ('reason',))
+    return record and record['reason']
 
   def _read_json(self, name: str, keys: tuple[str, ...]) -> dict | None:
     """A file of one object with at least these keys; None if there is none."""
@@ -236,6 +250,8 @@ class RunDirectory:
     # How a run started stays on record when it goes on with more epochs.
     record = known or {**environment, 'dataset': dict(data)}
     record['config'] = config.to_dict()
+    if self.branch_epoch() > epochs:
+      del record['branch']  # from the beginning after all
     content = (json.dumps(record, indent=2) + '\n').encode()
     write_atomically(self.path / 'config.json', content)
 
@@ -342,6 +358,49 @@ class RunDirectory:
     write_atomically(self.path / 'curves.png', curves)
     text = json.dumps(dict(summary), indent=2) + '\n'
     write_atomically(self.path / 'summary.json', text.encode())
+
+  def diverge(self, reason: str) -> None:
+    """Marks a run that ended early."""
+    text = json.dumps({'reason': reason}, indent=2) + '\n'
+    write_atomically(self.path / 'diverged.json', text.encode())
+
+  def branch(
+    self,
+    target: 'RunDirectory',
+    config: ml_collections.ConfigDict,
+    data: Mapping[str, Any],
+    epochs: int,
+  ) -> None:
+    """Starts another run's directory with this run's past.
+
+    It appears whole or not at all: what was copied when a process was killed
+    is removed by the next try.
+
+    Args:
+      target: of the other run; must not exist.
+      config: of the other run.
+      data: what identifies its data.
+      epochs: that the two runs share; the newest checkpoint is of that moment.
+    """
+    temporary = target.path.with_name(f'.{target.path.name}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    shutil.copytree(self.checkpoints, temporary / 'checkpoints')
+    for name in ('metrics.jsonl', 'timing.jsonl'):
+      kept = b''.join(self.metrics_lines(name)[:epochs])
+      (temporary / name).write_bytes(kept)
+    record = {
+      **self._record(),
+      'dataset': dict(data),
+      'config': config.to_dict(),
+      'branch': {
+        'from': os.path.relpath(self.path, target.path),
+        'epoch': epochs,
+      },
+    }
+    text = json.dumps(record, indent=2) + '\n'
+    (temporary / 'config.json').write_text(text)
+    os.replace(temporary, target.path)
 
   def close(self) -> None:
     """Closes the event file, if one is open."""
