@@ -6,6 +6,9 @@ or `:tsla_pre,drop=40`; without one it is the file's own TSLA. Single fields
 follow as `--config.seed=1`.
 """
 
+import dataclasses
+from typing import Any
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -15,6 +18,58 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   c = base()
   apply_method(c, method, drop_epoch=40)
   return c
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of a results table (`get_tables` of a config file).
+
+  Attributes:
+    method: as after the colon of `--config`.
+    name: what the table calls it; None: as the paper calls the method.
+    fields: other fields of the config that differ, by their dotted names.
+    top1: published best test top-1, mean and standard deviation in percent, if
+      there is one.
+    top5: likewise.
+  """
+
+  method: str
+  name: str | None = None
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  top1: tuple[float, float | None] | None = None
+  top5: tuple[float, float | None] | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.method, str):
+      raise ValueError(f'a row has the method {self.method!r}; give a text')
+    where = f"row '{self.name or self.method}'"
+    if not isinstance(self.name, str | None):
+      raise ValueError(f'{where}: the name must be a text')
+    if not isinstance(self.fields, dict) or 'seed' in self.fields:
+      raise ValueError(
+        f"{where}: fields must be a dictionary, as {{'smoothing.theta': 0.2}},"
+        ' and seeds are the same in all rows'
+      )
+    for key in ('top1', 'top5'):
+      value = getattr(self, key)
+      if value is not None and (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not isinstance(value[0], int | float)
+        or not isinstance(value[1], int | float | None)
+      ):
+        raise ValueError(
+          f'{where}: {key} is {value!r}; give mean and standard deviation, as'
+          ' (82.31, 0.18)'
+        )
+
+
+def unpublished(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
+  """The same rows for other data, of which nothing is published."""
+  return {
+    name: [dataclasses.replace(row, top1=None, top5=None) for row in rows]
+    for name, rows in tables.items()
+  }
 
 
 def base() -> ml_collections.ConfigDict:

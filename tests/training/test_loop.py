@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import make_config, make_dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.training.checkpoint import Checkpoints
+from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.loop import train_and_evaluate
 from tsla_jax.training.run_directory import RunDirectory
 from tsla_jax.training.trained import load_model
@@ -182,6 +183,20 @@ def test_best_and_latest_checkpoints_are_kept(finished):
   assert checkpoints.best_step() == 4 * (summary['best_epoch'] + 1)
   kept = {p.name for p in (directory / 'checkpoints').iterdir()}
   assert kept == {'16', str(checkpoints.best_step())}
+  checkpoints.close()
+
+
+def test_of_equal_epochs_the_first_is_the_best(tmp_path, monkeypatch):
+  evaluate = Experiment.evaluate
+
+  def equal(self, *args):
+    return [{**test, 'top1': 0.5} for test in evaluate(self, *args)]
+
+  monkeypatch.setattr(Experiment, 'evaluate', equal)
+  summary = train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert summary['best_epoch'] == 0
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  assert checkpoints.best_step() == 4
   checkpoints.close()
 
 
@@ -352,6 +367,10 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
   assert 'last good checkpoint is none' in str(error.value)
   assert not (tmp_path / 'at_once' / 'summary.json').exists()
+
+  # Started again, it does not pretend that anything is different.
+  with pytest.raises(DivergenceError, match='ended before: the training loss'):
+    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
 
   # Good for two epochs, then not. Nothing was due to be saved, but the best
   # state was at hand.

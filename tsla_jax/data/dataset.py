@@ -106,11 +106,15 @@ def add_label_noise(dataset: Dataset, share: float) -> Dataset:
   Returns:
     The data set, named for its noise; test labels are as they were.
   """
-  rng = np.random.default_rng(0)
+  # Raw bits, whose stream no release of NumPy changes.
+  bits = np.random.PCG64(0)
   labels = dataset.train.labels.copy()
-  wrong = rng.permutation(len(labels))[: round(share * len(labels))]
-  shift = rng.integers(1, dataset.num_classes, len(wrong))
-  labels[wrong] = (labels[wrong] + shift) % dataset.num_classes
+  order = np.argsort(bits.random_raw(len(labels)), kind='stable')
+  wrong = order[: round(share * len(labels))]
+  shift = bits.random_raw(len(wrong)) % np.uint64(dataset.num_classes - 1)
+  labels[wrong] = (labels[wrong] + 1 + shift.astype(np.int32)) % np.int32(
+    dataset.num_classes
+  )
   return dataclasses.replace(
     dataset,
     name=f'{dataset.name} with {share:.0%} label noise',

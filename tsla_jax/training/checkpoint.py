@@ -109,6 +109,20 @@ class Checkpoints:
         ' that and start again to go on'
       ) from error
 
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """Says in a line what is wrong with a checkpoint."""
+    try:
+      yield
+    # Orbax and TensorStore raise many kinds for damaged files.
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:200]
+      raise InputError(
+        f"checkpoint '{self.directory / str(step)}' cannot be read: it is"
+        f' damaged or of another model ({reason}); move it away, so that an'
+        ' older one is used, or use a new workdir'
+      ) from error
+
   def restore(
     self, template: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
@@ -125,7 +139,7 @@ class Checkpoints:
       InputError: if it holds another model's state.
     """
     step = self._manager.latest_step() if step is None else step
-    try:
+    with self._reading(step):
       restored = self._manager.restore(
         step,
         args=ocp.args.Composite(
@@ -133,16 +147,20 @@ class Checkpoints:
           progress=ocp.args.JsonRestore(),
         ),
       )
-    # Orbax and TensorStore raise many kinds for damaged files.
-    except Exception as error:
-      reason = ' '.join(str(error).split())[:200]
-      raise InputError(
-        f"checkpoint '{self.directory / str(step)}' cannot be read: it is"
-        f' damaged or of another model ({reason}); move it away, so that an'
-        ' older one is used, or use a new workdir'
-      ) from error
     state = jax.tree.map(np.asarray, restored['state'])
     return state, restored['progress']
+
+  def progress(self, step: int) -> dict[str, Any]:
+    """Reads what was saved with a state.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    with self._reading(step):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+      )
+    return restored['progress']
 
   def variables(self, step: int) -> dict[str, Any]:
     """Reads a checkpoint's 'params' and 'batch_stats', whatever the model."""

@@ -17,7 +17,7 @@ from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import resnet
 from tsla_jax.training import optimizers, priors
-from tsla_jax.training.run_directory import FREE_FIELDS, flatten
+from tsla_jax.training.run_directory import flatten
 from tsla_jax.training.state import Hparams, Run
 
 _SCHEDULES = {
@@ -241,23 +241,36 @@ def load_dataset(
     The data set, some of its training labels wrong if the config says so.
   """
   if dataset is None:
-    dataset = sources.load(
-      config.data.name,
-      config.data.data_dir,
-      train_split=config.data.train_split,
-      test_split=config.data.test_split,
-      image_size=config.data.image_size or None,
-      decode_size=config.data.decode_size or None,
-      cache_dir=config.data.cache_dir,
-    )
+    dataset = sources.load(**_source(config))
   if config.data.label_noise:
     dataset = add_label_noise(dataset, config.data.label_noise)
   return dataset
 
 
-# What makes one run another of the same programs and data: a run's seed, and
-# what becomes its schedules and prior.
+def data_key(config: ml_collections.ConfigDict) -> str:
+  """All that decides which data set `load_dataset` loads, as a text."""
+  return json.dumps([_source(config), config.data.label_noise])
+
+
+def _source(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The arguments of `sources.load`."""
+  return {
+    'name': config.data.name,
+    'data_dir': config.data.data_dir,
+    'train_split': config.data.train_split,
+    'test_split': config.data.test_split,
+    'image_size': config.data.image_size or None,
+    'decode_size': config.data.decode_size or None,
+    'cache_dir': config.data.cache_dir,
+  }
+
+
+# What makes one run another of the same programs and data: its seed, and what
+# becomes its schedules and prior. And what makes no run another.
 _DYNAMIC_FIELDS = (
+  'checkpoint.',
+  'data.cache_dir',
+  'num_devices',
   'seed',
   'num_epochs',
   'smoothing.',
@@ -277,10 +290,9 @@ def static_settings(config: ml_collections.ConfigDict) -> str:
   Returns:
     A text; equal for equal settings.
   """
-  free = (*FREE_FIELDS, *_DYNAMIC_FIELDS)
   flat = flatten(config.to_dict())
   return json.dumps(
-    {key: flat[key] for key in sorted(flat) if not key.startswith(free)}
+    {k: flat[k] for k in sorted(flat) if not k.startswith(_DYNAMIC_FIELDS)}
   )
 
 

@@ -23,6 +23,10 @@ from tsla_jax.training.progress import Progress
 from tsla_jax.training.run_directory import RunDirectory
 from tsla_jax.training.state import TrainState
 
+_AGAINST_DIVERGENCE = (
+  'lower optimizer.learning_rate.* and start in a new workdir'
+)
+
 
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
@@ -66,7 +70,9 @@ def train_and_evaluate(
       print(f'Finished before, nothing to do. {_describe(summary, directory)}')
       return summary
     if directory.divergence() is not None:
-      raise DivergenceError(f'ended before: {directory.divergence()}')
+      raise DivergenceError(
+        f'ended before: {directory.divergence()}; {_AGAINST_DIVERGENCE}'
+      )
     dataset = config_lib.load_dataset(config, dataset)
     experiment = experiment_lib.make_experiment(config, dataset, topology)
     run = config_lib.make_run(config, dataset)
@@ -89,10 +95,10 @@ def train_and_evaluate(
     def report(lines: Sequence[dict[str, Any] | None], rate: float) -> None:
       progress.write(_progress_line(lines[0], rate, config.num_epochs))
 
-    with contextlib.closing(progress):
+    with contextlib.closing(progress), contextlib.closing(member):
       train_in_lockstep([member], experiment, progress, report)
     if member.divergence is not None:
-      raise DivergenceError(member.divergence)
+      raise DivergenceError(f'{member.divergence}; {_AGAINST_DIVERGENCE}')
     summary = directory.summary()
     print(f'Finished. {_describe(summary, directory)}')
     return summary
@@ -102,8 +108,8 @@ def train_in_lockstep(
   members: Sequence[Member],
   experiment: Experiment,
   progress: Progress,
-  report: Callable[[Sequence[dict[str, Any] | None], float], None],
-) -> None:
+  report: Callable[[Sequence[Any], float], None] = lambda lines, rate: None,
+) -> int | None:
   """Trains runs side by side, from where they are to their ends.
 
   A run whose loss is no longer finite ends alone (`Member.divergence`).
@@ -116,6 +122,9 @@ def train_in_lockstep(
     report: called after each epoch with the members' lines (None for one that
       has ended early) and the images per second of all.
 
+  Returns:
+    A signal to leave that came when nothing was left to be saved; or None.
+
   Raises:
     InputError: a directory that cannot be gone on in or written.
     SystemExit: on SIGTERM or SIGINT, after saving.
@@ -127,12 +136,10 @@ def train_in_lockstep(
     except OSError as error:
       paths = ', '.join(f"'{m.directory.path}'" for m in members)
       raise InputError(
-        f'workdir {paths} cannot be written: {error}; mend that and start again'
-        ' to go on'
+        f'workdir {paths} cannot be written: {str(error)[:200]}; mend that and'
+        ' start again to go on'
       ) from error
-    finally:
-      for member in members:
-        member.close()
+    return signals[0] if signals else None
 
 
 class _Group:
@@ -194,21 +201,31 @@ class _Group:
     epoch = 0
     for member in members:
       member.check(experiment.steps_per_epoch)
-    # A kill may fall between the saving of one and of another. No more than one
-    # checkpoint apart: a new one is begun when the last is complete for all.
+    # A kill may fall between the saving of one and of another. They are no more
+    # than one save apart: a new one is begun when the last is complete for all.
     common = set.intersection(*(set(m.checkpoints.steps()) for m in members))
     step = max(common, default=0)
     if step:
       for i, member in enumerate(members):
         hosts[i], epoch, sums[i] = member.restore(hosts[i], step)
-      print(f'Going on from step {step}, in epoch {epoch + 1}.')
+      branched = members[0].directory.branch_epoch()
+      if step > branched * experiment.steps_per_epoch:
+        last = epoch == self.config.num_epochs
+        where = 'after the last epoch' if last else f'in epoch {epoch + 1}'
+        names = ' '.join(f'{m.title}.' for m in members)
+        self.progress.write(f'Going on from step {step}, {where}: {names}')
     else:
       for i, member in enumerate(members):
-        hosts[i] = member.initial(hosts[i])
+        hosts[i], loaded = member.initial(hosts[i])
+        if loaded:
+          self.progress.write(loaded)
+    topology = experiment.topology
+    devices = topology.devices[: topology.devices_per_run]
     for member in members:
-      member.start(step, epoch)
+      member.start(step, epoch, [device.device_kind for device in devices])
     done = step / experiment.steps_per_epoch
-    self.progress.skip(done - members[0].directory.branch_epoch())
+    done -= members[0].directory.branch_epoch()
+    self.progress.skip(done * len(members))
     if step or self.config.model.pretrained is not None:
       state = experiment.topology.place(hosts)
     return state, epoch, step - epoch * experiment.steps_per_epoch, sums
@@ -233,12 +250,15 @@ class _Group:
     for state, metrics in rest:
       meter.add(epoch * steps + first, metrics)
       first += 1
-      self.progress.advance(1 / steps)
+      self.progress.advance(count / steps)
       if not self._diverge(meter):
         return state
       if first < steps and (self.signals or self.clock.is_due()):
-        self._save(state, epoch, meter.sums())
-        if self.signals:
+        sums = meter.sums()
+        if not self._diverge(meter):
+          return state
+        self._save(state, epoch, sums)
+        if self.signals and self.going:
           self._leave(epoch, first)
     sums = meter.sums()
     if not self._diverge(meter):

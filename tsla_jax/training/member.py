@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ class Member:
     # are trained again.
     self._best: tuple[TrainState, dict[str, Any], float] | None = None
     self._best_top1 = -1.0
+    self._saved = 0  # the step of the last save
 
   @property
   def title(self) -> str:
@@ -87,6 +88,14 @@ class Member:
         ' ask for more or use a new workdir'
       )
 
+  def last_saves(self) -> set[int]:
+    """The steps of the last save and of the one before; 0 before the first."""
+    step = self.checkpoints.latest_step()
+    if step is None:
+      return {0}
+    previous = self.checkpoints.progress(step)['previous']
+    return {step, previous} & {0, *self.checkpoints.steps()}
+
   def restore(
     self, template: TrainState, step: int
   ) -> tuple[TrainState, int, dict[str, float]]:
@@ -95,22 +104,27 @@ class Member:
     self.directory.check_lines(progress['epoch'])
     return state, progress['epoch'], progress['sums']
 
-  def initial(self, state: TrainState) -> TrainState:
-    """Puts the weights that the config names into an initial state."""
+  def initial(self, state: TrainState) -> tuple[TrainState, str | None]:
+    """Puts the weights that the config names into an initial state.
+
+    Returns:
+      The state; and what was loaded, in a line, if anything was.
+    """
+    name = self.config.model.pretrained
     self.directory.check_lines(0)
-    if self.config.model.pretrained is None:
-      return state
+    if name is None:
+      return state, None
     variables, report = pretrained.load_variables(
       {'params': state.params, 'batch_stats': state.batch_stats},
-      pretrained.read_weights(self.config.model.pretrained),
+      pretrained.read_weights(name),
     )
-    print(f'{self.config.model.pretrained}: {report}.')
-    return state.replace(**variables)
+    return state.replace(**variables), f'{name}: {report}.'
 
-  def start(self, step: int, epoch: int) -> None:
+  def start(self, step: int, epoch: int, devices: Sequence[str]) -> None:
     """Opens the directory, cut back to a checkpoint (0: to nothing)."""
     self.checkpoints.delete_after(step)
-    self.directory.start(self.config, self.data_record(), epoch)
+    self._saved = step
+    self.directory.start(self.config, self.data_record(), epoch, devices)
     self._best_top1 = max(
       (line['test_top1'] for line in self.directory.metrics()), default=-1.0
     )
@@ -159,17 +173,20 @@ class Member:
     Raises:
       DivergenceError: if the state is not finite.
     """
-    if self._save_best() != int(state.step):
-      progress = {'epoch': epoch, 'sums': dict(sums)}
+    step = int(state.step)
+    if self._save_best() != step:
+      progress = {'epoch': epoch, 'sums': dict(sums), 'previous': self._saved}
       self.checkpoints.save(state, progress, -1.0)
+    self._saved = step
 
   def _save_best(self) -> int | None:
     """Writes the best state, if one is waiting, and returns its step."""
     if self._best is None:
       return None
-    best, self._best = self._best, None
-    self.checkpoints.save(*best)
-    return int(best[0].step)
+    (state, progress, top1), self._best = self._best, None
+    progress = {**progress, 'previous': self._saved}
+    self.checkpoints.save(state, progress, top1)
+    return int(state.step)
 
   def diverge(self, reason: str) -> None:
     """Ends the run, for good, with what it has reached."""
@@ -178,8 +195,7 @@ class Member:
     self.checkpoints.wait()
     self.divergence = (
       f'{reason}; stopped. The last good checkpoint is'
-      f' {self.checkpoints.describe()}; lower optimizer.learning_rate.* and'
-      ' start in a new workdir'
+      f' {self.checkpoints.describe()}'
     )
     self.directory.diverge(self.divergence)
 

@@ -9,9 +9,14 @@ _FORMAT = (
 
 
 class Progress:
-  """A bar over the epochs of one run or of many; none without a terminal."""
+  """A bar over the epochs of one run or of many; none without a terminal.
+
+  Attributes:
+    label: stands before the bar.
+  """
 
   def __init__(self, total: int):
+    self.label = ''
     self._bar = tqdm.tqdm(
       total=total,
       bar_format=_FORMAT,
@@ -20,8 +25,8 @@ class Progress:
     )
 
   def describe(self, text: str) -> None:
-    """Says what is being trained."""
-    self._bar.set_description_str(text, refresh=False)
+    """Says what is being trained, after the label."""
+    self._bar.set_description_str(f'{self.label} {text}'.strip(), refresh=False)
 
   def skip(self, epochs: float) -> None:
     """Counts what was done before, which says nothing of the speed."""
@@ -29,6 +34,10 @@ class Progress:
       self._bar.initial += epochs
       self._bar.n += epochs
       self._bar.refresh()
+
+  def settle(self, epochs: float) -> None:
+    """Sets the count, where it was not known what would be done."""
+    self.skip(epochs - self._bar.n)
 
   def advance(self, epochs: float) -> None:
     """Counts a part of an epoch."""

@@ -20,14 +20,14 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from tsla_jax.errors import InputError
+from tsla_jax.files import write_atomically
 
 # Fields that may change from start to start: where things lie, how often they
 # are saved; the devices, though another number of them changes the last bits;
@@ -42,19 +42,6 @@ FREE_FIELDS = (
 )
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file whole, or not at all."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  try:
-    with open(temporary, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Nested dictionaries as one, keys joined by dots."""
   flat = {}
@@ -64,6 +51,52 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
+
+
+@contextlib.contextmanager
+def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from working in a directory, which is made.
+
+  Args:
+    path: of the directory.
+    *made: directories within it that may have been made in vain.
+
+  Raises:
+    InputError: if another process does already, or it cannot be made.
+  """
+  missing = [p for p in (path, *path.parents) if not p.exists()]
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"workdir '{path}': {error.strerror}; give a directory that can"
+      ' be written'
+    ) from error
+  # A lock on the directory itself leaves nothing behind, and the system lifts
+  # it whatever ends the process.
+  try:
+    handle = os.open(path, os.O_RDONLY)
+  except OSError as error:
+    raise InputError(
+      f"workdir '{path}': {error.strerror}; give a directory that can"
+      ' be read and written'
+    ) from error
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    os.close(handle)
+    raise InputError(
+      f"workdir '{path}' is in use by another process; wait for it or"
+      ' use another workdir'
+    ) from error
+  try:
+    yield
+  finally:
+    # A start that was refused leaves nothing.
+    for directory in (*made, *missing) if missing else ():
+      with contextlib.suppress(OSError):
+        directory.rmdir()
+    os.close(handle)
 
 
 class RunDirectory:
@@ -136,8 +169,11 @@ class RunDirectory:
     """
     known = self.config()
     if known is None:
-      ours = ('checkpoints', 'metrics.jsonl', 'predictions.npz', 'summary.json')
+      ours = ('metrics.jsonl', 'predictions.npz', 'summary.json', 'table.json')
       found = [name for name in ours if (self.path / name).exists()]
+      # An empty directory is what a kill leaves that comes before `start`.
+      if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+        found.append('checkpoints')
       if found:
         raise InputError(
           f"workdir '{self.path}' has {', '.join(found)}, but no config.json of"
@@ -165,40 +201,11 @@ class RunDirectory:
     Raises:
       InputError: if one does already, or it cannot be made.
     """
-    missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise InputError(
-        f"workdir '{self.path}': {error.strerror}; give a directory that can"
-        ' be written'
-      ) from error
-    # A lock on the directory itself leaves nothing behind, and the system lifts
-    # it whatever ends the process.
-    try:
-      handle = os.open(self.path, os.O_RDONLY)
-    except OSError as error:
-      raise InputError(
-        f"workdir '{self.path}': {error.strerror}; give a directory that can"
-        ' be read and written'
-      ) from error
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      os.close(handle)
-      raise InputError(
-        f"workdir '{self.path}' is in use by another process; wait for it or"
-        ' use another workdir'
-      ) from error
-    try:
-      yield
-    finally:
-      self.close()
-      # A start that was refused leaves nothing.
-      for directory in (self.checkpoints, *missing) if missing else ():
-        with contextlib.suppress(OSError):
-          directory.rmdir()
-      os.close(handle)
+    with lock_directory(self.path, self.checkpoints):
+      try:
+        yield
+      finally:
+        self.close()
 
   def check_data(self, data: Mapping[str, Any]) -> None:
     """Refuses other data than the directory's; their name may be another.
@@ -232,6 +239,7 @@ class RunDirectory:
     config: ml_collections.ConfigDict,
     data: Mapping[str, Any],
     epochs: int,
+    devices: Sequence[str],
   ) -> None:
     """Opens the directory for a run that has `epochs` epochs behind it.
 
@@ -239,12 +247,13 @@ class RunDirectory:
       config: as the run uses it.
       data: what identifies its data.
       epochs: whole epochs in the checkpoint; 0 without one.
+      devices: the kind of each that the run is on.
     """
     known = self._record()
-    environment = describe_environment()
+    environment = {**describe_environment(), 'devices': list(devices)}
     if known and known['devices'] != environment['devices']:
       print(
-        f'Note: the run was started on {known["devices"]}; on'
+        f"Note: the run in '{self.path}' was started on {known['devices']}; on"
         f' {environment["devices"]} its last bits will be others.'
       )
     # How a run started stays on record when it goes on with more epochs.
@@ -385,22 +394,27 @@ class RunDirectory:
     temporary = target.path.with_name(f'.{target.path.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shutil.copytree(self.checkpoints, temporary / 'checkpoints')
-    for name in ('metrics.jsonl', 'timing.jsonl'):
-      kept = b''.join(self.metrics_lines(name)[:epochs])
-      (temporary / name).write_bytes(kept)
-    record = {
-      **self._record(),
-      'dataset': dict(data),
-      'config': config.to_dict(),
-      'branch': {
-        'from': os.path.relpath(self.path, target.path),
-        'epoch': epochs,
-      },
-    }
-    text = json.dumps(record, indent=2) + '\n'
-    (temporary / 'config.json').write_text(text)
-    os.replace(temporary, target.path)
+    try:
+      if self.checkpoints.is_dir():  # not if the run never had one
+        shutil.copytree(self.checkpoints, temporary / 'checkpoints')
+      for name in ('metrics.jsonl', 'timing.jsonl'):
+        kept = b''.join(self.metrics_lines(name)[:epochs])
+        (temporary / name).write_bytes(kept)
+      record = {
+        **self._record(),
+        'dataset': dict(data),
+        'config': config.to_dict(),
+        'branch': {
+          'from': os.path.relpath(self.path, target.path),
+          'epoch': epochs,
+        },
+      }
+      text = json.dumps(record, indent=2) + '\n'
+      (temporary / 'config.json').write_text(text)
+      os.replace(temporary, target.path)
+    except BaseException:
+      shutil.rmtree(temporary, ignore_errors=True)
+      raise
 
   def close(self) -> None:
     """Closes the event file, if one is open."""
@@ -426,7 +440,7 @@ def _import_tensorboardx() -> types.ModuleType:
 
 
 def describe_environment() -> dict[str, Any]:
-  """Versions, commit and devices, for the record of a run."""
+  """Versions and commit, for the record of a run."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   here = pathlib.Path(__file__).parent
 
@@ -451,5 +465,4 @@ def describe_environment() -> dict[str, Any]:
     },
     'git_commit': git('rev-parse', 'HEAD'),
     'git_modified': None if status is None else bool(status),
-    'devices': [device.device_kind for device in jax.local_devices()],
   }
