@@ -1,8 +1,15 @@
-"""Figures of runs, from the lines of their `metrics.jsonl`."""
+"""Figures of runs and tables: functions of axes and a data frame.
+
+A frame has a line an epoch, with the fields of `metrics.jsonl`; that of a table
+has 'row', 'seed' and 'drop_epoch' too (`results.Results.epochs`).
+"""
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,7 +20,7 @@ BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'
 
 
 def curves_png(
-  metrics: Sequence[Mapping[str, float]], title: str, drop_epoch: int | None
+  metrics: Sequence[Mapping[str, Any]], title: str, drop_epoch: int | None
 ) -> bytes:
   """Draws a run: losses, accuracy, and the schedules behind them.
 
@@ -25,16 +32,13 @@ def curves_png(
   Returns:
     A PNG.
   """
-  figure = Figure(figsize=(12, 3.8), layout='constrained')
-  FigureCanvasAgg(figure)
+  figure, frame = make_figure(3), pd.DataFrame(metrics)
   figure.suptitle(title)
-  panels = figure.subplots(1, 3)
+  panels = figure.axes
   for axes, draw in zip(
     panels, (draw_losses, draw_accuracy, draw_schedules), strict=True
   ):
-    draw(axes, metrics)
-    axes.set_xlabel('epoch')
-    axes.grid(alpha=0.3)
+    draw(axes, frame)
     if drop_epoch is not None:
       # Before the first epoch on one-hot labels, whose number it has.
       axes.axvline(drop_epoch + 0.5, color=GREY, linewidth=1, linestyle='--')
@@ -47,18 +51,29 @@ def curves_png(
         fontsize=8,
         ha='center',
       )
-  for axes in panels[:2]:
-    axes.legend(fontsize=8)
-  # One legend for both axes of the last panel.
-  lines = [line for axes in figure.axes[2:] for line in axes.get_lines()]
-  named = [line for line in lines if not line.get_label().startswith('_')]
-  panels[2].legend(handles=named, fontsize=8)
+  return render(figure, 'png')
+
+
+def make_figure(panels: int, width: float = 12) -> Figure:
+  """An empty figure of some axes side by side, over epochs."""
+  figure = Figure(figsize=(width, 3.8), layout='constrained')
+  FigureCanvasAgg(figure)
+  for axes in figure.subplots(1, panels, squeeze=False)[0]:
+    axes.set_xlabel('epoch')
+    axes.grid(alpha=0.3)
+  return figure
+
+
+def render(figure: Figure, kind: str) -> bytes:
+  """A figure as 'png' or 'svg'; the same figure has the same bytes."""
   image = io.BytesIO()
-  figure.savefig(image, format='png', dpi=150)
+  metadata = {'Date': None} if kind == 'svg' else None
+  with matplotlib.rc_context({'svg.hashsalt': 'tsla_jax'}):
+    figure.savefig(image, format=kind, dpi=120, metadata=metadata)
   return image.getvalue()
 
 
-def draw_losses(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
+def draw_losses(axes: Axes, run: pd.DataFrame) -> None:
   """Training loss as minimised, its floor, and the one-hot losses."""
   for key, label, color, style in (
     ('train_loss', 'train, smoothed', BLUE, '-'),
@@ -66,65 +81,195 @@ def draw_losses(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
     ('train_entropy_floor', 'floor of the smoothed', GREY, ':'),
     ('test_onehot_loss', 'test, one-hot', ORANGE, '-'),
   ):
-    _line(axes, metrics, key, label, color, style)
+    _line(axes, run['epoch'], run[key], label, color, style)
   # After the drop the loss is a fraction of what it was.
   axes.set_yscale('log', nonpositive='mask')  # the floor of one-hot labels is 0
   axes.set_ylabel('loss [nats]')
+  axes.legend(fontsize=8)
 
 
-def draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
+def draw_accuracy(axes: Axes, run: pd.DataFrame) -> None:
   """Training and test top-1 and test top-5, in percent."""
   for key, label, color, style in (
     ('train_top1', 'train top-1', BLUE, '--'),
     ('test_top1', 'test top-1', ORANGE, '-'),
     ('test_top5', 'test top-5', GREEN, '-.'),
   ):
-    _line(axes, metrics, key, label, color, style, scale=100)
+    _line(axes, run['epoch'], 100 * run[key], label, color, style)
   # The first epochs would leave no room for the differences of the others.
-  later = metrics[len(metrics) // 5 :]
-  low = min(min(line['train_top1'], line['test_top1']) for line in later)
+  later = run.iloc[len(run) // 5 :]
+  low = later[['train_top1', 'test_top1']].min(axis=None)
   axes.set_ylim(max(100 * low - 2, 0), 101)
   axes.set_ylabel('accuracy [%]')
+  axes.legend(fontsize=8)
 
 
-def draw_schedules(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
-  """Smoothing strength on the left, learning rates on a logarithmic right."""
-  _line(axes, metrics, 'theta', 'theta', BLUE, '-', steps=True)
+def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
+  """Smoothing strength on the left, learning rates on a logarithmic right.
+
+  Args:
+    axes: to draw on; a twin is added.
+    epochs: of a run, or of a table, whose first seeds are drawn; learning rates
+      are those of the first row.
+  """
+  runs, styles = [(None, epochs)], {None: (BLUE, '-')}
+  if 'row' in epochs:
+    seeds = epochs[epochs['seed'] == epochs['seed'].iloc[0]]
+    runs = list(seeds.groupby('row', sort=False))
+    styles = row_styles(epochs)
+  drawn: list[pd.Series] = []
+  for name, run in runs:
+    color, style = styles[name]
+    label = 'theta' if name is None else name
+    theta = _own_part(run.set_index('epoch')['theta'], drawn)
+    _line(axes, theta.index, theta, label, color, style, steps=True)
   axes.set_ylabel('theta')
   axes.margins(y=0.15)
-  rates = axes.twinx()
-  rates.set_yscale('log')
-  rates.set_ylabel('learning rate')
-  groups = [key for key in metrics[0] if key.startswith('learning_rate_')]
-  if all(len({line[key] for key in groups}) == 1 for line in metrics):
-    _line(rates, metrics, groups[0], 'learning rate', ORANGE, '--', steps=True)
-    return
-  for key, style in zip(groups, ('--', '-.'), strict=True):
-    label = f'learning rate, {key.removeprefix("learning_rate_")}'
-    _line(rates, metrics, key, label, ORANGE, style, steps=True)
+  twin = axes.twinx()
+  twin.set_yscale('log')
+  twin.set_ylabel('learning rate')
+  _, run = runs[0]
+  groups = [key for key in run if key.startswith('learning_rate_')]
+  names = [f'learning rate, {g.removeprefix("learning_rate_")}' for g in groups]
+  if all((run[group] == run[groups[0]]).all() for group in groups):
+    groups, names = groups[:1], ['learning rate']
+  color = ORANGE if len(runs) == 1 else GREY
+  for group, name, style in zip(groups, names, ('--', '-.'), strict=False):
+    _line(twin, run['epoch'], run[group], name, color, style, steps=True)
+  # One legend for both axes; beside them, if there are many lines.
+  beside = {'loc': 'upper left', 'bbox_to_anchor': (1.15, 1)}
+  axes.legend(
+    handles=[*axes.get_lines(), *twin.get_lines()],
+    fontsize=8,
+    **(beside if len(runs) > 1 else {}),
+  )
+
+
+def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
+  """A colour and a line style for each row of a table.
+
+  Rows with a drop run through a palette of even lightness, early to late, since
+  they are steps of one quantity; rows without stand out.
+  """
+  rows = epochs.drop_duplicates('row').set_index('row')['drop_epoch']
+  dropped = rows[rows.notna()].sort_values(kind='stable').index
+  palette = matplotlib.colormaps['viridis']
+  styles = {}
+  for i, name in enumerate(dropped):
+    shade = 0.8 * i / max(len(dropped) - 1, 1)
+    styles[name] = (palette(shade), ('-', (0, (6, 1)), (0, (3, 1)))[i % 3])
+  others = (('black', ':'), (ORANGE, '--'), (GREY, '-.'), ('#CC79A7', '--'))
+  for i, name in enumerate(name for name in rows.index if name not in styles):
+    styles[name] = others[i % len(others)]
+  return {name: styles[name] for name in rows.index}
+
+
+def draw_rows(
+  axes: Axes,
+  epochs: pd.DataFrame,
+  key: str,
+  ylabel: str,
+  scale: float = 1.0,
+) -> None:
+  """A quantity of every row over the epochs, the drops marked by a dot.
+
+  The mean over the seeds, and a band of one standard deviation. What a row
+  shares with an earlier one is drawn once. The lines are labelled for a legend.
+
+  Args:
+    axes: to draw on.
+    epochs: of a table.
+    key: which column.
+    ylabel: what it is called, with its unit.
+    scale: is multiplied with.
+  """
+  drawn: list[pd.Series] = []
+  for name, (color, style) in row_styles(epochs).items():
+    run = epochs[epochs['row'] == name]
+    by_epoch = scale * run.groupby('epoch')[key].agg(['mean', 'std'])
+    mean = _own_part(by_epoch['mean'], drawn)
+    spread = by_epoch['std'].fillna(0)[mean.index]
+    _line(axes, mean.index, mean, name, color, style)
+    axes.fill_between(
+      mean.index + 1,
+      mean - spread,
+      mean + spread,
+      color=color,
+      alpha=0.12,
+      linewidth=0,
+    )
+    drop = run['drop_epoch'].iloc[0]
+    if pd.notna(drop) and drop in mean.index:
+      axes.plot(drop + 1, mean[drop], 'o', color=color, markersize=4)
+  # The first epochs would leave no room for the differences of the others.
+  start = (epochs['epoch'].max() + 1) // 5
+  later = pd.concat(mean[mean.index >= start] for mean in drawn)
+  margin = 0.05 * (later.max() - later.min()) or 1.0
+  axes.set_ylim(later.min() - margin, later.max() + margin)
+  axes.set_ylabel(ylabel)
+
+
+def draw_drop(
+  axes: Axes, epochs: pd.DataFrame, kept: str, dropped: str
+) -> None:
+  """Training losses with and without the drop, as the paper's Figure 1.
+
+  The paper does not say which loss its figure shows: here are the one that is
+  minimised, which is bounded below by the smoothed labels' entropy, and the
+  one-hot loss.
+
+  Args:
+    axes: to draw on.
+    epochs: of a table; means over the seeds are drawn.
+    kept: the row that keeps theta.
+    dropped: the row that drops it.
+  """
+  for key, label, style in (
+    ('train_loss', 'as minimised', '-'),
+    ('train_onehot_loss', 'one-hot', '--'),
+  ):
+    drawn: list[pd.Series] = []
+    for name, color in ((kept, BLUE), (dropped, ORANGE)):
+      mean = epochs[epochs['row'] == name].groupby('epoch')[key].mean()
+      mean = _own_part(mean, drawn)
+      _line(axes, mean.index, mean, f'{name}, {label}', color, style)
+  axes.set_ylabel('training loss [nats]')
+  axes.legend(fontsize=8)
+
+
+def _own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
+  """What of a curve is on no other, from the last point that is.
+
+  Args:
+    values: by epoch.
+    drawn: the other curves, to which this one is added.
+  """
+  shared = 0
+  for other in drawn:
+    both = values.index.intersection(other.index)
+    equal = (values[both] == other[both]).to_numpy()
+    shared = max(shared, len(equal) if equal.all() else equal.argmin())
+  drawn.append(values)
+  return values.iloc[min(max(shared - 1, 0), len(values) - 1) :]
 
 
 def _line(
   axes: Axes,
-  metrics: Sequence[Mapping[str, float]],
-  key: str,
+  epochs: pd.Series,
+  values: pd.Series,
   label: str,
-  color: str,
-  style: str,
-  scale: float = 1,
+  color: Any,
+  style: Any,
   steps: bool = False,
 ) -> None:
-  """One key over the epochs, counted from 1; gaps where it is not finite."""
+  """Values over the epochs, counted from 1; gaps where they are not finite."""
   axes.plot(
-    [line['epoch'] + 1 for line in metrics],
-    [
-      float('nan') if line[key] is None else scale * line[key]
-      for line in metrics
-    ],
+    epochs + 1,
+    values.astype(float),
     color=color,
     linestyle=style,
     linewidth=1.4,
     label=label,
-    marker='.' if len(metrics) == 1 else None,
+    marker='.' if len(epochs) == 1 else None,
     drawstyle='steps-mid' if steps else 'default',
   )
