@@ -17,3 +17,8 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   c.data.std = (0.2470, 0.2435, 0.2616)
   default.apply_method(c, method, drop_epoch=180)
   return c
+
+
+def get_tables() -> dict[str, list[default.Row]]:
+  """Those of CIFAR-100; nothing is published for these data."""
+  return default.unpublished(cifar100.get_tables())

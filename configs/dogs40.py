@@ -21,3 +21,8 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   c.data.eval_crop = 1.0
   default.apply_method(c, method, drop_epoch=40)
   return c
+
+
+def get_tables() -> dict[str, list[default.Row]]:
+  """That of Dogs; nothing is published for these data."""
+  return default.unpublished(dogs.get_tables())

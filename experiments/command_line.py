@@ -49,7 +49,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(argv)
-    if 'config' in flags.FLAGS:
+    if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
       # A file that could not be loaded says so only when it is read.
       flags.FLAGS.config.is_locked  # noqa: B018
     return rest

@@ -142,3 +142,37 @@ def test_the_papers_settings():
   assert c.optimizer.drop_epochs == (60, 120, 180)
   assert (c.optimizer.weight_decay, c.optimizer.momentum) == (5e-4, 0.9)
   assert (c.model.name, c.model.pretrained) == ('resnet18', None)
+
+
+@pytest.mark.parametrize('name', [name for name in SHAPES if name != 'default'])
+def test_rows_of_tables_are_methods_of_their_file(name):
+  module = importlib.import_module(f'configs.{name}')
+  for table, rows in module.get_tables().items():
+    described = {(row.method, row.name, str(row.fields)) for row in rows}
+    assert len(described) == len(rows) >= 5, table
+    for row in rows:
+      config = load(name, row.method)
+      config.update_from_flattened_dict(row.fields)
+      config_lib.resolve(config)
+      for published in (row.top1, row.top5):
+        assert published is None or 70 < published[0] < 100
+  published = any(
+    row.top1 for rows in module.get_tables().values() for row in rows
+  )
+  assert published == (name in ('cifar100', 'cub', 'dogs'))
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ({'method': None}, 'has the method None'),
+    ({'method': 'lsr', 'name': 3}, 'the name must be a text'),
+    ({'method': 'lsr', 'fields': None}, 'fields must be a dictionary'),
+    ({'method': 'lsr', 'fields': {'seed': 3}}, 'seeds are the same'),
+    ({'method': 'lsr', 'top1': 80.0}, r'top1 is 80.0; give mean and stan'),
+    ({'method': 'lsr', 'top5': (80.0,)}, r'top5 is \(80.0,\); give mean'),
+  ],
+)
+def test_rows_of_other_kinds_are_refused(row, message):
+  with pytest.raises(ValueError, match=message):
+    default.Row(**row)

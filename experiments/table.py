@@ -1,0 +1,190 @@
+"""Trains a whole table of runs, and draws its tables, figures and report.
+
+  python experiments/table.py --config=configs/digits.py --seeds=3 \
+    --workdir=runs/digits_table
+  python experiments/table.py --config=configs/dogs.py --table=table1 \
+    --config.data.data_dir=DIR --workdir=runs/dogs_table1
+
+The rows stand in the config file (`get_tables`). What runs have in common is
+trained once: --dry_run prints the plan and ends. Started again with the same
+workdir, a table goes on where it was; rows and seeds may be added. --redraw
+draws everything anew from the files of a table, and trains nothing.
+
+Fields of the config, as --config.num_epochs=30, hold for all rows. Tables are
+deterministic: the same bits at every start, at some 5 % of a GPU's speed;
+--config.deterministic=False saves that.
+"""
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import command_line
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from configs import default
+from tsla_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='Config file, without a method.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, "The table's directory.")
+_TABLE = flags.DEFINE_string(
+  'table', None, "Which of the config file's tables; None: its first."
+)
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 5, 'How many seeds each row has, from config.seed on.'
+)
+_PARALLEL = flags.DEFINE_enum(
+  'parallel',
+  'seeds',
+  ['seeds', 'batch'],
+  'What several devices share: the seeds, one each, or every batch.',
+)
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'Print the plan; no data and no device are needed.'
+)
+_REDRAW = flags.DEFINE_bool(
+  'redraw', False, "Draw a table's results anew from its files."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs what the flags say."""
+  if len(argv) > 1:
+    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
+  if not _WORKDIR.value and (_REDRAW.value or not _DRY_RUN.value):
+    raise InputError('--workdir: not set; give the path of a directory')
+  if _REDRAW.value:
+    from tsla_jax.reporting import page
+
+    print(page.draw(_WORKDIR.value))
+    return
+  if not flags.FLAGS['config'].present:
+    raise InputError('--config: not set; a file, as configs/digits.py')
+  if _DRY_RUN.value:
+    import jax
+
+    # So that a plan can be had while other processes hold the devices.
+    jax.config.update('jax_platforms', 'cpu')
+  from tsla_jax.training import branching
+  from tsla_jax.training.table import train_table
+
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  name, rows = _rows(path)
+  configs = {}
+  for row in rows:
+    config = _config(row, overrides)
+    if _name(row, config) in configs:
+      raise InputError(
+        f"--table: two rows of '{name}' are named '{_name(row, config)}'; give"
+        ' one another name'
+      )
+    configs[_name(row, config)] = config
+  if not 1 <= _SEEDS.value <= 1000:
+    raise InputError(f'--seeds: {_SEEDS.value}; must be from 1 to 1000')
+  first = _CONFIG.value.seed
+  table = branching.make_table(
+    configs, range(first, first + _SEEDS.value), _WORKDIR.value or '.'
+  )
+  if _DRY_RUN.value:
+    print(branching.describe_plan(table, table.branches()))
+    return
+  record = {
+    'table': name,
+    'config_file': pathlib.Path(path).name,
+    'fields': {key: repr(value) for key, value in overrides.items()},
+    'published': {
+      title: {'top1': row.top1, 'top5': row.top5}
+      for title, row in zip(configs, rows, strict=True)
+    },
+  }
+  train_table(table, record, over_batch=_PARALLEL.value == 'batch')
+  from tsla_jax.reporting import page
+
+  print(page.draw(_WORKDIR.value))
+
+
+def _rows(path: str) -> tuple[str, list[default.Row]]:
+  """The table that the flags name, and its rows."""
+  file, colon, method = path.partition(':')
+  if colon:
+    raise InputError(
+      f"--config: '{method}' is a method, and the rows of a table have their"
+      f' own; give --config={file}'
+    )
+  spec = importlib.util.spec_from_file_location('table_config', file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_tables'):
+    raise InputError(
+      f"--config: '{file}' declares no tables; write a get_tables() as in"
+      ' configs/digits.py'
+    )
+  try:
+    tables = module.get_tables()
+  # It is the user's own.
+  except Exception as error:
+    raise InputError(
+      f"--config: get_tables of '{file}' failed: {error}"
+    ) from error
+  if not isinstance(tables, dict) or not tables:
+    raise InputError(
+      f"--config: get_tables of '{file}' must return a dictionary of lists of"
+      f' default.Row, not {str(tables)[:50]}'
+    )
+  name = _TABLE.value or next(iter(tables))
+  if name not in tables:
+    raise InputError(
+      f"--table: '{file}' has no table '{name}'; one of {', '.join(tables)}"
+    )
+  rows = tables[name]
+  if not isinstance(rows, list | tuple) or not all(
+    isinstance(row, default.Row) for row in rows
+  ):
+    raise InputError(
+      f"--table: '{name}' of '{file}' must be a list of default.Row"
+    )
+  return name, list(rows)
+
+
+def _config(
+  row: default.Row, overrides: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  """The config of a row: the file's, the command line's, the row's own."""
+  config = _CONFIG.value.copy_and_resolve_references()
+  if 'smoothing.drop_epoch' in overrides:
+    raise InputError(
+      '--config.smoothing.drop_epoch: the rows of a table have their own'
+    )
+  config.smoothing.drop_epoch = None  # the file's own method, undone
+  if 'deterministic' not in overrides:
+    config.deterministic = True
+  try:
+    default.apply_method(config, row.method, drop_epoch=0)
+    config.update_from_flattened_dict(row.fields)
+  except (ValueError, KeyError, TypeError) as error:
+    reason = str(error.args[0]).splitlines()[0]
+    raise InputError(
+      f"row '{row.name or row.method}': {reason} (configs/default.py has every"
+      ' field)'
+    ) from error
+  return config
+
+
+def _name(row: default.Row, config: ml_collections.ConfigDict) -> str:
+  """What the table calls a row: as the paper, and what else differs."""
+  if row.name is not None:
+    return row.name
+  from tsla_jax.training.member import method_name
+
+  fields = (f', {k.rpartition(".")[2]} {v}' for k, v in row.fields.items())
+  return method_name(config) + ''.join(fields)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

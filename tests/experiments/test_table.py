@@ -1,0 +1,277 @@
+"""The door to tables: plans, kills, and bad input in a line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from tsla_jax.training.checkpoint import Checkpoints
+from tsla_jax.training.run_directory import RunDirectory
+
+# A table that trains for long enough to be killed five times.
+CONFIG = """
+from configs import default
+
+def get_config(method='tsla'):
+  config = default.get_config(method)
+  config.num_epochs = 8
+  config.batch_size = 16
+  config.model.width = 4
+  config.optimizer.drop_epochs = (5,)
+  config.num_devices = 1
+  config.checkpoint.every_seconds = 0.3
+  return config
+
+def get_tables():
+  methods = ('lsr', 'tsla,drop=2', 'tsla,drop=6')
+  return {
+    'small': [default.Row(method) for method in methods],
+    'twice': [default.Row('lsr'), default.Row('lsr')],
+    'named': [default.Row('lsr'), default.Row('lsr', name='again')],
+    'fields': [default.Row('lsr', fields={'smoothing.theta': 0.3})],
+    'wrong': [default.Row('lsr', fields={'smoothing.tehta': 0.3})],
+    'unknown': [default.Row('mixup')],
+  }
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A config file of the user's own, somewhere else."""
+  path = tmp_path / 'mine.py'
+  path.write_text(CONFIG)
+  return path
+
+
+def start(root, *flags):
+  return subprocess.Popen(
+    [sys.executable, 'experiments/table.py', *map(str, flags)],
+    cwd=root,
+    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def run(root, *flags):
+  process = start(root, *flags)
+  output, _ = process.communicate(timeout=200)
+  return process.returncode, output
+
+
+def plan(output):
+  """The lines between those of the libraries."""
+  return [line for line in output.splitlines() if 'epochs' in line]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'last', 'some'),
+  [
+    (
+      ('--config=configs/dogs.py', '--table=table1'),
+      '460 of 810 epochs for each of 5 seeds.',
+      '  TSLA(40)    50 epochs, leaves LSR after 40',
+    ),
+    (
+      ('--config=configs/cifar100.py', '--table=table2', '--seeds=1'),
+      '1,000 of 2,200 epochs for 1 seed.',
+      '  TSLA-pre(180)    20 epochs, leaves LSR-pre after 180',
+    ),
+    (
+      ('--config=configs/cifar100.py', '--table=table3'),
+      '1,200 of 3,000 epochs for each of 5 seeds.',
+      '  TSLA(160), theta 0.9    40 epochs, leaves LSR, theta 0.9 after 160',
+    ),
+  ],
+)
+def test_dry_run_prints_the_plan_of_the_papers_tables(root, flags, last, some):
+  """There are no such data here, and no workdir is given."""
+  code, output = run(root, *flags, '--dry_run')
+  assert code == 0, output
+  lines = plan(output)
+  assert lines[-1] == last and some in lines
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--table=twice'], ["two rows of 'twice' are named 'LSR'"]),
+    (['--table=wrong'], ["row 'lsr'", 'tehta']),
+    (['--table=unknown'], ["row 'mixup'", "unknown method 'mixup'"]),
+    (['--table=table9'], ["no table 'table9'", 'small, twice, named']),
+    (['--seeds=0'], ['--seeds: 0; must be from 1']),
+    (['--config.num_epochs=5'], ["row 'TSLA(6)'", 'drop_epoch: 6', '1 and 4']),
+    (['--config.smoothing.drop_epoch=3'], ['rows of a table have their own']),
+  ],
+)
+def test_bad_input_is_one_line(root, config, tmp_path, flags, words):
+  workdir = tmp_path / 'table'
+  code, output = run(root, f'--config={config}', f'--workdir={workdir}', *flags)
+  assert code == 2, output
+  (line,) = [x for x in output.splitlines() if x.startswith('error:')]
+  assert 'Traceback' not in output
+  for word in words:
+    assert word in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('body', 'words'),
+  [
+    ("raise RuntimeError('no such file')", 'failed: no such file'),
+    ('return {}', 'must return a dictionary of lists of default.Row, not {}'),
+    ("return {'a': ['lsr']}", "'a' of"),
+    ("return {'a': [default.Row('lsr', top1=80.0)]}", 'top1 is 80.0'),
+  ],
+)
+def test_tables_of_other_kinds_are_refused(root, config, tmp_path, body, words):
+  text = config.read_text()
+  start = text.index('def get_tables')
+  config.write_text(f'{text[:start]}def get_tables():\n  {body}\n')
+  code, output = run(root, f'--config={config}', '--dry_run')
+  assert code == 2, output
+  (line,) = [x for x in output.splitlines() if x.startswith('error:')]
+  assert words in line and 'Traceback' not in output
+
+
+def test_a_method_beside_a_table_is_refused(root):
+  code, output = run(root, '--config=configs/digits.py:lsr', '--workdir=x')
+  assert code == 2
+  assert "'lsr' is a method, and the rows of a table have their own" in output
+
+
+def saved_steps(path):
+  names = (p.name for p in (path / 'checkpoints').glob('*'))
+  return {int(name) for name in names if name.isdigit()}
+
+
+def what_must_stay(workdir):
+  """Finished runs' files, and the timing of epochs behind a checkpoint.
+
+  Timings are never the same twice: if they stay, nothing was trained again.
+  """
+  files, lines = {}, {}
+  for path in sorted((workdir / 'runs').glob('*/seed*')):
+    if (path / 'summary.json').exists():
+      files |= {p: p.stat().st_mtime_ns for p in path.rglob('*') if p.is_file()}
+    timing = RunDirectory(path).metrics_lines('timing.jsonl')
+    steps = max(saved_steps(path), default=0)
+    lines[path] = timing[: steps // (1442 // 16)]
+  return files, lines
+
+
+def check_stayed(files, lines):
+  for path, kept in lines.items():
+    now = RunDirectory(path).metrics_lines('timing.jsonl')
+    assert now[: len(kept)] == kept
+  for file, changed in files.items():
+    assert file.stat().st_mtime_ns == changed
+
+
+def epochs_written(workdir):
+  return sum(
+    path.read_text().count('\n')
+    for path in (workdir / 'runs').glob('*/seed*/metrics.jsonl')
+  )
+
+
+def last_state(path):
+  checkpoints = Checkpoints(path / 'checkpoints')
+  restored = checkpoints._manager.restore(checkpoints.latest_step())
+  best = checkpoints.best_step()
+  checkpoints.close()
+  return best, jax.tree.leaves(restored['state'])
+
+
+def check_equal(workdir, whole):
+  paths = sorted((whole / 'runs').glob('*/seed*'))
+  assert len(paths) == 6
+  for path in paths:
+    other = workdir / path.relative_to(whole)
+    for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
+      left, right = ((p / name).read_bytes() for p in (path, other))
+      assert left == right, (other, name)
+    (best, leaves), (other_best, others) = map(last_state, (path, other))
+    assert best == other_best
+    for leaf, expected in zip(leaves, others, strict=True):
+      np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected))
+    assert not list((other / 'checkpoints').glob('*tmp*'))
+  tables = [
+    pd.read_csv(d / 'results.csv').drop(columns='seconds')
+    for d in (workdir, whole)
+  ]
+  pd.testing.assert_frame_equal(*tables)
+  assert tables[0]['epochs_trained'].sum() == 2 * (8 + 6 + 2)
+  for name in ('table.md', 'report.html'):
+    assert (workdir / name).is_file()
+
+
+def test_killed_five_times_at_random_moments(root, config, tmp_path):
+  flags = (f'--config={config}', '--seeds=2')
+  whole, workdir = tmp_path / 'whole', tmp_path / 'killed'
+  code, output = run(root, *flags, f'--workdir={whole}')
+  assert code == 0, output
+  assert '16 of 24 epochs for each of 2 seeds' in output
+  moments, must_stay = random.Random(0), ({}, {})
+  for _ in range(5):
+    before = epochs_written(workdir)
+    process = start(root, *flags, f'--workdir={workdir}')
+    deadline = time.monotonic() + 100
+    while epochs_written(workdir) <= before:
+      assert process.poll() is None, process.communicate()[0]
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.5))
+    assert process.poll() is None, 'over before it could be killed'
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    check_stayed(*must_stay)
+    must_stay = what_must_stay(workdir)
+  assert any(must_stay[1].values())
+  code, output = run(root, *flags, f'--workdir={workdir}')
+  assert code == 0, output
+  check_stayed(*must_stay)
+  check_equal(workdir, whole)
+
+  # Finished: nothing is trained, and nothing changes.
+  files = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()}
+  code, output = run(root, *flags, f'--workdir={workdir}')
+  assert code == 0 and 'Every run is over; nothing to train.' in output
+  assert files == {
+    p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()
+  }
+
+
+def test_redraw_needs_the_workdir_alone(root, tmp_path):
+  code, output = run(root, '--redraw', f'--workdir={tmp_path}')
+  assert code == 2
+  (line,) = output.strip().splitlines()
+  assert 'holds no table that can be read' in line
+
+
+def test_sigterm_saves_and_leaves(root, config, tmp_path):
+  workdir = tmp_path / 'table'
+  process = start(root, f'--config={config}', f'--workdir={workdir}')
+  deadline = time.monotonic() + 100
+  while epochs_written(workdir) < 3:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == 143
+  assert 'SIGTERM: saved at step' in output
+  record = json.loads((workdir / 'table.json').read_text())
+  assert [row['name'] for row in record['rows']] == [
+    'LSR',
+    'TSLA(2)',
+    'TSLA(6)',
+  ]
