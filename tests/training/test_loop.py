@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import make_config, make_dataset
 from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.training import loop
 from tsla_jax.training.checkpoint import Checkpoints
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.loop import train_and_evaluate
@@ -392,10 +393,19 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   checkpoints.close()
 
 
-def test_all_devices_are_used_unless_told(tmp_path, capsys):
+def test_all_devices_are_used_unless_told(tmp_path, monkeypatch, capsys):
+  topologies = []
+
+  def no_training(members, experiment, *args):
+    topologies.append(experiment.topology)
+    members[0].divergence = 'not trained at all'
+
+  monkeypatch.setattr(loop, 'train_in_lockstep', no_training)
   config = make_config(**{'num_epochs': 3, 'num_devices': None})
-  train_and_evaluate(config, tmp_path, make_dataset())
+  with pytest.raises(DivergenceError):
+    train_and_evaluate(config, tmp_path, make_dataset())
   assert 'on 8 cpu.' in capsys.readouterr().out
+  assert [(t.num_runs, t.devices_per_run) for t in topologies] == [(1, 8)]
 
 
 def test_signal_handlers_are_put_back(tmp_path):
