@@ -469,6 +469,21 @@ def test_a_run_that_never_had_a_checkpoint_may_have_branches(tmp_path):
   assert table.directory('tame', 0).is_finished(4)
 
 
+def test_deterministic_mode_is_asked_for_before_jax_starts(monkeypatch):
+  """To resolve a config starts it, and on a GPU it would be too late then."""
+  order = []
+  resolve = config_lib.resolve
+  monkeypatch.setattr(
+    parallel, 'use_deterministic_ops', lambda: order.append('mode')
+  )
+  monkeypatch.setattr(
+    config_lib, 'resolve', lambda c: order.append('resolve') or resolve(c)
+  )
+  rows = {m: make_config(m, deterministic=True) for m in ('lsr', 'baseline')}
+  branching.make_table(rows, SEEDS, 'x')
+  assert order == ['mode', 'resolve', 'resolve']
+
+
 def test_rows_on_other_data_share_nothing(tmp_path):
   """Wherever they lie: a directory may be the data set."""
   configs = {

@@ -107,8 +107,8 @@ def _check_directories(table: Table) -> None:
   # What a kill leaves that comes before the table's first file.
   elif any(p.name != '.table.json.tmp' for p in table.workdir.iterdir()):
     raise InputError(
-      f"workdir '{table.workdir}' holds something else than a table; use a new"
-      ' one'
+      f"workdir '{table.workdir}' holds something else than a table: there is"
+      ' no table.json; put it back or use a new workdir'
     )
   for name in table.configs:
     for seed in table.seeds:
