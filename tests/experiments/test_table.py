@@ -221,6 +221,10 @@ def test_killed_five_times_at_random_moments(root, config, tmp_path):
   code, output = run(root, *flags, f'--workdir={whole}')
   assert code == 0, output
   assert '16 of 24 epochs for each of 2 seeds' in output
+  timing = RunDirectory(whole / 'runs' / 'lsr' / 'seed1').metrics_lines(
+    'timing.jsonl'
+  )
+  epoch_seconds = min(json.loads(line)['train_seconds'] for line in timing)
   moments, must_stay = random.Random(0), ({}, {})
   for _ in range(5):
     before = epochs_written(workdir)
@@ -230,7 +234,8 @@ def test_killed_five_times_at_random_moments(root, config, tmp_path):
       assert process.poll() is None, process.communicate()[0]
       assert time.monotonic() < deadline
       time.sleep(0.01)
-    time.sleep(moments.uniform(0, 0.5))
+    # Some three of the 32 epochs, so that there is something left to kill.
+    time.sleep(moments.uniform(0, 3 * epoch_seconds))
     assert process.poll() is None, 'over before it could be killed'
     process.send_signal(signal.SIGKILL)
     process.communicate()
