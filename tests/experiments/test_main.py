@@ -76,11 +76,11 @@ def test_help(root):
 
 
 def test_digits_reach_97_percent(root, tmp_path):
-  """In a third of the config's epochs, with all that happens in them."""
+  """In a quarter of the config's epochs, with all that happens in them."""
   shorter = (
-    '--config.num_epochs=20',
-    '--config.smoothing.drop_epoch=13',
-    '--config.optimizer.drop_epochs=(10,16)',
+    '--config.num_epochs=15',
+    '--config.smoothing.drop_epoch=10',
+    '--config.optimizer.drop_epochs=(8,12)',
     '--config.num_devices=1',
   )
   code, output, errors = run(root, DIGITS, f'--workdir={tmp_path}', *shorter)

@@ -159,7 +159,7 @@ def test_a_run_that_is_not_known_beforehand_shares_nothing():
 
 @pytest.mark.parametrize('devices', ['one', 'seeds', 'batch'])
 def test_a_tree_has_the_bits_of_separate_runs(
-  tmp_path, alone, epochs_trained, devices
+  tmp_path, alone, epochs_trained, devices, capsys
 ):
   """One device; three seeds over two devices; each batch over two devices."""
   one = devices == 'one'
@@ -185,8 +185,12 @@ def test_a_tree_has_the_bits_of_separate_runs(
       config.num_devices = 2 if devices == 'batch' else 1
       check_equal(table.directory(name, seed), alone(config, seed))
   epochs_trained.clear()
+  files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
   train(tmp_path, configs, seeds, over_batch=devices == 'batch')
   assert not epochs_trained
+  now = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()}
+  assert files == now
+  assert 'Every run is over; nothing to train.' in capsys.readouterr().out
 
 
 def test_five_methods_and_three_seeds_compile_once(tmp_path, monkeypatch):

@@ -67,6 +67,22 @@ def wait_for_epochs(workdir, epochs, process):
     time.sleep(0.005)
 
 
+def wait_for_saved_epochs(workdir, epochs, process):
+  """Until a checkpoint has so many epochs behind it."""
+  steps = 1442 // 8
+  deadline = time.monotonic() + 200
+  while (latest_step(workdir) or 0) < epochs * steps:
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+
+
+def latest_step(workdir):
+  """By the names of the directories: nothing is opened while it is written."""
+  names = (path.name for path in (workdir / 'checkpoints').glob('*'))
+  return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 def wait_within_an_epoch(workdir):
   """Half as long as the shortest epoch took; a first one compiles."""
   lines = RunDirectory(workdir).metrics_lines('timing.jsonl')
@@ -108,24 +124,34 @@ def check_equal(workdir, whole):
   assert not list((workdir / 'checkpoints').glob('*tmp*'))
 
 
-@pytest.mark.parametrize(
-  'interval', ['every_epochs=1', 'every_seconds=0.1', 'every_epochs=100']
-)
-def test_sigkill_in_the_middle_of_an_epoch(launch, whole, tmp_path, interval):
-  """With checkpoints after epochs, in the middle of them, and none at all."""
-  flag = f'--config.checkpoint.{interval}'
-  process = launch(tmp_path, flag)
-  wait_for_epochs(tmp_path, 2, process)
-  wait_within_an_epoch(tmp_path)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert not (tmp_path / 'summary.json').exists()
-  assert len(RunDirectory(tmp_path).metrics_lines()) < 5
-  # As a kill in the middle of writing a line would leave it.
-  with open(tmp_path / 'metrics.jsonl', 'a') as file:
-    file.write('{"epoch": 9, "the')
-  output = finish(launch(tmp_path, flag))
-  assert ('Going on from step' in output) == (interval != 'every_epochs=100')
+def test_sigkill_in_the_middle_of_epochs(launch, whole, tmp_path):
+  """With no checkpoint yet, with some in the middle of epochs, and after."""
+  step = None
+  for interval, epochs in (
+    ('every_epochs=100', 1),
+    ('every_seconds=0.1', 2),
+    ('every_epochs=1', 3),
+  ):
+    process = launch(tmp_path, f'--config.checkpoint.{interval}')
+    # What a killed process left stands there until it is cut back.
+    if step is None:
+      wait_for_epochs(tmp_path, epochs, process)
+    else:
+      wait_for_saved_epochs(tmp_path, epochs, process)
+    wait_within_an_epoch(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    assert ('Going on from step' in output) == bool(step)
+    assert not (tmp_path / 'summary.json').exists()
+    assert len(RunDirectory(tmp_path).metrics_lines()) < 5
+    step = latest_step(tmp_path)
+    assert (step is None) == (interval == 'every_epochs=100')
+    step = step or 0
+    # As a kill in the middle of writing a line would leave it.
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:
+      file.write('{"epoch": 9, "the')
+  output = finish(launch(tmp_path))
+  assert f'Going on from step {step}' in output
   check_equal(tmp_path, whole)
 
 
@@ -154,10 +180,9 @@ def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
   check_equal(tmp_path, whole)
 
 
-@pytest.mark.parametrize('moment', ['before', 'after'])
-def test_kill_while_a_checkpoint_is_written(launch, whole, tmp_path, moment):
-  """At the rename that completes the third checkpoint, and just after it."""
-  code = f"""
+def test_kill_while_a_checkpoint_is_written(launch, whole, tmp_path):
+  """At the rename that completes the second one, and just after it."""
+  code = """
 import os, runpy, signal, sys
 
 count = 0
@@ -168,10 +193,10 @@ def killing(rename):
     last = str(target).rstrip('/').rsplit('/', 1)[-1]
     completes = 'orbax-checkpoint-tmp' in str(source) and last.isdigit()
     count += completes
-    if completes and count == 3 and {moment!r} == 'before':
+    if completes and count == 2 and MOMENT == 'before':
       os.kill(os.getpid(), signal.SIGKILL)
     result = rename(source, target, *args, **kwargs)
-    if completes and count == 3:
+    if completes and count == 2:
       os.kill(os.getpid(), signal.SIGKILL)
     return result
   return wrapped
@@ -183,15 +208,13 @@ sys.argv[0] = 'experiments/main.py'
 sys.path.insert(0, 'experiments')
 runpy.run_path('experiments/main.py', run_name='__main__')
 """
-  process = launch(tmp_path, code=code)
-  output, _ = process.communicate(timeout=200)
-  assert process.returncode == -signal.SIGKILL, output
-  checkpoints = Checkpoints(tmp_path / 'checkpoints')
-  step = checkpoints.latest_step()
-  checkpoints.close()
   steps = last_state(whole)[0] // 5
-  # Each epoch saved: the third is lost if it wasn't complete, nothing else.
-  assert step == steps * (2 if moment == 'before' else 3)
+  # Each epoch saved: the second is lost if it wasn't complete, nothing else.
+  for moment, epochs in (('before', 1), ('after', 3)):
+    process = launch(tmp_path, code=code.replace('MOMENT', repr(moment)))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL, output
+    assert latest_step(tmp_path) == steps * epochs
   finish(launch(tmp_path))
   check_equal(tmp_path, whole)
 

@@ -223,7 +223,7 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
 
 @pytest.mark.parametrize(
   ('kind', 'net', 'least'),
-  [('probe', 'resnet8', 80), ('frozen', 'resnet18', 12)],
+  [('probe', 'resnet8', 80), ('frozen', 'resnet8', 5)],
 )
 def test_digits_with_pretrained_weights(root, tmp_path, kind, net, least):
   """Random weights: grey images, resized to 32, of other classes."""
@@ -244,6 +244,7 @@ def test_digits_with_pretrained_weights(root, tmp_path, kind, net, least):
     table = file['table'].astype(np.float64)
   assert table.shape[1] == 10 and len(table) > 1400
   np.testing.assert_allclose(table.sum(1), 1, atol=5e-3)
-  # Random features of digits are far from chance for a linear classifier.
+  # Random features of digits are far from chance for a linear classifier; what
+  # a random head says of them is not.
   top1 = float(done.stdout.split('top-1 ')[1].split('%')[0])
   assert top1 > least
