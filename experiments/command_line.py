@@ -14,13 +14,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tsla_jax.errors import DivergenceError, InputError
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[], None]) -> None:
   """Runs `main` with parsed flags; bad input (2) and divergence (1) in a line.
 
   Anything else that is raised is a defect and keeps its traceback.
 
   Args:
-    main: takes the arguments that are no flags.
+    main: what the command does; all it is told are flags.
   """
   # Until a training loop takes over: a KeyboardInterrupt could get lost in
   # callbacks of the libraries that are being loaded.
@@ -28,10 +28,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     signal.signal(number, _leave)
   logging.set_verbosity(logging.WARNING)  # the libraries' own news
   try:
-    app.run(main, flags_parser=_parse_flags)
+    app.run(lambda argv: _start(main, argv), flags_parser=_parse_flags)
   except (InputError, DivergenceError) as error:
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _start(main: Callable[[], None], argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
+  main()
 
 
 def _leave(number: int, frame: object) -> None:

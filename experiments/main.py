@@ -7,13 +7,9 @@ A config may be given a method, configs/digits.py:tsla,drop=20 (or :lsr, or
 Started again with the same workdir, a run goes on where it was.
 """
 
-from collections.abc import Sequence
-
 import command_line
 from absl import flags
 from ml_collections import config_flags
-
-from tsla_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -23,10 +19,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs what the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
   # Imported here, so that --help and flag errors come at once.
   from tsla_jax.training.loop import train_and_evaluate
 

@@ -9,12 +9,8 @@ cifar-100-binary.tar.gz; for caltech_birds2011 CUB_200_2011.tgz and
 segmentations.tgz; for stanford_dogs images.tar, lists.tar and annotation.tar.
 """
 
-from collections.abc import Sequence
-
 import command_line
 from absl import flags
-
-from tsla_jax.errors import InputError
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, "TFDS' name: cifar100, stanford_dogs, caltech_birds2011, ..."
@@ -27,10 +23,8 @@ _ARCHIVES = flags.DEFINE_string(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs what the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
   from tsla_jax.data.prepare import prepare
 
   where = prepare(_DATASET.value, _DATA_DIR.value, _ARCHIVES.value)

@@ -17,7 +17,6 @@ deterministic: the same bits at every start, at some 5 % of a GPU's speed;
 
 import importlib.util
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import command_line
@@ -52,10 +51,8 @@ _REDRAW = flags.DEFINE_bool(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs what the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
   if not _WORKDIR.value and (_REDRAW.value or not _DRY_RUN.value):
     raise InputError('--workdir: not set; give the path of a directory')
   if _REDRAW.value:

@@ -15,7 +15,6 @@
 """
 
 import pathlib
-from collections.abc import Sequence
 
 import command_line
 import jax
@@ -45,10 +44,8 @@ _STRENGTH = flags.DEFINE_float(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs what the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
   for flag in (_TEMPERATURE, _STRENGTH):
     if not 1e-9 < flag.value < 1e9:
       raise InputError(

@@ -8,10 +8,10 @@ import pytest
 
 from configs import default
 from tests.conftest import make_dataset
+from tsla_jax.records import flatten
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
-from tsla_jax.training.run_directory import flatten
 
 # Image shape and classes of each file's data set.
 SHAPES = {

@@ -8,12 +8,10 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pandas as pd
 import pytest
 
-from tsla_jax.training.checkpoint import Checkpoints
+from tests.runs import check_same_run
 from tsla_jax.training.run_directory import RunDirectory
 
 # A table that trains for long enough to be killed five times.
@@ -184,27 +182,11 @@ def epochs_written(workdir):
   )
 
 
-def last_state(path):
-  checkpoints = Checkpoints(path / 'checkpoints')
-  restored = checkpoints._manager.restore(checkpoints.latest_step())
-  best = checkpoints.best_step()
-  checkpoints.close()
-  return best, jax.tree.leaves(restored['state'])
-
-
 def check_equal(workdir, whole):
   paths = sorted((whole / 'runs').glob('*/seed*'))
   assert len(paths) == 6
   for path in paths:
-    other = workdir / path.relative_to(whole)
-    for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
-      left, right = ((p / name).read_bytes() for p in (path, other))
-      assert left == right, (other, name)
-    (best, leaves), (other_best, others) = map(last_state, (path, other))
-    assert best == other_best
-    for leaf, expected in zip(leaves, others, strict=True):
-      np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected))
-    assert not list((other / 'checkpoints').glob('*tmp*'))
+    check_same_run(workdir / path.relative_to(whole), path)
   tables = [
     pd.read_csv(d / 'results.csv').drop(columns='seconds')
     for d in (workdir, whole)

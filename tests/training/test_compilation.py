@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from tests.conftest import make_config
-from tsla_jax.training import parallel, run_directory, step
+from tsla_jax.training import branching, parallel, run_directory, step
 from tsla_jax.training.loop import train_and_evaluate
+from tsla_jax.training.table import train_table
 
 COMPILE = '/jax/core/compile/backend_compile_duration'
 
@@ -39,20 +40,25 @@ def traces(monkeypatch):
   return losses
 
 
-def test_one_trace_and_no_compilation_after_the_first_epoch(
-  tmp_path, monkeypatch, dataset, traces
-):
-  events = Events()
-  per_epoch = []
+@pytest.fixture
+def per_epoch(monkeypatch):
+  """The compilations so far at the end of each epoch, after its evaluation."""
+  events, counts = Events(), []
   append = run_directory.RunDirectory.append
 
   def noting(self, metrics, timing):
-    per_epoch.append(events.counts[COMPILE])
+    counts.append(events.counts[COMPILE])
     append(self, metrics, timing)
 
-  # Noted at the end of each epoch, after its evaluation. A width of its own
-  # keeps other tests' programs out of the counts.
   monkeypatch.setattr(run_directory.RunDirectory, 'append', noting)
+  return counts
+
+
+def test_one_trace_and_no_compilation_after_the_first_epoch(
+  tmp_path, dataset, traces, per_epoch
+):
+  events = Events()
+  # A width of its own keeps other tests' programs out of the counts.
   first = make_config('tsla,drop=2', **{'model.width': 5})
   train_and_evaluate(first, tmp_path / 'first', dataset)
   assert len(traces) == 1
@@ -98,3 +104,16 @@ def test_restored_state_meets_the_same_program(tmp_path, dataset):
   train_and_evaluate(config, tmp_path, dataset)
   assert events.counts[COMPILE] == 0
   assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 5
+
+
+def test_five_methods_and_three_seeds_compile_once(
+  tmp_path, dataset, traces, per_epoch
+):
+  methods = ('baseline', 'lsr', 'tsla,drop=1', 'tsla,drop=2', 'tsla,drop=3')
+  configs = {m: make_config(m, **{'model.width': 6}) for m in methods}
+  table = branching.make_table(configs, (0, 3, 5), tmp_path)
+  train_table(table, {'table': 'test'}, dataset=dataset)
+  assert traces == ['smoothed_loss']
+  assert len(per_epoch) == 3 * (4 + 4 + 3 + 2 + 1)
+  assert per_epoch[0] > 0
+  assert per_epoch[-1] == per_epoch[0]

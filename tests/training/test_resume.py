@@ -11,11 +11,9 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 
-from tsla_jax.training.checkpoint import Checkpoints
+from tests.runs import check_same_run, read_checkpoints
 from tsla_jax.training.run_directory import RunDirectory
 
 # Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
@@ -89,39 +87,11 @@ def wait_within_an_epoch(workdir):
   time.sleep(min(json.loads(line)['train_seconds'] for line in lines) / 2)
 
 
-def last_state(workdir):
-  """The arrays of the newest checkpoint, by name."""
-  checkpoints = Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.latest_step()
-  restored = checkpoints._manager.restore(step)
-  checkpoints.close()
-  return step, jax.tree.leaves_with_path(dict(restored['state']))
-
-
-def best_step(workdir):
-  checkpoints = Checkpoints(workdir / 'checkpoints')
-  step = checkpoints.best_step()
-  checkpoints.close()
-  return step
-
-
 def check_equal(workdir, whole):
-  step, leaves = last_state(workdir)
-  expected_step, expected = last_state(whole)
-  assert step == expected_step and len(leaves) == len(expected) > 40
-  kinds = set()
-  for (path, leaf), (other_path, other) in zip(leaves, expected, strict=True):
-    assert path == other_path
-    np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
-    kinds.add(path[0].key)
-  assert kinds == {'params', 'batch_stats', 'opt_state', 'step', 'key'}
-  assert best_step(workdir) == best_step(whole)
+  check_same_run(workdir, whole)
   assert len(list((workdir / 'tensorboard').iterdir())) == 1
-  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
-    assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
   timing = RunDirectory(workdir).metrics_lines('timing.jsonl')
   assert len(timing) == 5
-  assert not list((workdir / 'checkpoints').glob('*tmp*'))
 
 
 def test_sigkill_in_the_middle_of_epochs(launch, whole, tmp_path):
@@ -158,7 +128,7 @@ def test_sigkill_in_the_middle_of_epochs(launch, whole, tmp_path):
 def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
   # No checkpoints but the signals': what was done since would show.
   rarely = '--config.checkpoint.every_epochs=100'
-  steps, step = last_state(whole)[0] // 5, 0
+  steps, step = read_checkpoints(whole)[0] // 5, 0
   for number, code, epochs in (
     (signal.SIGTERM, 143, 2),
     (signal.SIGINT, 130, 3),
@@ -171,9 +141,7 @@ def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
     assert process.returncode == code
     assert f'{number.name}: saved at step' in output
     assert (f'Going on from step {step}' in output) == (step > 0)
-    checkpoints = Checkpoints(tmp_path / 'checkpoints')
-    step = checkpoints.latest_step()
-    checkpoints.close()
+    step = latest_step(tmp_path)
     assert steps * epochs <= step < steps * 5
   output = finish(launch(tmp_path, rarely))
   assert f'Going on from step {step}' in output
@@ -208,7 +176,7 @@ sys.argv[0] = 'experiments/main.py'
 sys.path.insert(0, 'experiments')
 runpy.run_path('experiments/main.py', run_name='__main__')
 """
-  steps = last_state(whole)[0] // 5
+  steps = read_checkpoints(whole)[0] // 5
   # Each epoch saved: the second is lost if it wasn't complete, nothing else.
   for moment, epochs in (('before', 1), ('after', 3)):
     process = launch(tmp_path, code=code.replace('MOMENT', repr(moment)))

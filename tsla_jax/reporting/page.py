@@ -5,14 +5,13 @@ import html
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tsla_jax.errors import InputError
-from tsla_jax.files import write_atomically
+from tsla_jax.records import flatten, write_atomically, writing
 from tsla_jax.reporting import figures, tables
 from tsla_jax.reporting.results import (
   Results,
@@ -21,7 +20,7 @@ from tsla_jax.reporting.results import (
   read_results,
   reference_rows,
 )
-from tsla_jax.reporting.tables import Layout
+from tsla_jax.reporting.tables import Cell, Layout
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2em auto;
@@ -57,7 +56,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     The tables, and where everything is, for a terminal.
 
   Raises:
-    InputError: if it holds no table, or none of which an epoch is trained.
+    InputError: if it holds no table that has begun, or cannot be written.
   """
   workdir = pathlib.Path(workdir)
   results = read_results(workdir)
@@ -79,16 +78,11 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     content[f'figures/{name}.png'] = png
     content[f'figures/{name}.svg'] = figures.render(figure, 'svg')
   content['report.html'] = to_html(results, layouts, notes, pictures)
-  try:
+  with writing(workdir, mend='draw the results with --redraw'):
     (workdir / 'figures').mkdir(exist_ok=True)
     for name, text in content.items():
       data = text.encode() if isinstance(text, str) else text
       write_atomically(workdir / name, data)
-  except OSError as error:
-    raise InputError(
-      f"workdir '{workdir}' cannot be written: {error}; mend that and draw the"
-      ' results with --redraw'
-    ) from error
   return (
     f'\n{markdown}\nResults: {workdir / "results.csv"}\n'
     f'Report: {workdir / "report.html"}'
@@ -276,7 +270,8 @@ def to_html(
     '</ul>',
   ]
   for layout in layouts:
-    parts += [f'<h2>{html.escape(layout.title)}</h2>', _table(layout)]
+    parts.append(f'<h2>{html.escape(layout.title)}</h2>')
+    parts.append(_html_table(layout.header, layout.rows))
     parts += (f'<p class="note">{html.escape(n)}</p>' for n in layout.notes)
   parts.append('<h2>Figures</h2>')
   for name, caption, png in pictures:
@@ -310,29 +305,22 @@ def _plain(value: Any) -> str:
   return f'{value:.5g}' if isinstance(value, float) else str(value)
 
 
-def _table(layout: Layout) -> str:
-  rows = (
-    [
-      f'<b>{html.escape(cell.text)}</b>'
-      if cell.bold
-      else html.escape(cell.text)
-      for cell in row
-    ]
-    for row in layout.rows
-  )
-  return _html_table(layout.header, rows, escape=False)
+def _html_table(
+  header: Sequence[str], rows: Iterable[Iterable[str | Cell]]
+) -> str:
+  def line(tag: str, cells: Iterable[str | Cell]) -> str:
+    inner = ''.join(f'<{tag}>{text(cell)}</{tag}>' for cell in cells)
+    return f'<tr>{inner}</tr>'
 
-
-def _html_table(header: Sequence[str], rows: Any, escape: bool = True) -> str:
-  def line(tag: str, cells: Sequence[str], escape: bool = True) -> str:
-    texts = (html.escape(cell) if escape else cell for cell in cells)
-    return f'<tr>{"".join(f"<{tag}>{text}</{tag}>" for text in texts)}</tr>'
+  def text(cell: str | Cell) -> str:
+    if isinstance(cell, str):
+      return html.escape(cell)
+    plain = html.escape(cell.text)
+    return f'<b>{plain}</b>' if cell.bold else plain
 
   return (
-    '<div class="scroll"><table>'
-    f'<thead>{line("th", header)}</thead><tbody>'
-    + ''.join(line('td', row, escape) for row in rows)
-    + '</tbody></table></div>'
+    f'<div class="scroll"><table><thead>{line("th", header)}</thead><tbody>'
+    f'{"".join(line("td", row) for row in rows)}</tbody></table></div>'
   )
 
 
@@ -341,7 +329,7 @@ def _configuration(results: Results) -> str:
   fields = results.record['fields']
   given = [[f'--config.{key}', value] for key, value in fields.items()]
   configs = {
-    name: _flatten(record['config']) for name, record in results.configs.items()
+    name: flatten(record['config']) for name, record in results.configs.items()
   }
   rows, differing = [], []
   for key in next(iter(configs.values())):
@@ -365,16 +353,6 @@ def _configuration(results: Results) -> str:
     f'{text}<details><summary>What all rows have in common</summary>'
     f'{_html_table(["field", "value"], rows)}</details>'
   )
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _environment(record: Mapping[str, Any]) -> list[list[str]]:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from tsla_jax.errors import InputError
+from tsla_jax.records import complete_lines
 
 COLUMNS = (
   'row',
@@ -116,11 +117,7 @@ def _read_run(
   branched = config.get('branch', {'epoch': 0})['epoch']
 
   def lines(name: str) -> pd.DataFrame:
-    file = path / name
-    text = file.read_bytes().splitlines(True) if file.is_file() else []
-    # One that is being written has no end yet.
-    whole = [line for line in text if line.endswith(b'\n')]
-    return pd.DataFrame([json.loads(line) for line in whole])
+    return pd.DataFrame(map(json.loads, complete_lines(path / name)))
 
   epochs, timing = lines('metrics.jsonl'), lines('timing.jsonl')
   summary = path / 'summary.json'

@@ -97,31 +97,18 @@ class Checkpoints:
         metrics={'score': float(score)},
       )
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Says in a line what orbax and TensorStore say in hundreds."""
-    try:
-      yield
-    except Exception as error:
-      reason = ' '.join(str(error).split())[:200]
-      raise InputError(
-        f"checkpoints cannot be written to '{self.directory}': {reason}; mend"
-        ' that and start again to go on'
-      ) from error
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return _in_a_line(
+      f"checkpoints cannot be written to '{self.directory}'",
+      'mend that and start again to go on',
+    )
 
-  @contextlib.contextmanager
-  def _reading(self, step: int) -> Iterator[None]:
-    """Says in a line what is wrong with a checkpoint."""
-    try:
-      yield
-    # Orbax and TensorStore raise many kinds for damaged files.
-    except Exception as error:
-      reason = ' '.join(str(error).split())[:200]
-      raise InputError(
-        f"checkpoint '{self.directory / str(step)}' cannot be read: it is"
-        f' damaged or of another model ({reason}); move it away, so that an'
-        ' older one is used, or use a new workdir'
-      ) from error
+  def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
+    return _in_a_line(
+      f"checkpoint '{self.directory / str(step)}' cannot be read: it is damaged"
+      ' or of another model',
+      'move it away, so that an older one is used, or use a new workdir',
+    )
 
   def restore(
     self, template: TrainState, step: int | None = None
@@ -183,6 +170,17 @@ class Checkpoints:
     """Waits, then lets go of threads and files."""
     with self._writing():
       self._manager.close()
+
+
+@contextlib.contextmanager
+def _in_a_line(what: str, mend: str) -> Iterator[None]:
+  """Says in a line what orbax and TensorStore say in hundreds."""
+  try:
+    yield
+  # They raise errors of many kinds.
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise InputError(f'{what} ({reason}); {mend}') from error
 
 
 class Clock:

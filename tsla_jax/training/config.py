@@ -16,8 +16,8 @@ from tsla_jax.data.dataset import Dataset, add_label_noise
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import resnet
+from tsla_jax.records import flatten
 from tsla_jax.training import optimizers, priors
-from tsla_jax.training.run_directory import flatten
 from tsla_jax.training.state import Hparams, Run
 
 _SCHEDULES = {

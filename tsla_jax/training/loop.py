@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,6 +13,7 @@ import numpy as np
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.records import writing
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
@@ -92,10 +93,14 @@ def train_and_evaluate(
       print(f'Note: optimizer.drop_epochs {beyond} are beyond the last epoch.')
     progress = Progress(config.num_epochs)
 
-    def report(lines: Sequence[dict[str, Any] | None], rate: float) -> None:
+    def report(lines: Mapping[int, dict[str, Any]], rate: float) -> None:
       progress.write(_progress_line(lines[0], rate, config.num_epochs))
 
-    with contextlib.closing(progress), contextlib.closing(member):
+    with (
+      contextlib.closing(progress),
+      contextlib.closing(member),
+      writing(directory.path),
+    ):
       train_in_lockstep([member], experiment, progress, report)
     if member.divergence is not None:
       raise DivergenceError(f'{member.divergence}; {_AGAINST_DIVERGENCE}')
@@ -108,7 +113,7 @@ def train_in_lockstep(
   members: Sequence[Member],
   experiment: Experiment,
   progress: Progress,
-  report: Callable[[Sequence[Any], float], None] = lambda lines, rate: None,
+  report: Callable[[Mapping[int, Any], float], None] = lambda lines, rate: None,
 ) -> int | None:
   """Trains runs side by side, from where they are to their ends.
 
@@ -119,26 +124,19 @@ def train_in_lockstep(
       everything but the data of their `Run`.
     experiment: programs and data.
     progress: counts the epochs.
-    report: called after each epoch with the members' lines (None for one that
-      has ended early) and the images per second of all.
+    report: called after each epoch with the lines of the members that go on,
+      by their numbers, and the images per second of all.
 
   Returns:
     A signal to leave that came when nothing was left to be saved; or None.
 
   Raises:
-    InputError: a directory that cannot be gone on in or written.
+    InputError: a directory that cannot be gone on in.
+    OSError: one that cannot be written.
     SystemExit: on SIGTERM or SIGINT, after saving.
   """
   with _catch_signals() as signals:
-    group = _Group(members, experiment, progress, report, signals)
-    try:
-      group.train()
-    except OSError as error:
-      paths = ', '.join(f"'{m.directory.path}'" for m in members)
-      raise InputError(
-        f'workdir {paths} cannot be written: {str(error)[:200]}; mend that and'
-        ' start again to go on'
-      ) from error
+    _Group(members, experiment, progress, report, signals).train()
     return signals[0] if signals else None
 
 
@@ -173,7 +171,7 @@ class _Group:
     """Trains to the end and writes the results."""
     state, epoch, first, sums = self._open()
     if not first:
-      self._branch(state, epoch)
+      self._branch(epoch)
     _, test_prior = priors = self.experiment.place_priors(self.runs)
     while epoch < self.config.num_epochs and self.going:
       state = self._epoch(state, epoch, first, sums, priors)
@@ -297,11 +295,7 @@ class _Group:
     self._hold_best(state, lines)
     self.progress.speed(count * rate)
     if self.going:
-      kept = [
-        lines[i] if member.divergence is None else None
-        for i, member in enumerate(self.members)
-      ]
-      self.report(kept, count * rate)
+      self.report({i: lines[i] for i, _ in self.going}, count * rate)
     self._after_epoch(state, epoch + 1)
     return state
 
@@ -323,17 +317,17 @@ class _Group:
   def _after_epoch(self, state: TrainState, epochs: int) -> None:
     """Saves and branches where it is time to, with `epochs` behind."""
     last = epochs == self.config.num_epochs
-    if self.signals or last or self.clock.is_due(epochs):
+    branches = any(member.has_branches(epochs) for _, member in self.going)
+    if self.signals or last or branches or self.clock.is_due(epochs):
       self._save(state, epochs, [{} for _ in self.runs])
-      if self.signals and not last and self.going:
-        self._leave(epochs, 0)
-    self._branch(state, epochs)
+    self._branch(epochs)
+    if self.signals and not last and self.going:
+      self._leave(epochs, 0)
 
-  def _branch(self, state: TrainState, epochs: int) -> None:
-    """Starts the runs that leave these here."""
-    if any(member.has_branches(epochs) for _, member in self.going):
-      self._save(state, epochs, [{} for _ in self.runs])
-      for _, member in self.going:
+  def _branch(self, epochs: int) -> None:
+    """Starts the runs that leave these at their newest checkpoints."""
+    for _, member in self.going:
+      if member.has_branches(epochs):
         member.branch(epochs)
 
   def _save(

@@ -25,6 +25,7 @@ class Member:
     config: resolved.
     dataset: what it trains on.
     run: its seed, hyperparameters and prior.
+    data: what identifies its data.
     directory: of its files.
     checkpoints: therein.
     branches: configs and directories of runs that leave this one, by the epoch
@@ -46,6 +47,7 @@ class Member:
     self.config = config
     self.dataset = dataset
     self.run = run
+    self.data = describe_data(config, dataset, run)
     self.directory = directory
     self.branches = dict(branches)
     self.divergence: str | None = None
@@ -67,13 +69,9 @@ class Member:
       f' {self.config.seed}'
     )
 
-  def data_record(self) -> dict[str, Any]:
-    """What identifies the run's data."""
-    return describe_data(self.config, self.dataset, self.run)
-
   def check(self, steps_per_epoch: int) -> None:
     """Refuses a directory that this run cannot go on in; changes nothing."""
-    self.directory.check_data(self.data_record())
+    self.directory.check_data(self.data)
     step = self.checkpoints.latest_step()
     if step is None and self.directory.summary() is not None:
       raise InputError(
@@ -124,7 +122,7 @@ class Member:
     """Opens the directory, cut back to a checkpoint (0: to nothing)."""
     self.checkpoints.delete_after(step)
     self._saved = step
-    self.directory.start(self.config, self.data_record(), epoch, devices)
+    self.directory.start(self.config, self.data, epoch, devices)
     self._best_top1 = max(
       (line['test_top1'] for line in self.directory.metrics()), default=-1.0
     )

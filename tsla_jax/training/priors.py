@@ -13,8 +13,8 @@ import numpy as np
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
-from tsla_jax.files import write_atomically
 from tsla_jax.label_smoothing import targets
+from tsla_jax.records import write_atomically
 
 KINDS = ('uniform', 'class', 'teacher')
 

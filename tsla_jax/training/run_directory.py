@@ -7,17 +7,13 @@ the former, so a killed run leaves no trace in them.
 """
 
 import contextlib
-import fcntl
-import importlib.metadata
 import io
 import json
 import math
 import os
 import pathlib
-import platform
 import re
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +23,13 @@ import ml_collections
 import numpy as np
 
 from tsla_jax.errors import InputError
-from tsla_jax.files import write_atomically
+from tsla_jax.records import (
+  complete_lines,
+  flatten,
+  lock_directory,
+  write_atomically,
+)
+from tsla_jax.training.environment import describe_environment
 
 # Fields that may change from start to start: where things lie, how often they
 # are saved; the devices, though another number of them changes the last bits;
@@ -40,63 +42,6 @@ FREE_FIELDS = (
   'num_epochs',
   'smoothing.teacher',
 )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested dictionaries as one, keys joined by dots."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-@contextlib.contextmanager
-def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes from working in a directory, which is made.
-
-  Args:
-    path: of the directory.
-    *made: directories within it that may have been made in vain.
-
-  Raises:
-    InputError: if another process does already, or it cannot be made.
-  """
-  missing = [p for p in (path, *path.parents) if not p.exists()]
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f"workdir '{path}': {error.strerror}; give a directory that can"
-      ' be written'
-    ) from error
-  # A lock on the directory itself leaves nothing behind, and the system lifts
-  # it whatever ends the process.
-  try:
-    handle = os.open(path, os.O_RDONLY)
-  except OSError as error:
-    raise InputError(
-      f"workdir '{path}': {error.strerror}; give a directory that can"
-      ' be read and written'
-    ) from error
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    os.close(handle)
-    raise InputError(
-      f"workdir '{path}' is in use by another process; wait for it or"
-      ' use another workdir'
-    ) from error
-  try:
-    yield
-  finally:
-    # A start that was refused leaves nothing.
-    for directory in (*made, *missing) if missing else ():
-      with contextlib.suppress(OSError):
-        directory.rmdir()
-    os.close(handle)
 
 
 class RunDirectory:
@@ -314,9 +259,7 @@ class RunDirectory:
 
   def metrics_lines(self, name: str = 'metrics.jsonl') -> list[bytes]:
     """The complete lines of a file, as they stand."""
-    file = self.path / name
-    lines = file.read_bytes().splitlines(True) if file.is_file() else []
-    return [line for line in lines if line.endswith(b'\n')]
+    return complete_lines(self.path / name)
 
   def append(
     self, metrics: Mapping[str, float], timing: Mapping[str, Any]
@@ -437,32 +380,3 @@ def _import_tensorboardx() -> types.ModuleType:
     if hide:
       del sys.modules['torch']
   return tensorboardX
-
-
-def describe_environment() -> dict[str, Any]:
-  """Versions and commit, for the record of a run."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  here = pathlib.Path(__file__).parent
-
-  def git(*arguments: str) -> str | None:
-    try:
-      done = subprocess.run(
-        ('git', *arguments),
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=True,
-      )
-    except (OSError, subprocess.CalledProcessError):
-      return None
-    return done.stdout.strip()
-
-  status = git('status', '--porcelain')
-  return {
-    'versions': {
-      'python': platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-    'git_commit': git('rev-parse', 'HEAD'),
-    'git_modified': None if status is None else bool(status),
-  }

@@ -9,7 +9,7 @@ import ml_collections
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
-from tsla_jax.files import write_atomically
+from tsla_jax.records import lock_directory, write_atomically, writing
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
@@ -17,7 +17,7 @@ from tsla_jax.training.branching import Branch, Table, describe_plan, slug
 from tsla_jax.training.loop import train_in_lockstep
 from tsla_jax.training.member import Member, describe_data
 from tsla_jax.training.progress import Progress
-from tsla_jax.training.run_directory import RunDirectory, lock_directory
+from tsla_jax.training.run_directory import RunDirectory
 
 
 def train_table(
@@ -64,15 +64,10 @@ def train_table(
     if not rounds:
       print('Every run is over; nothing to train.')
     text = json.dumps(record, indent=2) + '\n'
-    try:
+    with writing(table.workdir):
       write_atomically(table.workdir / 'table.json', text.encode())
       table.workdir.joinpath('runs').mkdir(exist_ok=True)
       _train(table, branches, datasets, rounds, topology)
-    except OSError as error:
-      raise InputError(
-        f"workdir '{table.workdir}' cannot be written: {str(error)[:200]}; mend"
-        ' that and start again to go on'
-      ) from error
 
 
 def _check_data(table: Table, datasets: Mapping[str, Dataset]) -> None:
@@ -174,34 +169,41 @@ def _train(
     name: configs[name].num_epochs - branch.epoch
     for name, branch in zip(names, branches, strict=True)
   }
-  done = 0
   progress = Progress(sum(own.values()) * len(table.seeds))
+
+  def settle() -> None:
+    over = (
+      own[name]
+      for name in names
+      for seed in table.seeds
+      if table.is_over(name, seed)
+    )
+    progress.settle(sum(over))
+
   # Rows of other programs one after the other, so that the data of one set are
   # on the devices at a time.
   groups: dict[str, list[int]] = {}
   for i, name in enumerate(names):
     groups.setdefault(config_lib.static_settings(configs[name]), []).append(i)
   with contextlib.closing(progress):
+    settle()
     for rows in groups.values():
-      first = names[rows[0]]
-      experiment = None
       waiting = [
         (seeds, row)
         for seeds in rounds
         for row in rows
         if not all(table.is_over(names[row], seed) for seed in seeds)
       ]
-      done += sum(own[names[row]] for row in rows) * len(table.seeds)
-      done -= sum(own[names[row]] * len(seeds) for seeds, row in waiting)
-      progress.settle(done)
+      if not waiting:
+        continue
+      first = names[rows[0]]
+      experiment = experiment_lib.make_experiment(
+        configs[first], datasets[first], topology
+      )
       for seeds, row in waiting:
-        if experiment is None:
-          experiment = experiment_lib.make_experiment(
-            configs[first], datasets[first], topology
-          )
         _train_row(table, branches, row, seeds, datasets, experiment, progress)
-        done += own[names[row]] * len(seeds)
-        progress.settle(done)
+        settle()
+      del experiment
 
 
 def _train_row(

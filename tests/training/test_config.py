@@ -1,0 +1,51 @@
+"""Values that no run can have: refused in a line, and nothing is written."""
+
+import pytest
+
+from tests.conftest import make_config, make_dataset
+from tsla_jax.errors import InputError
+from tsla_jax.training.loop import train_and_evaluate
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'num_epochs': 0}, 'num_epochs: 0; must be at least 1'),
+    ({'batch_size': 65}, 'batch_size: 65 .* at most 64'),
+    ({'seed': -1}, 'seed: -1; must be between'),
+    ({'smoothing.drop_epoch': 4}, r'drop_epoch: 4; .* between 1 and 3'),
+    ({'smoothing.drop_epoch': 0}, r'drop_epoch: 0; .* between 1 and 3'),
+    ({'smoothing.schedule': 'step'}, "schedule: unknown 'step'; .*cosine"),
+    ({'smoothing.prior': 'normal'}, "prior: unknown 'normal'; .*uniform"),
+    ({'smoothing.theta': float('nan')}, 'theta: nan; must be a finite'),
+    ({'model.name': 'vgg'}, "model.name: unknown model 'vgg'"),
+    ({'model.dtype': 'float16'}, "dtype: unknown 'float16'; .*bfloat16"),
+    ({'optimizer.name': 'adamm'}, "optimizer.name: unknown .*'adamm'"),
+    ({'optimizer.drop_epochs': (3, 2)}, 'drop_epochs: .* increasing'),
+    ({'data.mean': (0.5, 0.5)}, 'data.mean: 2 values for the 1 channels'),
+    ({'checkpoint.every_epochs': -1}, 'checkpoint.every_epochs: -1'),
+    ({'model.width': 0}, 'model.width: 0; must be at least 1'),
+    ({'optimizer.drop_epochs': ('a',)}, 'drop_epochs: .* whole epochs'),
+    ({'optimizer.drop_epochs': (1.5,)}, 'drop_epochs: .* whole epochs'),
+    ({'optimizer.drop_factor': -1.0}, 'drop_factor: -1.0; must be'),
+    ({'optimizer.learning_rate.head': -1.0}, 'learning_rate.head: -1.0'),
+    ({'optimizer.weight_decay': float('nan')}, 'weight_decay: nan'),
+    ({'optimizer.momentum': 1.0}, 'momentum: 1.0; must be at least 0, below'),
+    ({'data.std': (0.0,)}, 'data.std: .* above 0'),
+    ({'data.pad': 8}, 'data.pad: 8 .* 8x8'),
+    ({'data.crop_size': 8}, 'data.pad: 1; must be 0 beside data.crop_size'),
+    ({'data.image_size': -1}, 'data.image_size: -1; must be from 0'),
+    (
+      {'smoothing.schedule': 'linear', 'smoothing.drop_epoch': None},
+      "drop_epoch: None; must be an epoch, at which a 'linear'",
+    ),
+    ({'num_devices': 9}, 'num_devices: 9'),
+  ],
+)
+def test_bad_values_are_refused_and_nothing_is_written(
+  tmp_path, fields, message
+):
+  with pytest.raises(InputError, match=message) as error:
+    train_and_evaluate(make_config(**fields), tmp_path / 'x', make_dataset())
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'x').exists()
