@@ -59,6 +59,7 @@ def main() -> None:
     raise InputError(f"--output: '{output}'; must be a file ending in .npz")
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')
+  from tsla_jax.analysis.predictions import softmax
   from tsla_jax.training import priors, teacher
   from tsla_jax.training.config import load_dataset, resolve
 
@@ -74,7 +75,7 @@ def main() -> None:
   else:
     logits, features = _from_weights(dataset.train)
     if _KIND.value == 'frozen':
-      source = teacher.softmax(logits, _TEMPERATURE.value)
+      source = softmax(logits, _TEMPERATURE.value)
       probabilities = teacher.map_by_counts(source, labels, dataset.num_classes)
     else:
       logits = teacher.cross_fitted_probe(
@@ -85,7 +86,7 @@ def main() -> None:
         folds=_FOLDS.value,
         seed=config.seed,
       )
-      probabilities = teacher.softmax(logits, _TEMPERATURE.value)
+      probabilities = softmax(logits, _TEMPERATURE.value)
   priors.save_teacher(output, probabilities, dataset)
   print(
     f'Teacher of {dataset.name}: {teacher.describe(probabilities, labels)}.\n'
@@ -95,6 +96,7 @@ def main() -> None:
 
 def _from_run(dataset) -> np.ndarray:
   """What a run's last epoch says."""
+  from tsla_jax.analysis.predictions import softmax
   from tsla_jax.training import config, teacher
   from tsla_jax.training.run_directory import RunDirectory
   from tsla_jax.training.trained import load_model
@@ -118,7 +120,7 @@ def _from_run(dataset) -> np.ndarray:
       f" '{dataset.name}' are {list(given)}; set data.image_size likewise"
     )
   logits, _ = teacher.apply_model(model, variables, dataset.train, view)
-  return teacher.softmax(logits, _TEMPERATURE.value)
+  return softmax(logits, _TEMPERATURE.value)
 
 
 def _from_weights(split) -> tuple[np.ndarray, np.ndarray]:

@@ -1,29 +1,249 @@
-"""Calibration errors that can be computed by hand."""
+"""Calibration by hand, by scikit-learn, and by construction."""
 
 import numpy as np
 import pytest
+import sklearn.calibration
+import sklearn.metrics
+from scipy import optimize
 
-from tsla_jax.analysis.calibration import expected_calibration_error
+from tsla_jax.analysis import calibration
+from tsla_jax.analysis.calibration import (
+  brier_score,
+  brier_score_interval,
+  expected_calibration_error,
+  expected_calibration_error_interval,
+  fit_temperature,
+  negative_log_likelihood,
+  negative_log_likelihood_interval,
+  reliability,
+)
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.errors import InputError
 
 
-def test_by_hand():
-  confidence = np.array([0.95, 0.9, 0.8, 0.7, 0.6, 0.55])
-  correct = np.array([1, 1, 0, 1, 0, 0])
-  assert expected_calibration_error(confidence, correct) == pytest.approx(0.4)
+def of_top_label(confidence, correct):
+  """Predictions of two classes whose top label is class 0."""
+  confidence = np.array(confidence, float)
+  return np.stack([confidence, 1 - confidence], 1), 1 - np.array(correct)
 
 
-def test_edges():
-  assert expected_calibration_error([1.0, 1.0], [1, 1]) == 0
-  assert expected_calibration_error([0.0], [1]) == 1
-  # On an edge a confidence belongs to the bin below it: with 0.1 and 0.2 in one
-  # bin, their gaps of -0.9 and +0.2 partly cancel.
-  ece = expected_calibration_error([0.11, 0.2], [1, 0], num_bins=10)
-  assert ece == pytest.approx((0.89 - 0.2) / 2)
+def some_predictions(count=2000, classes=5, sharpness=2.0, seed=0):
+  """Logits with labels drawn from a softmax that is less sure than they are."""
+  rng = np.random.default_rng(seed)
+  logits = 2 * rng.standard_normal((count, classes))
+  chances = softmax(logits).cumsum(axis=1)
+  labels = (rng.random((count, 1)) > chances[:, :-1]).sum(axis=1)
+  return sharpness * logits, labels
+
+
+def test_ece_by_hand():
+  top = of_top_label([0.95, 0.9, 0.8, 0.7, 0.6, 0.55], [1, 1, 0, 1, 0, 0])
+  assert expected_calibration_error(*top) == pytest.approx(0.4, abs=1e-15)
+  # Three bins of two: gaps of .925 - 1, .75 - .5 and .575 - 0.
+  mass = expected_calibration_error(*top, num_bins=3, binning='mass')
+  assert mass == pytest.approx((0.075 + 0.25 + 0.575) / 3, abs=1e-15)
+
+
+def test_classwise_by_hand():
+  p = np.array([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.1, 0.1, 0.8]])
+  # With one bin a gap is that of a class' mean probability and its frequency.
+  error = expected_calibration_error(p, [0, 1, 1], 1, kind='classwise')
+  gaps = [1.4 / 3 - 1 / 3, 2 / 3 - 0.8 / 3, 0.8 / 3]
+  assert error == pytest.approx(np.mean(gaps), abs=1e-15)
+
+
+def test_confidences_at_the_ends_and_on_edges():
+  assert expected_calibration_error(*of_top_label([1.0, 1.0], [1, 1])) == 0
+  # A probability of exactly 0 that comes true, of a class of its own.
+  p = np.array([[0.0, 1.0]])
+  assert expected_calibration_error(p, [0], kind='classwise') == 1
+  # On an edge a confidence belongs to the bin below it: .61 and .7 share one,
+  # where gaps of -.39 and +.7 partly cancel.
+  top = of_top_label([0.61, 0.7], [1, 0])
+  ece = expected_calibration_error(*top, num_bins=10)
+  assert ece == pytest.approx((0.7 - 0.39) / 2)
+  for edge in np.arange(8, 16) / 15:
+    bins = reliability(*of_top_label([edge], [1]))
+    assert bins.high[0] == edge > bins.low[0]
+
+
+def test_equal_confidences_stay_together_whatever_their_order():
+  confidence = np.repeat([0.6, 0.7, 0.8], [5, 1, 4])
+  correct = np.array([1, 0, 0, 1, 1, 0, 1, 1, 0, 1])
+  rng = np.random.default_rng(0)
+  errors = set()
+  for _ in range(20):
+    order = rng.permutation(10)
+    p, labels = of_top_label(confidence[order], correct[order])
+    errors.add(
+      round(expected_calibration_error(p, labels, 4, binning='mass'), 12)
+    )
+  assert len(errors) == 1
+  bins = reliability(*of_top_label([0.7] * 9, [1] * 9), 4, 'mass')
+  assert bins.count.tolist() == [9]
+
+
+def test_one_class():
+  p, labels = np.ones((4, 1)), np.zeros(4, int)
+  for kind in ('top_label', 'classwise'):
+    assert expected_calibration_error(p, labels, kind=kind) == 0
+  assert brier_score(p, labels) == 0
+  assert negative_log_likelihood(np.zeros((4, 1)), labels) == 0
+  assert fit_temperature(np.zeros((4, 1)), labels) == 1
+
+
+@pytest.mark.parametrize('binning', ['width', 'mass'])
+def test_scikit_learn_draws_the_same_diagram(binning):
+  logits, labels = some_predictions()
+  p = softmax(logits)
+  bins = reliability(p, labels, 10, binning)
+  correct = p.argmax(1) == labels
+  strategy = {'width': 'uniform', 'mass': 'quantile'}[binning]
+  accuracy, confidence = sklearn.calibration.calibration_curve(
+    correct, p.max(1), n_bins=10, strategy=strategy
+  )
+  if binning == 'width':
+    np.testing.assert_allclose(bins.accuracy, accuracy, atol=1e-12)
+    np.testing.assert_allclose(bins.confidence, confidence, atol=1e-12)
+  else:
+    # Its quantiles lie between two confidences, ours on one of them: one of the
+    # 200 examples of a bin may be the next one's.
+    assert set(bins.count) == {200}
+    np.testing.assert_allclose(bins.accuracy, accuracy, atol=1.1 / 200)
+  gaps = abs(bins.accuracy - bins.confidence) @ bins.count / len(labels)
+  ece = expected_calibration_error(p, labels, 10, binning)
+  assert ece == pytest.approx(gaps, abs=1e-12)
+
+
+def test_scores_are_those_of_scikit_learn():
+  logits, labels = some_predictions()
+  p = softmax(logits)
+  expected = sklearn.metrics.log_loss(labels, p)
+  assert negative_log_likelihood(logits, labels) == pytest.approx(expected)
+  by_class = [
+    sklearn.metrics.brier_score_loss(labels == k, p[:, k]) for k in range(5)
+  ]
+  assert brier_score(p, labels) == pytest.approx(sum(by_class))
+
+
+def test_likelihoods_keep_their_digits():
+  # p[label] is exp(-800), which no float64 holds.
+  assert negative_log_likelihood([[800.0, 0.0]], [1]) == 800
 
 
 def test_calibrated_by_construction():
-  rng = np.random.default_rng(0)
-  confidence = rng.random(100_000)
-  correct = rng.random(100_000) < confidence
-  # Each of 15 bins errs by sqrt(p (1-p) / 6667), 0.005 on average.
-  assert expected_calibration_error(confidence, correct) < 0.01
+  logits, labels = some_predictions(20_000, sharpness=1.0)
+  for binning in ('width', 'mass'):
+    # Each of 15 bins of some 1300 errs by .012 at most on average.
+    error = expected_calibration_error(softmax(logits), labels, binning=binning)
+    assert error < 0.012
+  assert expected_calibration_error(softmax(2 * logits), labels) > 0.1
+
+
+def test_temperature_finds_what_made_the_labels():
+  logits, labels = some_predictions(20_000, sharpness=3.0)
+  temperature = fit_temperature(logits, labels)
+  # The Fisher information of 20,000 draws leaves 1/T an error of .5 %.
+  assert temperature == pytest.approx(3, rel=0.03)
+  slower = optimize.minimize_scalar(
+    lambda t: negative_log_likelihood(logits / t, labels),
+    bounds=(0.1, 10),
+    options={'xatol': 1e-9},
+  )
+  # The valley is flat: its floor is known to sqrt of the rounding error.
+  assert temperature == pytest.approx(slower.x, abs=1e-5)
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_temperature_is_never_worse_on_its_own_data(seed):
+  rng = np.random.default_rng(seed)
+  logits = rng.standard_normal((7, 3)) * 10.0 ** rng.integers(-3, 4)
+  labels = rng.integers(0, 3, 7)
+  temperature = fit_temperature(logits, labels)
+  before = negative_log_likelihood(logits, labels)
+  after = negative_log_likelihood(logits / temperature, labels)
+  assert after <= before * (1 + 1e-14)
+  for other in (0.01, 0.5, 0.99, 1.01, 2.0, 100.0):
+    worse = negative_log_likelihood(logits / (temperature * other), labels)
+    if 0.01 <= temperature * other <= 100:
+      assert after <= worse * (1 + 1e-14)
+
+
+def test_temperature_stays_within_its_bounds():
+  logits = np.eye(3)
+  assert fit_temperature(logits, [0, 1, 2]) == 0.01
+  assert fit_temperature(logits, [1, 2, 0]) == 100
+  assert fit_temperature(logits, [0, 1, 2], bounds=(0.5, 2.0)) == 0.5
+  assert fit_temperature(np.ones((2, 3)), [0, 1]) == 1
+  with pytest.raises(InputError, match='bounds: .* include 1'):
+    fit_temperature(logits, [0, 1, 2], bounds=(2.0, 3.0))
+
+
+def test_intervals():
+  logits, labels = some_predictions(400)
+  p = softmax(logits)
+  for plain, interval, argument in (
+    (negative_log_likelihood, negative_log_likelihood_interval, logits),
+    (brier_score, brier_score_interval, p),
+    (expected_calibration_error, expected_calibration_error_interval, p),
+  ):
+    value, ends = plain(argument, labels), interval(argument, labels)
+    assert ends.low < value < ends.high
+    assert ends == interval(argument, labels)  # the draws are seeded
+    wider = interval(argument, labels, level=0.99)
+    assert wider.low < ends.low < ends.high < wider.high
+  one = brier_score_interval(p[:1], labels[:1])
+  assert one.low == one.high == brier_score(p[:1], labels[:1])
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
+  logits, labels = some_predictions(4000)
+  losses = calibration._likelihoods(logits, labels)
+  ends = negative_log_likelihood_interval(logits, labels, num_resamples=4000)
+  half = 1.96 * losses.std() / np.sqrt(len(losses))
+  # Ends are quantiles of 4000 draws, each known to 3 % of the half width.
+  assert (ends.high - ends.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_the_interval_leans_against_the_bias_of_the_estimate():
+  """Redraws have larger errors still, and are mirrored at the estimate."""
+  for seed in range(5):
+    logits, labels = some_predictions(300, sharpness=1.0, seed=seed)
+    p = softmax(logits)
+    ends = expected_calibration_error_interval(p, labels, num_resamples=300)
+    error = expected_calibration_error(p, labels)
+    assert ends.low < error > (ends.low + ends.high) / 2
+
+
+@pytest.mark.parametrize(
+  ('probabilities', 'labels', 'message'),
+  [
+    ([[0.5, 0.6]], [0], 'row 0 sums to 1.1'),
+    ([[0.5, 0.5], [1.5, -0.5]], [0, 0], 'row 1 sums to 1, with values from -0'),
+    ([[0.5, np.nan]], [0], r'row 0 is not finite \(1 of 1 rows\)'),
+    ([[0.5, 0.5]], [2], 'labels: 2 in row 0 .*from 0 to 1'),
+    ([[0.5, 0.5]], [-1], 'labels: -1 in row 0'),
+    ([[0.5, 0.5]], [0, 1], r'labels: .*\[2\] for 1 examples'),
+    ([[0.5, 0.5]], [0.0], 'labels: of type float64; must be integers'),
+    ([0.5, 0.5], [0, 1], r'probabilities: an array of shape \[2\]'),
+    (np.zeros((0, 2)), [], r'probabilities: an array of shape \[0, 2\]'),
+  ],
+)
+def test_bad_input_is_named(probabilities, labels, message):
+  for metric in (expected_calibration_error, brier_score, reliability):
+    with pytest.raises(InputError, match=message) as error:
+      metric(np.array(probabilities), np.array(labels))
+    assert '\n' not in str(error.value)
+
+
+def test_bad_options_are_named():
+  top = of_top_label([0.6], [1])
+  with pytest.raises(InputError, match="binning: 'even'; must be 'width' or"):
+    expected_calibration_error(*top, binning='even')
+  with pytest.raises(InputError, match="kind: 'all'; must be 'top_label' or"):
+    expected_calibration_error(*top, kind='all')
+  with pytest.raises(InputError, match='num_bins: 0'):
+    expected_calibration_error(*top, num_bins=0)
+  for function in (negative_log_likelihood, fit_temperature):
+    with pytest.raises(InputError, match='logits: row 1 is not finite'):
+      function(np.array([[0.0, 1.0], [np.inf, 0.0]]), np.array([0, 0]))

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from tsla_jax.analysis.calibration import expected_calibration_error
+from tsla_jax.analysis import calibration
 from tsla_jax.data import augment, pipeline
 from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
@@ -60,14 +60,6 @@ def apply_model(
     np.concatenate(parts)[: len(split)] for parts in zip(*outputs, strict=True)
   )
   return logits, features
-
-
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-  """Probabilities `[N, K]` of logits `[N, K]`, in float64."""
-  scaled = np.asarray(logits, np.float64) / temperature
-  scaled -= scaled.max(axis=1, keepdims=True)
-  exp = np.exp(scaled)
-  return exp / exp.sum(axis=1, keepdims=True)
 
 
 def cross_fitted_probe(
@@ -153,7 +145,7 @@ def describe(probabilities: np.ndarray, labels: np.ndarray) -> str:
   p = np.asarray(probabilities, np.float64)
   correct = p.argmax(axis=1) == labels
   entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=1).mean()
-  ece = expected_calibration_error(p.max(axis=1), correct)
+  ece = calibration.calibration_error(p.max(axis=1), correct)
   return (
     f'top-1 {correct.mean():.2%}, mean entropy {entropy:.3f} nats (of'
     f' {np.log(p.shape[1]):.3f}), mean confidence {p.max(axis=1).mean():.2%},'
