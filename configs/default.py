@@ -158,6 +158,13 @@ def base() -> ml_collections.ConfigDict:
   c.optimizer.head_weight_decay = placeholder(float)  # None: as weight_decay
   c.optimizer.decoupled_weight_decay = False  # as AdamW; else L2
 
+  # What is measured beside losses and accuracies.
+  c.analysis = ml_collections.ConfigDict()
+  # Epochs between measurements of neural collapse on the training set, each of
+  # which takes as long as an evaluation of it; the first epoch is measured too.
+  # 0: never.
+  c.analysis.neural_collapse_every = 10
+
   # What a kill can lose at most: whichever interval is over first. The last
   # epoch is always saved, the best epoch so far with the next save.
   c.checkpoint = ml_collections.ConfigDict()

@@ -10,10 +10,22 @@ from configs import default
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   """Smooths the first 40 of 60 epochs, unless the method says otherwise."""
-  return default.get_config(method)
+  c = default.get_config(method)
+  c.analysis.neural_collapse_every = 2
+  return c
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """A table of minutes: the methods, and three moments to drop."""
+  """Tables of minutes: the methods with three moments to drop; the strength."""
   methods = ('baseline', 'lsr', *(f'tsla,drop={s}' for s in (20, 30, 40)))
-  return {'methods': [default.Row(method) for method in methods]}
+  return {
+    'methods': [default.Row(method) for method in methods],
+    'strength': [
+      default.Row('baseline'),
+      *(
+        default.Row(method, fields={'smoothing.theta': theta})
+        for method in ('lsr', 'tsla,drop=40')
+        for theta in (0.05, 0.1, 0.2, 0.4)
+      ),
+    ],
+  }

@@ -90,7 +90,7 @@ def check_shapes(experiment, run, classes):
   prior, test_prior = experiment.place_priors([run])
   index = np.zeros((1, 2, 8), np.int32)
   hparams = jax.tree.map(lambda values: values[None, :2], run.hparams)
-  inputs = (index, index, hparams, prior, *experiment.train_arrays)
+  inputs = (index, index, hparams, prior, *experiment.train.arrays)
   for _ in range(2):
     step = jax.eval_shape(experiment.programs.train_step, state, *inputs)
     assert jax.tree.map(lambda x: x.shape, step[0]) == jax.tree.map(
@@ -98,9 +98,9 @@ def check_shapes(experiment, run, classes):
     )
     state, metrics = step
     assert metrics['loss'].shape == (1,)
-  index, mask = experiment.test_batches[0]
+  index, mask = experiment.test.batches[0]
   theta = np.zeros(1, np.float32)
-  inputs = (index, mask, theta, test_prior, *experiment.test_arrays)
+  inputs = (index, mask, theta, test_prior, *experiment.test.arrays)
   scores = jax.eval_shape(experiment.programs.eval_step, state, *inputs)
   assert scores['logits'].shape == (*index.shape, classes)
 

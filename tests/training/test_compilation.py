@@ -88,6 +88,15 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   assert lines[0][0] != lines[1][0]
 
 
+def test_measuring_collapse_compiles_in_the_first_epoch_too(
+  tmp_path, dataset, per_epoch
+):
+  fields = {'analysis.neural_collapse_every': 3, 'model.width': 7}
+  train_and_evaluate(make_config(**fields), tmp_path, dataset)
+  assert per_epoch[0] > 0
+  assert per_epoch == [per_epoch[0]] * 4
+
+
 def test_mixup_is_a_program_of_its_own(tmp_path, dataset, traces):
   for alpha, method in ((0.0, 'lsr'), (0.2, 'lsr'), (0.2, 'tsla,drop=2')):
     config = make_config(method, **{'data.mixup_alpha': alpha})

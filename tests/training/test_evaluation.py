@@ -24,7 +24,7 @@ def evaluate(batch_size, dataset, num_devices=1, theta=0.1):
   for state, _ in epoch:
     pass
   (metrics,) = experiment.evaluate(state, [theta], test_prior)
-  (scores,) = experiment.predict(state, test_prior)
+  (scores,) = experiment.predict(state, test_prior, experiment.test)
   return metrics, scores['logits']
 
 

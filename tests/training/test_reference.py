@@ -185,7 +185,7 @@ def test_bfloat16_run_keeps_parameters_and_outputs_in_float32():
     state, first[dtype] = losses[-1][0], losses[0][1]
     for leaf in jax.tree.leaves((state.params, state.batch_stats)):
       assert leaf.dtype == jnp.float32
-    (outputs,) = experiment.predict(state, test_prior)
+    (outputs,) = experiment.predict(state, test_prior, experiment.test)
     assert outputs['logits'].dtype == outputs['features'].dtype == np.float32
   # The same step but for bfloat16's 8 bits, and not by chance the same bits.
   assert first['bfloat16'] == pytest.approx(first['float32'], rel=0.05)

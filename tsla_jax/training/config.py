@@ -128,7 +128,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     lambda v: all(isinstance(e, int) for e in v) and all(np.diff([0, *v]) > 0),
     'whole epochs in increasing order, from 1',
   )
-  for field in ('checkpoint.every_epochs', 'checkpoint.every_seconds'):
+  for field in (
+    'analysis.neural_collapse_every',
+    'checkpoint.every_epochs',
+    'checkpoint.every_seconds',
+  ):
     require(field, lambda value: value >= 0, 'at least 0 (0: never)')
   dtypes = ('auto', 'float32', 'bfloat16')
   _require_one_of('model.dtype', config.model.dtype, dtypes)

@@ -8,8 +8,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from tsla_jax.analysis import calibration
 from tsla_jax.data import pipeline
-from tsla_jax.data.dataset import Dataset
+from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 from tsla_jax.models import resnet
 from tsla_jax.training import config as config_lib
@@ -23,10 +24,26 @@ _STEPS_AHEAD = 16
 EVALUATION_METRICS = (
   'top1',
   'top5',
+  'confidence',
   'onehot_loss',
   'smoothed_loss',
   'entropy_floor',
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+  """A split of a data set on the devices.
+
+  Attributes:
+    count: N.
+    arrays: images, sizes and labels, on every device.
+    batches: positions and masks of each evaluation batch, on the devices.
+  """
+
+  count: int
+  arrays: tuple[jax.Array, ...]
+  batches: tuple[tuple[jax.Array, jax.Array], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +54,20 @@ class Experiment:
     topology: which devices train which run.
     programs: compiled for the topology.
     batch_size: of a run, over its devices.
-    num_train: N.
-    num_test: of the test split.
-    train_arrays: images, sizes and labels, on every device.
-    test_arrays: likewise.
-    test_batches: positions and masks of each evaluation batch, on the devices.
+    train: the training split.
+    test: the test split.
   """
 
   topology: parallel.Topology
   programs: parallel.Programs
   batch_size: int
-  num_train: int
-  num_test: int
-  train_arrays: tuple[jax.Array, ...]
-  test_arrays: tuple[jax.Array, ...]
-  test_batches: tuple[tuple[jax.Array, jax.Array], ...]
+  train: Resident
+  test: Resident
 
   @property
   def steps_per_epoch(self) -> int:
     """Training steps in an epoch."""
-    return pipeline.num_steps(self.num_train, self.batch_size)
+    return pipeline.num_steps(self.train.count, self.batch_size)
 
   def init(self, runs: Sequence[Run]) -> TrainState:
     """The runs' states at step 0, on the devices."""
@@ -93,7 +104,7 @@ class Experiment:
     steps = self.steps_per_epoch
     batches = [
       pipeline.training_batches(
-        run.seed, epoch, self.num_train, self.batch_size
+        run.seed, epoch, self.train.count, self.batch_size
       )
       for run in runs
     ]
@@ -108,7 +119,7 @@ class Experiment:
     )
     for _ in range(first, steps):
       state, metrics = self.programs.train_step(
-        state, index, partner, hparams, prior, *self.train_arrays
+        state, index, partner, hparams, prior, *self.train.arrays
       )
       yield state, metrics
 
@@ -116,15 +127,16 @@ class Experiment:
     self,
     state: TrainState,
     theta: Sequence[float],
-    test_prior: jax.Array,
+    prior: jax.Array,
+    split: Resident,
     names: Sequence[str],
   ) -> list[dict[str, np.ndarray]]:
-    """For each run values of `eval_step`, the last batch's filling included."""
+    """For each run values of `eval_step` on every example of a split."""
     theta = self.topology.place([np.float32(value) for value in theta])
     outputs = []
-    for index, mask in self.test_batches:
+    for index, mask in split.batches:
       scores = self.programs.eval_step(
-        state, index, mask, theta, test_prior, *self.test_arrays
+        state, index, mask, theta, prior, *split.arrays
       )
       outputs.append({name: scores[name] for name in names})
     whole = jax.device_get(outputs)
@@ -138,7 +150,7 @@ class Experiment:
               part[name][devices].reshape(-1, *part[name].shape[2:])
               for part in whole
             ]
-          )
+          )[: split.count]
           for name in names
         }
       )
@@ -149,8 +161,8 @@ class Experiment:
   ) -> list[dict[str, float]]:
     """Means over the test split, every example counting once.
 
-    Sums are float64 on the host, and what fills up the last batch is masked:
-    no mean of means, whatever the batches.
+    Means are float64 on the host, and what fills up the last batch is left
+    out: no mean of means, whatever the batches.
 
     Args:
       state: on the devices.
@@ -158,27 +170,35 @@ class Experiment:
       test_prior: from `place_priors`.
 
     Returns:
-      For each run a mean by the names of `EVALUATION_METRICS`.
+      For each run a mean by the names of `EVALUATION_METRICS`, and 'ece', the
+      calibration error of the predicted class (15 bins of equal width).
     """
-    outputs = self._outputs(state, theta, test_prior, EVALUATION_METRICS)
+    outputs = self._outputs(
+      state, theta, test_prior, self.test, EVALUATION_METRICS
+    )
     return [
       {
-        name: float(np.sum(values, dtype=np.float64)) / self.num_test
-        for name, values in run.items()
+        **{
+          name: float(np.mean(values, dtype=np.float64))
+          for name, values in run.items()
+        },
+        'ece': calibration.calibration_error(run['confidence'], run['top1']),
       }
       for run in outputs
     ]
 
   def predict(
-    self, state: TrainState, test_prior: jax.Array
+    self, state: TrainState, prior: jax.Array, split: Resident
   ) -> list[dict[str, np.ndarray]]:
-    """Logits `[N_test, K]` and features `[N_test, d]` of every run."""
+    """Logits `[N, K]` and features `[N, d]` of every run.
+
+    Args:
+      state: on the devices.
+      prior: of the split's examples, from `place_priors`.
+      split: `train`, shown as in evaluation, or `test`.
+    """
     theta = [0.0] * self.topology.num_runs
-    outputs = self._outputs(state, theta, test_prior, ('logits', 'features'))
-    return [
-      {name: values[: self.num_test] for name, values in run.items()}
-      for run in outputs
-    ]
+    return self._outputs(state, theta, prior, split, ('logits', 'features'))
 
 
 def make_experiment(
@@ -204,6 +224,13 @@ def make_experiment(
   topology.split(batch_size)
   pipeline.num_steps(len(dataset.train), batch_size)
   _check_images(config, dataset)
+  present = len(np.unique(dataset.train.labels))
+  if config.analysis.neural_collapse_every and present < 2:
+    raise InputError(
+      f"analysis.neural_collapse_every: the training images of '{dataset.name}'"
+      f' are of {present} class, and it is measured between classes; set it to'
+      ' 0'
+    )
   model = resnet.create_model(
     config.model.name,
     dataset.num_classes,
@@ -219,13 +246,25 @@ def make_experiment(
   eval_batch = config.eval_batch_size or config.batch_size
   eval_batch = min(eval_batch, len(dataset.test))
   eval_batch = -(-eval_batch // parts) * parts
-  index, mask = pipeline.evaluation_batches(len(dataset.test), eval_batch)
+  splits = (dataset.train, dataset.test)
   arrays = topology.place_shared(
-    [
-      (split.images, split.sizes, split.labels)
-      for split in (dataset.train, dataset.test)
-    ]
+    [(split.images, split.sizes, split.labels) for split in splits]
   )
+
+  def resident(split: Split, placed: tuple[jax.Array, ...]) -> Resident:
+    batches = pipeline.evaluation_batches(len(split), eval_batch)
+    return Resident(
+      count=len(split),
+      arrays=placed,
+      batches=tuple(
+        tuple(
+          topology.place_batches([values] * topology.num_runs)
+          for values in pair
+        )
+        for pair in zip(*batches, strict=True)
+      ),
+    )
+
   return Experiment(
     topology=topology,
     programs=parallel.compile_programs(
@@ -236,16 +275,8 @@ def make_experiment(
       topology,
     ),
     batch_size=batch_size,
-    num_train=len(dataset.train),
-    num_test=len(dataset.test),
-    train_arrays=arrays[0],
-    test_arrays=arrays[1],
-    test_batches=tuple(
-      tuple(
-        topology.place_batches([values] * topology.num_runs) for values in pair
-      )
-      for pair in zip(index, mask, strict=True)
-    ),
+    train=resident(dataset.train, arrays[0]),
+    test=resident(dataset.test, arrays[1]),
   )
 
 

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
+from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.records import writing
@@ -172,13 +174,13 @@ class _Group:
     state, epoch, first, sums = self._open()
     if not first:
       self._branch(epoch)
-    _, test_prior = priors = self.experiment.place_priors(self.runs)
+    priors = self.experiment.place_priors(self.runs)
     while epoch < self.config.num_epochs and self.going:
       state = self._epoch(state, epoch, first, sums, priors)
       epoch, first, sums = epoch + 1, 0, [{} for _ in self.runs]
     if not self.going:
       return
-    scores = self.experiment.predict(state, test_prior)
+    scores = self.experiment.predict(state, priors[1], self.experiment.test)
     hosts = self.experiment.topology.fetch(state)
     for i, member in self.going:
       member.checkpoints.wait()
@@ -271,9 +273,10 @@ class _Group:
       for i in range(len(self.runs))
     ]
     tests = experiment.evaluate(state, theta, test_prior)
+    tested = time.monotonic()
     seconds = {
       'train_seconds': trained - started,
-      'test_seconds': time.monotonic() - trained,
+      'test_seconds': tested - trained,
     }
     rate = steps_here * config.batch_size / seconds['train_seconds']
     for i, member in self.going:
@@ -284,6 +287,10 @@ class _Group:
         )
         continue
       lines[i] |= {f'test_{name}': value for name, value in tests[i].items()}
+    collapses = self._measure_collapse(state, epoch, prior)
+    seconds['analysis_seconds'] = time.monotonic() - tested
+    for i, member in self.going:
+      lines[i] |= {f'train_{k}': v for k, v in collapses.get(i, {}).items()}
       timing = {
         'epoch': epoch,
         **seconds,
@@ -298,6 +305,39 @@ class _Group:
       self.report({i: lines[i] for i, _ in self.going}, count * rate)
     self._after_epoch(state, epoch + 1)
     return state
+
+  def _measure_collapse(
+    self, state: TrainState, epoch: int, prior: jax.Array
+  ) -> dict[int, dict[str, float]]:
+    """Neural collapse of the training set, in the epochs that are asked for.
+
+    After the first epoch too: curves have a start, and nothing is left to be
+    compiled later.
+    """
+    every = self.config.analysis.neural_collapse_every
+    if not every or (epoch and (epoch + 1) % every) or not self.going:
+      return {}
+    experiment = self.experiment
+    scores = experiment.predict(state, prior, experiment.train)
+    heads = experiment.topology.fetch(state.params['head'])
+    collapses = {}
+    for i, member in self.going:
+      features = scores[i]['features']
+      if not np.isfinite(features).all():
+        member.diverge(
+          f'features of the training set are not finite after epoch {epoch + 1}'
+        )
+        continue
+      collapse = neural_collapse(
+        features,
+        member.dataset.train.labels,
+        heads[i]['kernel'].T,
+        heads[i]['bias'],
+      )
+      collapses[i] = collapse.metrics()
+      if epoch == 0 and collapse.remarks:
+        self.progress.write(f'Neural collapse: {"; ".join(collapse.remarks)}.')
+    return collapses
 
   def _diverge(self, meter: experiment_lib.Meter) -> bool:
     """Ends runs whose loss is not finite; whether others go on."""

@@ -137,8 +137,8 @@ def eval_step(
 
   Returns:
     'onehot_loss', 'smoothed_loss', 'entropy_floor' (of the smoothed labels),
-    'top1', 'top5' `[B]`, each 0 where masked; 'logits' `[B, K]`, 'features'
-    `[B, d]`.
+    'top1', 'top5', 'confidence' (the probability of the predicted class) `[B]`,
+    each 0 where masked; 'logits' `[B, K]`, 'features' `[B, d]`.
   """
   logits, features = model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
@@ -153,6 +153,7 @@ def eval_step(
     'entropy_floor': floor,
     'top1': (rank < 1).astype(jnp.float32),
     'top5': (rank < 5).astype(jnp.float32),
+    'confidence': jnp.max(jax.nn.softmax(logits), axis=-1),
   }
   scores = {
     name: jnp.where(batch.mask > 0, value, 0.0)
