@@ -4,7 +4,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -14,13 +14,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tsla_jax.errors import DivergenceError, InputError
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
   """Runs `main` with parsed flags; bad input (2) and divergence (1) in a line.
 
   Anything else that is raised is a defect and keeps its traceback.
 
   Args:
-    main: what the command does; all it is told are flags.
+    main: what the command does; all it is told are flags. Or several by name,
+      of which the command's one argument is to name one.
   """
   # Until a training loop takes over: a KeyboardInterrupt could get lost in
   # callbacks of the libraries that are being loaded.
@@ -34,9 +35,21 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(2 if isinstance(error, InputError) else 1)
 
 
-def _start(main: Callable[[], None], argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise InputError(f'unexpected argument {argv[1]!r}; see --help')
+def _start(
+  main: Callable[[], None] | Mapping[str, Callable[[], None]],
+  argv: Sequence[str],
+) -> None:
+  arguments = argv[1:]
+  if isinstance(main, Mapping):
+    names = ' or '.join(main)
+    if not arguments:
+      raise InputError(f'say what to do: {names}; see --help')
+    name, *arguments = arguments
+    if name not in main:
+      raise InputError(f'unknown {name!r}; {names}; see --help')
+    main = main[name]
+  if arguments:
+    raise InputError(f'unexpected argument {arguments[0]!r}; see --help')
   main()
 
 

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from tsla_jax.analysis.calibration import Reliability
 
 # Okabe and Ito's palette, told apart in colour blindness; the line styles tell
 # the curves apart in print.
@@ -54,12 +59,14 @@ def curves_png(
   return render(figure, 'png')
 
 
-def make_figure(panels: int, width: float = 12) -> Figure:
-  """An empty figure of some axes side by side, over epochs."""
+def make_figure(
+  panels: int, width: float = 12, xlabel: str = 'epoch'
+) -> Figure:
+  """An empty figure of some axes side by side."""
   figure = Figure(figsize=(width, 3.8), layout='constrained')
   FigureCanvasAgg(figure)
   for axes in figure.subplots(1, panels, squeeze=False)[0]:
-    axes.set_xlabel('epoch')
+    axes.set_xlabel(xlabel)
     axes.grid(alpha=0.3)
   return figure
 
@@ -145,6 +152,26 @@ def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
   )
 
 
+def share_legend(figure: Figure) -> None:
+  """One legend below all axes, of what the lines are called in any."""
+  handles = {}
+  for axes in figure.axes:
+    lines, labels = axes.get_legend_handles_labels()
+    for line, label in zip(lines, labels, strict=True):
+      handles.setdefault(label, line)
+  # As many columns as there is room for: some 12 letters an inch, and a line.
+  room = int(
+    12 * figure.get_figwidth() / (6 + max(map(len, handles), default=0))
+  )
+  figure.legend(
+    handles.values(),
+    handles.keys(),
+    loc='outside lower center',
+    ncols=max(min(len(handles), room), 1),
+    fontsize=8,
+  )
+
+
 def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
   """A colour and a line style for each row of a table.
 
@@ -153,15 +180,26 @@ def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
   """
   rows = epochs.drop_duplicates('row').set_index('row')['drop_epoch']
   dropped = rows[rows.notna()].sort_values(kind='stable').index
-  palette = matplotlib.colormaps['viridis']
   styles = {}
   for i, name in enumerate(dropped):
-    shade = 0.8 * i / max(len(dropped) - 1, 1)
-    styles[name] = (palette(shade), ('-', (0, (6, 1)), (0, (3, 1)))[i % 3])
-  others = (('black', ':'), (ORANGE, '--'), (GREY, '-.'), ('#CC79A7', '--'))
+    style = ('-', (0, (6, 1)), (0, (3, 1)))[i % 3]
+    styles[name] = (shade(i, len(dropped)), style)
+  others = (
+    ('black', ':'),
+    (ORANGE, '--'),
+    (GREY, '-.'),
+    ('#CC79A7', '--'),
+    ('#56B4E9', '-.'),
+    ('#E69F00', '--'),
+  )
   for i, name in enumerate(name for name in rows.index if name not in styles):
     styles[name] = others[i % len(others)]
   return {name: styles[name] for name in rows.index}
+
+
+def shade(i: int, count: int) -> Any:
+  """The colour of one of some steps of a quantity, dark to light."""
+  return matplotlib.colormaps['viridis'](0.8 * i / max(count - 1, 1))
 
 
 def draw_rows(
@@ -170,6 +208,7 @@ def draw_rows(
   key: str,
   ylabel: str,
   scale: float = 1.0,
+  log: bool = False,
 ) -> None:
   """A quantity of every row over the epochs, the drops marked by a dot.
 
@@ -178,34 +217,167 @@ def draw_rows(
 
   Args:
     axes: to draw on.
-    epochs: of a table.
+    epochs: of a table; those without a value are passed over.
     key: which column.
     ylabel: what it is called, with its unit.
     scale: is multiplied with.
+    log: on a logarithmic axis, mean and deviation of the logarithms.
   """
   drawn: list[pd.Series] = []
+  epochs = epochs[epochs[key].notna() & ((epochs[key] > 0) | (not log))]
+  to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
   for name, (color, style) in row_styles(epochs).items():
     run = epochs[epochs['row'] == name]
-    by_epoch = scale * run.groupby('epoch')[key].agg(['mean', 'std'])
-    mean = _own_part(by_epoch['mean'], drawn)
-    spread = by_epoch['std'].fillna(0)[mean.index]
-    _line(axes, mean.index, mean, name, color, style)
+    values = (scale * run[key]).transform(to).groupby(run['epoch'])
+    mean = _own_part(values.mean(), drawn)
+    spread = values.std().fillna(0)[mean.index]
+    _line(axes, mean.index, back(mean), name, color, style)
     axes.fill_between(
       mean.index + 1,
-      mean - spread,
-      mean + spread,
+      back(mean - spread),
+      back(mean + spread),
       color=color,
       alpha=0.12,
       linewidth=0,
     )
     drop = run['drop_epoch'].iloc[0]
-    if pd.notna(drop) and drop in mean.index:
-      axes.plot(drop + 1, mean[drop], 'o', color=color, markersize=4)
+    after = mean.index[mean.index >= drop]
+    if len(after):  # none without a drop, which is NaN
+      at = after[0]
+      axes.plot(at + 1, back(mean[at]), 'o', color=color, markersize=4)
+  if log:
+    set_logarithmic(axes.yaxis)
+    axes.set_ylabel(ylabel)
+    return
   # The first epochs would leave no room for the differences of the others.
   start = (epochs['epoch'].max() + 1) // 5
   later = pd.concat(mean[mean.index >= start] for mean in drawn)
   margin = 0.05 * (later.max() - later.min()) or 1.0
   axes.set_ylim(later.min() - margin, later.max() + margin)
+  axes.set_ylabel(ylabel)
+
+
+def draw_path(axes: Axes, epochs: pd.DataFrame, along: str, key: str) -> None:
+  """A quantity of every row against another, as training goes on.
+
+  Geometric means over the seeds, epoch by epoch, on logarithmic axes; what a
+  row shares with an earlier one is drawn once.
+
+  Args:
+    axes: to draw on.
+    epochs: of a table.
+    along: the column of the horizontal axis.
+    key: that of the vertical one.
+  """
+  epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
+  drawn: list[pd.Series] = []
+  for name, (color, style) in row_styles(epochs).items():
+    run = epochs[epochs['row'] == name]
+    mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
+    own = _own_part(mean[key], drawn).index
+    path = np.exp(mean.loc[own])
+    axes.plot(
+      path[along],
+      path[key],
+      color=color,
+      linestyle=style,
+      linewidth=1.4,
+      marker='.',
+      markersize=4,
+      label=name,
+    )
+  set_logarithmic(axes.xaxis)
+  set_logarithmic(axes.yaxis)
+
+
+def set_logarithmic(axis: Axis) -> None:
+  """Makes an axis logarithmic, its numbers legible over a decade or less."""
+  getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+  axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def draw_reliability(
+  axes: Axes,
+  diagrams: Mapping[str, Reliability],
+  styles: Mapping[str, tuple[Any, Any]],
+) -> None:
+  """Accuracy against confidence, the area of dots a bin's share.
+
+  Bins of fewer than 10 examples say little, and are left out.
+
+  Args:
+    axes: to draw on.
+    diagrams: by row.
+    styles: colour and line style of each row.
+  """
+  axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+  for row, diagram in diagrams.items():
+    color, style = styles[row]
+    many = diagram.count >= 10
+    confidence, accuracy = diagram.confidence[many], diagram.accuracy[many]
+    axes.plot(
+      confidence,
+      accuracy,
+      color=color,
+      linestyle=style,
+      linewidth=1.2,
+      label=row,
+    )
+    share = diagram.count[many] / diagram.count.sum()
+    axes.scatter(
+      confidence,
+      accuracy,
+      s=4 + 150 * share,
+      color=color,
+      alpha=0.5,
+      linewidth=0,
+    )
+  axes.set_xlabel('confidence')
+  axes.set_ylabel('accuracy')
+  axes.set_xlim(0, 1.02)
+  axes.set_ylim(0, 1.02)
+
+
+def draw_by_theta(
+  axes: Axes, runs: pd.DataFrame, key: str, ylabel: str, scale: float = 1.0
+) -> None:
+  """A metric against the strength of smoothing, with and without a drop.
+
+  Args:
+    axes: to draw on.
+    runs: a line a model, with 'theta', 'drop_epoch', 'prior' and metrics.
+    key: which column; beside it there is `scaled_` key, with temperature.
+    ylabel: what it is called, with its unit.
+    scale: is multiplied with.
+  """
+  baseline = runs[runs['theta'] == 0]
+  across = scale * baseline[f'scaled_{key}'].mean()
+  axes.axhline(
+    across, color=GREY, linestyle=':', label='cross-entropy, temperature'
+  )
+  smoothed = runs[runs['theta'] != 0]
+  kinds = smoothed.groupby(['drop_epoch', 'prior'], dropna=False, sort=False)
+  colors = (ORANGE, BLUE, GREEN, 'black', '#CC79A7', '#56B4E9')
+  for i, ((drop, prior), models) in enumerate(kinds):
+    name = 'LSR' if pd.isna(drop) else f'TSLA({drop:.0f})'
+    name += '-pre' if prior == 'teacher' else ''
+    if pd.isna(drop):
+      models = pd.concat([baseline, models])
+    values = (scale * models[key]).groupby(models['theta']).agg(['mean', 'std'])
+    axes.errorbar(
+      values.index,
+      values['mean'],
+      values['std'].fillna(0),
+      color=colors[i % len(colors)],
+      marker='o',
+      markersize=4,
+      linewidth=1.4,
+      capsize=2,
+      label=name,
+    )
+  axes.set_xlabel('theta')
   axes.set_ylabel(ylabel)
 
 

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tsla_jax.records import flatten, write_atomically, writing
-from tsla_jax.reporting import figures, tables
+from tsla_jax.reporting import explanations, figures, tables
 from tsla_jax.reporting.results import (
+  COLUMNS,
   Results,
   data_names,
   finished_values,
@@ -60,9 +61,15 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   """
   workdir = pathlib.Path(workdir)
   results = read_results(workdir)
+  references = {row: reference_rows(results, row) for row in results.rows}
+  explained = explanations.comparison_layout(
+    results.runs, results.epochs, references
+  )
   layouts = [
     tables.results_layout(results),
     tables.comparison_layout(results),
+    *explanations.layouts(results.runs),
+    *([explained] if explained else []),
   ]
   markdown = '\n'.join(map(tables.to_markdown, layouts))
   notes = describe(results)
@@ -72,7 +79,13 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     'table.tex': '\n'.join(map(tables.to_latex, layouts)),
   }
   pictures = []
-  for name, caption, figure in make_figures(results):
+  made = [
+    *make_figures(results),
+    *explanations.make_figures(
+      results.runs, results.epochs, results.diagrams, references
+    ),
+  ]
+  for name, caption, figure in made:
     png = figures.render(figure, 'png')
     pictures.append((name, caption, png))
     content[f'figures/{name}.png'] = png
@@ -83,8 +96,11 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     for name, text in content.items():
       data = text.encode() if isinstance(text, str) else text
       write_atomically(workdir / name, data)
+  told = '\n'.join(map(tables.to_markdown, layouts[:2]))
+  if len(layouts) > 2:
+    told += f'\nCalibration and neural collapse: {workdir / "table.md"}'
   return (
-    f'\n{markdown}\nResults: {workdir / "results.csv"}\n'
+    f'\n{told}\nResults: {workdir / "results.csv"}\n'
     f'Report: {workdir / "report.html"}'
   )
 
@@ -211,10 +227,7 @@ def make_figures(results: Results) -> list[tuple[str, str, Figure]]:
   figures.draw_rows(
     loss, epochs, 'test_onehot_loss', 'test loss, one-hot [nats]'
   )
-  handles, labels = loss.get_legend_handles_labels()
-  figure.legend(
-    handles, labels, loc='outside lower center', ncols=9, fontsize=8
-  )
+  figures.share_legend(figure)
   caption = (
     f'Test top-1 and one-hot test loss, mean over {seeds} seeds; bands are one'
     ' standard deviation, dots the first epoch after a drop. (As Figures 2 and'
@@ -281,7 +294,8 @@ def to_html(
       f' src="data:image/png;base64,{data}">'
       f'<figcaption>{html.escape(caption)}</figcaption></figure>'
     )
-  runs = results.runs.rename(columns=lambda name: name.replace('_', ' '))
+  runs = results.runs[list(COLUMNS)]
+  runs = runs.rename(columns=lambda name: name.replace('_', ' '))
   parts += [
     '<h2>Runs</h2>',
     '<details><summary>Every run: accuracies as fractions, epochs counted from'

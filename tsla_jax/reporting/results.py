@@ -5,15 +5,22 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tsla_jax.analysis import neural_collapse
 from tsla_jax.errors import InputError
 from tsla_jax.records import complete_lines
+from tsla_jax.reporting.predictions import (
+  CALIBRATION_COLUMNS,
+  Diagrams,
+  measure_calibration,
+  read_run,
+)
 
 COLUMNS = (
   'row',
@@ -32,6 +39,8 @@ COLUMNS = (
   'epochs_trained',
   'seconds',
 )
+# What runs are explained by; of the last epoch, and the last that was measured.
+EXPLANATIONS = (*CALIBRATION_COLUMNS, *neural_collapse.METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +51,19 @@ class Results:
     record: of `table.json`: 'table', 'seeds', 'rows' and more.
     runs: a line a run, in the order of rows and seeds, with `COLUMNS`: status
       is 'finished', 'diverged' or 'not finished'; accuracies are fractions;
-      epochs are those reached, epochs_trained and seconds of it alone.
+      epochs are those reached, epochs_trained and seconds of it alone. With
+      `EXPLANATIONS` too, of finished runs.
     epochs: a line an epoch of a run: 'row', 'seed', 'drop_epoch', and the
       fields of `metrics.jsonl`.
     configs: the `config.json` of a run of each row.
+    diagrams: reliability of the finished runs of each row.
   """
 
   record: Mapping[str, Any]
   runs: pd.DataFrame
   epochs: pd.DataFrame
   configs: Mapping[str, Mapping[str, Any]]
+  diagrams: Mapping[str, Sequence[Diagrams]]
 
   @property
   def rows(self) -> list[str]:
@@ -78,35 +90,91 @@ def read_results(workdir: str | os.PathLike[str]) -> Results:
       f"workdir '{workdir}' holds no table that can be read ({error!r}); give"
       ' that of an experiments/table.py'
     ) from error
-  runs, epochs, configs = [], [], {}
-  for name, directory, num_epochs in rows:
-    for seed in seeds:
-      path = workdir / 'runs' / directory / f'seed{seed}'
-      if not (path / 'config.json').is_file():
-        runs.append({'row': name, 'seed': seed, 'status': 'not finished'})
-        continue
-      try:
-        run, lines, config = _read_run(path, num_epochs)
-      except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-          f"run '{path}' cannot be read ({error!r}); put its files back, or"
-          ' move its directory away'
-        ) from error
-      configs.setdefault(name, config)
-      runs.append({'row': name, 'seed': seed, **run})
-      if len(lines):
-        drop = run['drop_epoch']
-        epochs.append(lines.assign(row=name, seed=seed, drop_epoch=drop))
-  if not configs:
+  paths = [
+    (name, seed, workdir / 'runs' / directory / f'seed{seed}', num_epochs)
+    for name, directory, num_epochs in rows
+    for seed in seeds
+  ]
+  results = read_runs(paths, record)
+  if not results.configs:
     raise InputError(
       f"workdir '{workdir}' holds a table of which no run has begun"
     )
+  return results
+
+
+def read_runs(
+  paths: Iterable[tuple[str, int, pathlib.Path, int]],
+  record: Mapping[str, Any],
+  *,
+  split_seed: int = 0,
+  intervals: bool = False,
+) -> Results:
+  """Reads the directories of runs.
+
+  Args:
+    paths: of each run its row, seed, directory and number of epochs.
+    record: as in `Results`.
+    split_seed: of `measure_calibration`.
+    intervals: measure bootstrap intervals of the calibration too.
+
+  Raises:
+    InputError: if one is damaged.
+  """
+  runs, epochs, configs, diagrams = [], [], {}, {}
+  for name, seed, path, num_epochs in paths:
+    if not (path / 'config.json').is_file():
+      runs.append({'row': name, 'seed': seed, 'status': 'not finished'})
+      continue
+    try:
+      run, lines, config = _read_run(path, num_epochs)
+      if run['status'] == 'finished':
+        explained, its = _explain(path, lines, split_seed, intervals)
+        run |= explained
+        diagrams.setdefault(name, []).extend(its)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"run '{path}' cannot be read ({error!r}); put its files back, or"
+        ' move its directory away'
+      ) from error
+    configs.setdefault(name, config)
+    runs.append({'row': name, 'seed': seed, **run})
+    if len(lines):
+      drop = run['drop_epoch']
+      epochs.append(lines.assign(row=name, seed=seed, drop_epoch=drop))
+  frame = pd.DataFrame(runs)
+  known = (*COLUMNS, *EXPLANATIONS)
+  more = [column for column in frame if column not in known]  # the intervals
   return Results(
     record=record,
-    runs=pd.DataFrame(runs).reindex(columns=COLUMNS),
+    runs=frame.reindex(columns=[*known, *more]),
     epochs=pd.concat([pd.DataFrame(), *epochs], ignore_index=True),
     configs=configs,
+    diagrams={name: its for name, its in diagrams.items() if its},
   )
+
+
+def _explain(
+  path: pathlib.Path, epochs: pd.DataFrame, seed: int, intervals: bool
+) -> tuple[dict[str, float], list[Diagrams]]:
+  """What a finished run is explained by, as far as it was measured."""
+  explained, diagrams = {}, []
+  if (path / 'predictions.npz').is_file():
+    predictions = read_run(path)
+    if len(predictions.parts['test'].labels) > 1:  # else nothing to choose on
+      explained, its = measure_calibration(
+        predictions, seed=seed, intervals=intervals
+      )
+      diagrams = [its]
+  names = [
+    name for name in neural_collapse.METRICS if f'train_{name}' in epochs
+  ]
+  if names:
+    measured = epochs[epochs[f'train_{names[0]}'].notna()]
+    if len(measured):
+      last = measured.iloc[-1]
+      explained |= {name: float(last[f'train_{name}']) for name in names}
+  return explained, diagrams
 
 
 def _read_run(
@@ -151,7 +219,7 @@ def _read_run(
     }
   if len(timing):
     own = timing[timing['epoch'] >= branched]
-    run['seconds'] = float((own['train_seconds'] + own['test_seconds']).sum())
+    run['seconds'] = float(own.filter(like='_seconds').to_numpy().sum())
   if finished:
     last = epochs.iloc[-1]
     run |= {
@@ -243,7 +311,8 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
   config = {
     section: dict(fields) if isinstance(fields, Mapping) else fields
     for section, fields in record['config'].items()
-    if section not in ('smoothing', 'seed', 'checkpoint', 'num_devices')
+    if section
+    not in ('analysis', 'smoothing', 'seed', 'checkpoint', 'num_devices')
   }
   # Where the data lie is no difference, and which they are says more.
   for field in ('name', 'data_dir', 'cache_dir'):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from tsla_jax.reporting.results import (
+  EXPLANATIONS,
   Difference,
   Results,
   data_names,
@@ -176,9 +177,18 @@ def _runs_text(results: Results, row: str) -> str:
 
 def to_csv(results: Results) -> str:
   """A line a run; accuracies as fractions, epochs counted from 0."""
-  runs = results.runs.copy()
-  for name in ('drop_epoch', 'best_epoch', 'epochs', 'epochs_trained'):
-    runs[name] = runs[name].astype('Int64')
+  runs = results.runs
+  empty = [name for name in EXPLANATIONS if runs[name].isna().all()]
+  runs = runs.drop(columns=empty)
+  for name in (
+    'drop_epoch',
+    'best_epoch',
+    'epochs',
+    'epochs_trained',
+    'tested',
+  ):
+    if name in runs:
+      runs[name] = runs[name].astype('Int64')
   return runs.to_csv(index=False)
 
 

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from tsla_jax.data.dataset import Dataset
+from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.models import pretrained
 from tsla_jax.training import config as config_lib
@@ -227,16 +227,9 @@ class Member:
     test, lines = self.dataset.test, self.directory.metrics()
     best = max(lines, key=lambda line: line['test_top1'])
     self.directory.finish(
-      predictions={
-        'logits': scores['logits'],
-        'labels': test.labels,
-        'index': np.arange(len(test), dtype=np.int32),
-        'features': scores['features'],
-        'weights': np.ascontiguousarray(head['kernel'].T),
-        'bias': head['bias'],
-        'ids': test.ids,
-        'class_names': np.array(self.dataset.class_names),
-      },
+      predictions=describe_predictions(
+        scores, head, test, self.dataset.class_names
+      ),
       curves=figures.curves_png(
         lines, self.title, self.config.smoothing.drop_epoch
       ),
@@ -260,6 +253,32 @@ def method_name(config: ml_collections.ConfigDict) -> str:
   if smoothing.drop_epoch is not None:
     return f'TSLA{pre}({smoothing.drop_epoch})'
   return f'LSR{pre}' if smoothing.theta else 'baseline'
+
+
+def describe_predictions(
+  scores: Mapping[str, np.ndarray],
+  head: Mapping[str, np.ndarray],
+  split: Split,
+  class_names: Sequence[str],
+) -> dict[str, np.ndarray]:
+  """The arrays of a `predictions.npz`.
+
+  Args:
+    scores: logits and features of a split.
+    head: the classifier's parameters.
+    split: of the data set.
+    class_names: of it.
+  """
+  return {
+    'logits': scores['logits'],
+    'labels': split.labels,
+    'index': np.arange(len(split), dtype=np.int32),
+    'features': scores['features'],
+    'weights': np.ascontiguousarray(head['kernel'].T),
+    'bias': head['bias'],
+    'ids': split.ids,
+    'class_names': np.array(class_names),
+  }
 
 
 def describe_data(

@@ -304,12 +304,19 @@ class RunDirectory:
       curves: a PNG.
       summary: JSON values, among them 'num_epochs'.
     """
-    archive = io.BytesIO()
-    np.savez(archive, **predictions)
-    write_atomically(self.path / 'predictions.npz', archive.getvalue())
+    self.write_predictions('predictions.npz', predictions)
     write_atomically(self.path / 'curves.png', curves)
     text = json.dumps(dict(summary), indent=2) + '\n'
     write_atomically(self.path / 'summary.json', text.encode())
+
+  def write_predictions(
+    self, name: str, predictions: Mapping[str, np.ndarray]
+  ) -> pathlib.Path:
+    """Writes arrays as an `.npz`, and returns where."""
+    archive = io.BytesIO()
+    np.savez(archive, **predictions)
+    write_atomically(self.path / name, archive.getvalue())
+    return self.path / name
 
   def diverge(self, reason: str) -> None:
     """Marks a run that ended early."""

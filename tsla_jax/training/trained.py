@@ -2,14 +2,56 @@
 
 import contextlib
 import os
+import pathlib
 from typing import Any
 
 import flax.linen as nn
 
 from tsla_jax.errors import InputError
 from tsla_jax.models import resnet
+from tsla_jax.records import writing
+from tsla_jax.training import config as config_lib
+from tsla_jax.training import teacher
 from tsla_jax.training.checkpoint import Checkpoints
+from tsla_jax.training.member import describe_data, describe_predictions
 from tsla_jax.training.run_directory import RunDirectory
+
+
+def predict_train(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes a run's predictions on its training split, in evaluation mode.
+
+  Args:
+    workdir: of the run, whose data are loaded again.
+
+  Returns:
+    Where they are: `predictions_train.npz`, with the keys of `predictions.npz`,
+    by the weights of the last epoch.
+
+  Raises:
+    InputError: if there is no run or no checkpoint of it, or its data are
+      others.
+  """
+  model, variables = load_model(workdir, best=False)
+  directory = RunDirectory(workdir)
+  config = config_lib.resolve(directory.config())
+  dataset = config_lib.load_dataset(config)
+  run = config_lib.make_run(config, dataset)
+  directory.check_data(describe_data(config, dataset, run))
+  logits, features = teacher.apply_model(
+    model,
+    variables,
+    dataset.train,
+    config_lib.augmentation(config),
+    config.eval_batch_size or config.batch_size,
+  )
+  predictions = describe_predictions(
+    {'logits': logits, 'features': features},
+    variables['params']['head'],
+    dataset.train,
+    dataset.class_names,
+  )
+  with writing(directory.path, mend='start again'):
+    return directory.write_predictions('predictions_train.npz', predictions)
 
 
 def load_model(

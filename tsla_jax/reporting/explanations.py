@@ -1,0 +1,422 @@
+"""Calibration and neural collapse of models, as tables and figures.
+
+Models are the lines of a frame with 'row' (what it is called), 'seed', and
+metrics; a row is shown by its mean and standard deviation over the seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tsla_jax.analysis.calibration import TEMPERATURE_BOUNDS, Reliability
+from tsla_jax.reporting import figures
+from tsla_jax.reporting.predictions import Diagrams
+from tsla_jax.reporting.results import Difference, paired_difference
+from tsla_jax.reporting.tables import Cell, Layout
+
+# Metrics of calibration: title, factor, digits.
+_CALIBRATION = {
+  'confidence': ('confidence [%]', 100, 2),
+  'nll': ('NLL [nats]', 1, 4),
+  'brier': ('Brier', 1, 4),
+  'ece': ('ECE [%]', 100, 2),
+  'ece_mass': ('ECE, equal mass [%]', 100, 2),
+  'ece_classwise': ('ECE, classwise [%]', 100, 3),
+}
+
+# Metrics of neural collapse, with three digits each.
+_COLLAPSE = {
+  'nc1': 'NC1',
+  'nc2_features': 'NC2, features',
+  'nc2_classifier': 'NC2, classifier',
+  'nc3': 'NC3',
+  'nc4': 'NC4',
+  'equinorm': 'equinorm',
+  'equiangle': 'equiangle',
+  'feature_norm': 'feature norm',
+  'weight_norm': 'classifier norm',
+}
+
+
+def layouts(runs: pd.DataFrame) -> list[Layout]:
+  """The tables of what was measured; those of nothing are left out.
+
+  Args:
+    runs: a line a model, with 'row' and the metrics there are.
+  """
+  made = []
+  if 'ece' in runs and runs['ece'].notna().any():
+    made.append(_calibration_layout(runs[runs['ece'].notna()]))
+  if 'nc1' in runs and runs['nc1'].notna().any():
+    made.append(_collapse_layout(runs[runs['nc1'].notna()]))
+  return made
+
+
+def _calibration_layout(runs: pd.DataFrame) -> Layout:
+  lowest = ('nll', 'brier', 'ece', 'ece_mass', 'ece_classwise')
+  means = pd.concat(
+    [
+      runs.groupby('row')[list(lowest)].mean(),
+      runs.groupby('row')[[f'scaled_{name}' for name in lowest]]
+      .mean()
+      .set_axis(lowest, axis=1),
+    ]
+  )
+
+  def cell(models: pd.DataFrame, name: str, key: str) -> Cell:
+    _, factor, digits = _CALIBRATION[name]
+    ends = [key + end for end in ('_low', '_high') if key + end in runs]
+    text = _text(
+      factor * models[key],
+      f'.{digits}f',
+      [factor * models[end] for end in ends],
+    )
+    best = name in lowest and np.isclose(models[key].mean(), means[name].min())
+    return Cell(text, bool(best))
+
+  rows = []
+  for row, models in runs.groupby('row', sort=False):
+    top1 = _text(100 * models['tested_top1'], '.2f')
+    for prefix, name in (('', row), ('scaled_', f'{row}, temperature')):
+      at = _text(models['temperature'], '.3f') if prefix else '1'
+      rows.append(
+        [
+          *(Cell(text) for text in (name, at, top1)),
+          *(cell(models, key, prefix + key) for key in _CALIBRATION),
+        ]
+      )
+  notes = [
+    'T: the temperature by which logits are divided, chosen by likelihood on'
+    ' examples that nothing is measured on: the validation split, or without'
+    ' one the other half of the test split. ECE: expected calibration error of'
+    ' the predicted class in 15 bins of equal width, or of equal mass;'
+    ' classwise: the mean over the classes. NLL and Brier score are one-hot.'
+    ' Bold: the lowest. A finite sample raises every ECE.'
+  ]
+  stuck = int(runs['temperature'].isin(TEMPERATURE_BOUNDS).sum())
+  if stuck:
+    notes.append(
+      f'The temperature of {stuck} of {len(runs)} models is at its bound: they'
+      ' make no error on the examples it is chosen on, or are no better than'
+      ' chance there. It says nothing then.'
+    )
+  tested = ' or '.join(f'{n:,.0f}' for n in sorted(set(runs['tested'])))
+  return Layout(
+    f'Calibration on {tested} test examples',
+    [
+      'Method',
+      'T',
+      'top-1 [%]',
+      *(title for title, _, _ in _CALIBRATION.values()),
+    ],
+    rows,
+    notes,
+  )
+
+
+def _collapse_layout(runs: pd.DataFrame) -> Layout:
+  shown = [name for name in _COLLAPSE if runs[name].notna().any()]
+  rows = [
+    [Cell(row), *(Cell(_text(models[name], '.3g')) for name in shown)]
+    for row, models in runs.groupby('row', sort=False)
+  ]
+  return Layout(
+    'Neural collapse',
+    ['Method', *(_COLLAPSE[name] for name in shown)],
+    rows,
+    [
+      'Of the features before the classifier, on the training split in'
+      ' evaluation mode unless said otherwise; 0 is full collapse. NC1:'
+      ' variability within classes against that between them; NC2: distance of'
+      " the class means, or of the classifier's rows, to a simplex frame; NC3:"
+      ' that of both together; NC4: share of examples whose nearest class mean'
+      ' is not what the classifier says. Equinorm and equiangle: spread of'
+      ' lengths and cosines of the class means.'
+    ],
+  )
+
+
+def comparison_layout(
+  runs: pd.DataFrame,
+  epochs: pd.DataFrame,
+  references: Mapping[str, Mapping[str, str]],
+) -> Layout | None:
+  """What methods do to calibration and collapse, paired by seed.
+
+  Args:
+    runs: as in `layouts`, of several seeds.
+    epochs: a line an epoch of a model, with 'row', 'seed', 'epoch' and, where
+      collapse was measured, 'train_nc1' and 'train_nc2_features'.
+    references: for each row the rows it is compared with, by 'baseline' and
+      'LSR'.
+
+  Returns:
+    The table; None if there is nothing to compare.
+  """
+
+  def values(row: str, key: str) -> pd.Series:
+    models = runs[(runs['row'] == row) & runs[key].notna()]
+    return models.set_index('seed')[key].astype(float)
+
+  columns = []
+  curves = 'train_nc1' in epochs
+  if 'nc1' in runs and runs['nc1'].notna().any():
+    columns += [('NC1', 'nc1'), ('NC2', 'nc2_features')]
+    columns += [('NC2 at equal NC1', None)] * curves
+    columns += [('feature norm', 'feature_norm')]
+    columns += [('classifier norm', 'weight_norm')]
+  if 'ece' in runs and runs['ece'].notna().any():
+    columns += [('NLL', 'nll'), ('ECE', 'ece')]
+  rows = []
+  for row, others in references.items():
+    for reference, other in others.items():
+      cells = [Cell(row), Cell(reference)]
+      for _, key in columns:
+        if key is None:
+          pair = _nc2_at_equal_nc1(epochs, row, other)
+        else:
+          pair = (values(row, key), values(other, key))
+        # Where all are positive, a factor says more than a difference.
+        difference = paired_difference(*(np.log(v[v > 0]) for v in pair))
+        cells.append(_factor_cell(difference))
+      rows.append(cells)
+  if not columns or not rows:
+    return None
+  return Layout(
+    'What the methods change, as factors, paired by seed',
+    ['Method', 'against', *(title for title, _ in columns)],
+    rows,
+    [
+      'Geometric means of the factors by which a metric differs, with the 95 %'
+      ' interval of the paired t-test of the logarithms; bold where it leaves'
+      ' out 1. NC2 (of features) at equal NC1: where each of the two first'
+      ' reaches the least NC1 that both reach. ECE and NLL without temperature.'
+      ' Intervals are not corrected for the number of comparisons.'
+    ],
+  )
+
+
+def _nc2_at_equal_nc1(
+  epochs: pd.DataFrame, row: str, other: str
+) -> tuple[pd.Series, pd.Series]:
+  """By seed, NC2 of both where they first have the least NC1 of both."""
+  found: dict[str, dict[int, float]] = {row: {}, other: {}}
+  measured = epochs[epochs['train_nc1'].notna()]
+  for seed, both in measured.groupby('seed'):
+    paths = {
+      name: path.sort_values('epoch')[['train_nc1', 'train_nc2_features']]
+      for name, path in both.groupby('row')
+      if name in found
+    }
+    if len(paths) < 2:
+      continue
+    level = max(path['train_nc1'].min() for path in paths.values())
+    for name, path in paths.items():
+      found[name][seed] = value_at_level(*path.to_numpy(float).T, level)
+  return pd.Series(found[row], dtype=float), pd.Series(
+    found[other], dtype=float
+  )
+
+
+def value_at_level(
+  falling: np.ndarray, values: np.ndarray, level: float
+) -> float:
+  """The value where a quantity first falls to a level.
+
+  Args:
+    falling: `[T]`, positive, the quantity along a path.
+    values: `[T]`, along the same path.
+    level: of the quantity.
+
+  Returns:
+    The value, between two points by the logarithm of the quantity; NaN if the
+    level is not reached.
+  """
+  below = np.flatnonzero(falling <= level)
+  if not len(below):
+    return math.nan
+  i = below[0]
+  if i == 0 or falling[i] == level:
+    return float(values[i])
+  share = np.log(falling[i - 1] / level) / np.log(falling[i - 1] / falling[i])
+  return float(values[i - 1] + share * (values[i] - values[i - 1]))
+
+
+def _text(
+  values: pd.Series, form: str, interval: Sequence[pd.Series] = ()
+) -> str:
+  """Mean and deviation over seeds; of a single model, its interval if any."""
+  values = values.dropna()
+  if not len(values):
+    return '-'
+  text = format(values.mean(), form)
+  if len(values) > 1:
+    return f'{text} ± {format(values.std(ddof=1), form)}'
+  if interval:
+    low, high = (format(end.iloc[0], form) for end in interval)
+    text += f' [{low}, {high}]'
+  return text
+
+
+def _factor_cell(difference: Difference) -> Cell:
+  if not difference.count or math.isnan(difference.mean):
+    return Cell('-')
+  text = f'{math.exp(difference.mean):.3g}'
+  if math.isnan(difference.low):
+    return Cell(text)
+  low, high = math.exp(difference.low), math.exp(difference.high)
+  return Cell(f'{text} [{low:.3g}, {high:.3g}]', low > 1 or high < 1)
+
+
+def make_figures(
+  runs: pd.DataFrame,
+  epochs: pd.DataFrame,
+  diagrams: Mapping[str, Sequence[Diagrams]],
+  references: Mapping[str, Mapping[str, str]],
+) -> list[tuple[str, str, Figure]]:
+  """Name, caption and figure of each picture that there is something for.
+
+  Args:
+    runs: as in `layouts`, with 'drop_epoch'; with 'theta' and 'prior' where
+      there are references.
+    epochs: as in `comparison_layout`, with 'drop_epoch'; may be empty.
+    diagrams: of each row, one a seed.
+    references: as in `comparison_layout`.
+  """
+  made = []
+  measured = epochs
+  if 'train_nc1' in epochs:
+    measured = epochs[epochs['train_nc1'].notna()]
+  if 'train_nc1' in epochs and measured['epoch'].nunique() > 1:
+    figure = figures.make_figure(3, width=14)
+    for axes, key, label in zip(
+      figure.axes,
+      ('train_nc1', 'train_nc2_features', 'train_nc3'),
+      ('NC1', 'NC2 of the features', 'NC3'),
+      strict=True,
+    ):
+      figures.draw_rows(axes, measured, key, label, log=True)
+    figures.share_legend(figure)
+    caption = (
+      'Neural collapse of the training set over the epochs: geometric mean over'
+      ' the seeds, and a band of one standard deviation.'
+    )
+    made.append(('collapse', caption, figure))
+    figure = figures.make_figure(3, width=14)
+    path, features, weights = figure.axes
+    figures.draw_path(path, measured, 'train_nc1', 'train_nc2_features')
+    path.set_xlabel('NC1')
+    path.set_ylabel('NC2 of the features')
+    figures.draw_rows(features, measured, 'train_feature_norm', 'feature norm')
+    figures.draw_rows(weights, measured, 'train_weight_norm', 'classifier norm')
+    figures.share_legend(figure)
+    caption = (
+      'Left: NC2 against NC1 as training goes on (from right to left), which'
+      ' compares the methods at equal NC1. Right: mean norm of the features and'
+      ' norm of the classifier.'
+    )
+    made.append(('norms', caption, figure))
+  if 'test_ece' in epochs and epochs['epoch'].nunique() > 1:
+    figure = figures.make_figure(2)
+    gap = 100 * (epochs['test_confidence'] - epochs['test_top1'])
+    left, right = figure.axes
+    figures.draw_rows(left, epochs, 'test_ece', 'test ECE [%]', 100)
+    figures.draw_rows(
+      right,
+      epochs.assign(gap=gap),
+      'gap',
+      'mean confidence above accuracy [points]',
+    )
+    right.axhline(0, color=figures.GREY, linewidth=0.8)
+    figures.share_legend(figure)
+    caption = (
+      'Calibration on the test split over the epochs: expected calibration'
+      ' error (15 bins), and by how much the mean confidence is above (too'
+      ' sure) or below the accuracy.'
+    )
+    made.append(('calibration', caption, figure))
+  if diagrams:
+    figure = figures.make_figure(2)
+    for axes, kind, title in zip(
+      figure.axes,
+      ('plain', 'scaled'),
+      ('as trained', 'with temperature'),
+      strict=True,
+    ):
+      pooled = {
+        row: pool([getattr(d, kind) for d in its])
+        for row, its in diagrams.items()
+      }
+      figures.draw_reliability(axes, pooled, figures.row_styles(runs))
+      axes.set_title(title, fontsize=10)
+    figures.share_legend(figure)
+    caption = (
+      'Reliability: accuracy against confidence in 15 bins, all seeds together,'
+      ' bins of fewer than 10 examples left out; the area of a dot is its share'
+      ' of the examples. Below the diagonal a model is too sure.'
+    )
+    made.append(('reliability', caption, figure))
+  swept = _strengths(runs, references)
+  if swept is not None:
+    figure = figures.make_figure(2)
+    for axes, key, label, factor in zip(
+      figure.axes,
+      ('ece', 'nll'),
+      ('ECE [%]', 'NLL [nats]'),
+      (100, 1),
+      strict=True,
+    ):
+      figures.draw_by_theta(axes, swept, key, label, factor)
+    figures.share_legend(figure)
+    caption = (
+      'Calibration against the strength of smoothing, mean and standard'
+      ' deviation over the seeds; theta 0 is cross-entropy. The line across is'
+      ' cross-entropy with its temperature.'
+    )
+    made.append(('strength', caption, figure))
+  return made
+
+
+def _strengths(
+  runs: pd.DataFrame, references: Mapping[str, Mapping[str, str]]
+) -> pd.DataFrame | None:
+  """The models of one recipe and several strengths, with their baseline."""
+  baselines = [
+    its['baseline'] for its in references.values() if 'baseline' in its
+  ]
+  if not baselines or 'ece' not in runs:
+    return None
+  rows = [
+    row
+    for row, its in references.items()
+    if its.get('baseline') == baselines[0]
+  ]
+  swept = runs[runs['row'].isin([baselines[0], *rows]) & runs['ece'].notna()]
+  return swept if swept['theta'].nunique() > 2 else None
+
+
+def pool(diagrams: Sequence[Reliability]) -> Reliability:
+  """The diagram of all examples of several, whose bins are the same."""
+  frame = pd.concat(
+    pd.DataFrame(
+      {
+        'low': d.low,
+        'high': d.high,
+        'count': d.count,
+        'confidence': d.count * d.confidence,
+        'accuracy': d.count * d.accuracy,
+      }
+    )
+    for d in diagrams
+  )
+  sums = frame.groupby(['low', 'high'], as_index=False).sum()
+  return Reliability(
+    low=sums['low'].to_numpy(),
+    high=sums['high'].to_numpy(),
+    count=sums['count'].to_numpy(),
+    confidence=(sums['confidence'] / sums['count']).to_numpy(),
+    accuracy=(sums['accuracy'] / sums['count']).to_numpy(),
+  )
