@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from configs import default
+from tsla_jax.analysis.neural_collapse import METRICS
 
 EPOCHS = 5
 
@@ -106,3 +108,46 @@ def workdir(tmp_path):
   }
   (tmp_path / 'table.json').write_text(json.dumps(record))
   return tmp_path
+
+
+def make_predictions(seed=0, count=60, classes=3, sharpness=6.0, **more):
+  """Arrays of a predictions file, of a classifier that is too sure."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(count) % classes
+  features = 2.0 * np.eye(classes, 4)[labels] + rng.standard_normal((count, 4))
+  weights = sharpness * np.eye(classes, 4)
+  bias = np.linspace(-0.1, 0.1, classes)
+  return {
+    'logits': features @ weights.T + bias,
+    'labels': labels,
+    'features': features,
+    'weights': weights,
+    'bias': bias,
+    **more,
+  }
+
+
+@pytest.fixture
+def explained(workdir):
+  """The same table, of runs that measured collapse and left predictions."""
+  for path in workdir.glob('runs/*/seed*'):
+    smoothed = path.parent.name != 'baseline'
+    seed = int(path.name.removeprefix('seed'))
+    predictions = make_predictions(seed, sharpness=1.0 if smoothed else 6.0)
+    np.savez(path / 'predictions.npz', **predictions)
+    lines = [
+      json.loads(line)
+      for line in (path / 'metrics.jsonl').read_text().splitlines()
+    ]
+    for line in lines:
+      epoch = line['epoch']
+      line['test_confidence'], line['test_ece'] = 0.9, 0.1 / (epoch + 1)
+      if epoch % 2 == 0:
+        # NC1 of the smoothed falls twice as far, with NC2 its square root.
+        nc1 = (1 + 0.1 * seed) * 0.1 ** (epoch * (1 + smoothed) / 4)
+        line |= {f'train_{name}': 0.5 for name in METRICS}
+        line['train_nc1'], line['train_nc2_features'] = nc1, nc1**0.5
+        line['train_weight_norm'] = 2.0 if smoothed else 4.0
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (path / 'metrics.jsonl').write_text(text)
+  return workdir

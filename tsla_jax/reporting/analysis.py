@@ -151,6 +151,4 @@ def draw(analysis: Analysis, output: pathlib.Path) -> str:
     (output / 'figures').mkdir(parents=True, exist_ok=True)
     for name, data in content.items():
       write_atomically(output / name, data)
-  return (
-    f'\n{text}\nResults: {output / "metrics.csv"}, {output / "analysis.md"}'
-  )
+  return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'

@@ -115,8 +115,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     with np.load(path) as archive:
       arrays = {name: archive[name] for name in names if name in archive}
       found = archive.files
-  # An .npy has no names.
-  except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+  # A TypeError is that of an .npy, which has no names.
+  except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
     raise InputError(
       f"'{path}' cannot be read as predictions ({error}); save them by"
       ' numpy.savez(FILE, logits=..., labels=...)'

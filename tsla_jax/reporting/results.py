@@ -263,13 +263,13 @@ def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
 
   Returns:
     Of `a - b`. There is no interval of fewer than 3 pairs, nor of differences
-    that are all the same.
+    that are all the same, but for rounding.
   """
   both = pd.concat([a, b], axis=1, join='inner').to_numpy(np.float64)
   difference = both[:, 0] - both[:, 1]
   count = len(difference)
   mean = float(difference.mean()) if count else math.nan
-  if count < 3 or np.ptp(difference) == 0:
+  if count < 3 or np.ptp(difference) <= 1e-12 * np.abs(both).max():
     return Difference(mean, math.nan, math.nan, count)
   interval = stats.ttest_rel(both[:, 0], both[:, 1]).confidence_interval(0.95)
   return Difference(mean, float(interval.low), float(interval.high), count)

@@ -90,12 +90,13 @@ def draw_ufm(
   minimisers = compare_with_solver(setting)
   conditions = condition_numbers(setting)
   descents = descend(setting, progress)
-  means = mean_paths(descents, setting)
-  if len(means.groupby(['rates', 'smoothing'])) < 2 * len(setting.smoothings):
+  equal = descents[descents['learning_rate'] == setting.learning_rate]
+  if equal['smoothing'].nunique() < len(setting.smoothings):
     raise InputError(
       f'learning_rate: at {setting.learning_rate} a descent diverged; give a'
       ' smaller one'
     )
+  means = mean_paths(descents, setting)
   layouts = [
     _minimisers_layout(setting, minimisers),
     _conditions_layout(conditions),

@@ -1,0 +1,208 @@
+"""The doors to explanations: runs, files of any framework, theory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import make_config, make_dataset
+from tests.reporting.conftest import make_predictions
+from tsla_jax.reporting import analysis
+from tsla_jax.training.loop import train_and_evaluate
+
+
+def door(root, name, *flags):
+  done = subprocess.run(
+    [sys.executable, f'experiments/{name}.py', *map(str, flags)],
+    cwd=root,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def check_refused(done, *words):
+  code, _, errors = done
+  assert code == 2, errors
+  (line,) = errors.strip().splitlines()
+  assert line.startswith('error:')
+  for word in words:
+    assert word in line
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Runs of two methods and two seeds on digits."""
+  folder = tmp_path_factory.mktemp('runs')
+  fields = {'num_epochs': 3, 'batch_size': 256, 'optimizer.drop_epochs': ()}
+  for method in ('lsr', 'baseline'):
+    for seed in (0, 1):
+      config = make_config(
+        method,
+        **fields,
+        seed=seed,
+        **{'analysis.neural_collapse_every': int(method == 'lsr')},
+      )
+      train_and_evaluate(config, folder / f'{method}{seed}')
+  return folder
+
+
+def test_a_run(root, runs):
+  code, printed, errors = door(root, 'analyze', f'--run={runs / "lsr0"}')
+  assert code == 0, errors
+  output = runs / 'lsr0' / 'analysis'
+  assert printed.splitlines()[-1] == f'Results: {output}'
+  assert {p.name for p in output.rglob('*.png')} == {
+    'calibration.png',
+    'collapse.png',
+    'norms.png',
+    'reliability.png',
+  }
+  (line,) = pd.read_csv(output / 'metrics.csv').to_dict('records')
+  assert line['row'] == 'LSR, theta 0.1'
+  assert line['ece_low'] < line['ece_high']
+  assert line['nc1'] > 0
+  text = (output / 'analysis.md').read_text()
+  assert 'Calibration on 177 test examples' in text
+  assert '![reliability](figures/reliability.png)' in text
+  # The run is as it was, and may be trained on.
+  again = door(
+    root, 'analyze', f'--run={runs / "lsr0"}', f'--output={runs / "elsewhere"}'
+  )
+  assert again[0] == 0
+  for name in ('metrics.csv', 'analysis.md'):
+    assert (runs / 'elsewhere' / name).read_bytes() == (
+      output / name
+    ).read_bytes()
+
+
+def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
+  names = ('lsr0', 'lsr1', 'baseline0', 'baseline1')
+  flags = [f'--run={runs / name}' for name in names]
+  check_refused(door(root, 'analyze', *flags), '--output: not set')
+  output = runs / 'compared'
+  code, printed, errors = door(root, 'analyze', *flags, f'--output={output}')
+  assert code == 0, errors
+  table = pd.read_csv(output / 'metrics.csv')
+  assert list(table['row']) == ['LSR, theta 0.1'] * 2 + ['baseline'] * 2
+  assert 'What the methods change, as factors, paired by seed' in printed
+  assert printed.count('neural collapse was not measured during training') == 2
+  code, printed, errors = door(
+    root, 'analyze', *flags, '--predict_train', f'--output={output}'
+  )
+  assert code == 0, errors
+  assert 'was not measured' not in printed
+  table = pd.read_csv(output / 'metrics.csv')
+  assert table['nc1'].notna().all()
+  with np.load(runs / 'baseline0' / 'predictions_train.npz') as train:
+    assert train['logits'].shape == (1442, 10)
+    assert set(train.files) == set(
+      np.load(runs / 'baseline0' / 'predictions.npz').files
+    )
+
+
+def test_training_predictions_give_what_was_measured_in_training(runs):
+  """Two ways to the same features; the batches differ, so to 1e-4."""
+  from tsla_jax.training.trained import predict_train
+
+  path = runs / 'lsr1'
+  paths = {path: ('lsr', 1, 3)}
+  (path / 'predictions_train.npz').unlink(missing_ok=True)
+  before = analysis.analyze_runs(paths).runs
+  predict_train(path)
+  after = analysis.analyze_runs(paths).runs
+  # Read from the file now, and not from the line of the last epoch.
+  assert after['classes'][0] == 10 and 'classes' not in before
+  for name in ('nc1', 'nc2_features', 'nc3', 'feature_norm', 'weight_norm'):
+    assert after[name][0] == pytest.approx(before[name][0], rel=1e-4)
+
+
+def test_files_of_any_framework(root, tmp_path):
+  np.savez(tmp_path / 'mine.npz', **make_predictions())
+  bare = make_predictions(1)
+  np.savez(tmp_path / 'bare.npz', logits=bare['logits'], labels=bare['labels'])
+  code, printed, errors = door(
+    root, 'analyze', f'--predictions={tmp_path / "mine.npz"}'
+  )
+  assert code == 0, errors
+  output = tmp_path / 'mine_analysis'
+  assert printed.splitlines()[-1] == f'Results: {output}'
+  assert 'mine: neural collapse is measured on the test split' in printed
+  (line,) = pd.read_csv(output / 'metrics.csv').to_dict('records')
+  assert line['classes'] == 3 and line['nc1'] > 0 and line['nll_low'] > 0
+
+  code, printed, errors = door(
+    root,
+    'analyze',
+    f'--predictions={tmp_path / "mine.npz"}',
+    f'--predictions={tmp_path / "bare.npz"}',
+    f'--output={tmp_path / "both"}',
+  )
+  assert code == 0, errors
+  assert "bare: no 'features', so neural collapse is left out" in printed
+  table = pd.read_csv(tmp_path / 'both' / 'metrics.csv')
+  assert list(table['row']) == ['mine', 'bare']
+  assert table['nc1'].isna().tolist() == [False, True]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
+  holes = make_predictions()
+  holes['logits'][3, 0] = np.nan
+  np.savez(tmp_path / 'holes.npz', **holes)
+  done = door(root, 'analyze', f'--predictions={tmp_path / "holes.npz"}')
+  check_refused(done, 'holes.npz', 'row 3 is not finite')
+  check_refused(door(root, 'analyze'), 'give --run=DIR or --predictions=')
+  done = door(root, 'analyze', f'--run={tmp_path}')
+  check_refused(done, 'holds no run')
+  (tmp_path / 'table.json').write_text('{}')
+  done = door(root, 'analyze', f'--run={tmp_path}')
+  check_refused(done, 'is a table', '--redraw')
+  done = door(root, 'analyze', '--predictions=x.npz', '--predict_train')
+  check_refused(done, '--predict_train: is of runs')
+  assert {p.name for p in tmp_path.iterdir()} == {'holes.npz', 'table.json'}
+
+
+def test_an_unfinished_run_is_refused(root, tmp_path):
+  train_and_evaluate(make_config(), tmp_path / 'run', make_dataset())
+  (tmp_path / 'run' / 'summary.json').unlink()
+  done = door(root, 'analyze', f'--run={tmp_path / "run"}')
+  check_refused(done, 'is not finished', 'start it again')
+
+
+def test_theory(root, tmp_path):
+  small = ('--num_classes=3', '--feature_dim=2', '--samples_per_class=2')
+  code, printed, errors = door(
+    root,
+    'theory',
+    'ufm',
+    *small,
+    '--steps=100',
+    '--seeds=1',
+    '--smoothings=0,0.2',
+    f'--output={tmp_path}',
+  )
+  assert code == 0, errors
+  assert printed.splitlines()[-1] == f'Results: {tmp_path / "ufm"}'
+  assert (tmp_path / 'ufm' / 'figures' / 'condition_numbers.png').is_file()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    ((), ['say what to do: ufm']),
+    (('fum',), ["unknown 'fum'; ufm"]),
+    (('ufm', 'more'), ["unexpected argument 'more'"]),
+    (('ufm', '--smoothings=0,a'), ['--smoothings', "'a'"]),
+    (('ufm', '--feature_dim=5'), ['feature_dim: 5; must be at least 9']),
+    (('ufm', '--steps=1'), ['--steps: 1; must be at least 100']),
+  ],
+)
+def test_bad_theory_is_one_line(root, tmp_path, flags, words):
+  done = door(root, 'theory', *flags, f'--output={tmp_path / "theory"}')
+  check_refused(done, *words)
+  assert not (tmp_path / 'theory').exists()

@@ -1,0 +1,171 @@
+"""Calibration and collapse beside a table's results."""
+
+import io
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.reporting.conftest import make_predictions
+from tests.reporting.test_page import FILES, Page
+from tests.reporting.test_tables import cells
+from tsla_jax.analysis.calibration import reliability
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.reporting import explanations, figures, page, tables
+from tsla_jax.reporting.results import read_results, reference_rows
+
+
+def layouts(results):
+  references = {row: reference_rows(results, row) for row in results.rows}
+  compared = explanations.comparison_layout(
+    results.runs, results.epochs, references
+  )
+  return [*explanations.layouts(results.runs), compared]
+
+
+def test_a_table_of_both(explained):
+  results = read_results(explained)
+  calibration, collapse, _ = layouts(results)
+  assert len(calibration.rows) == 6  # each row without and with temperature
+  runs = results.runs[results.runs['row'] == 'baseline']
+  plain, scaled = (
+    cells(calibration, name) for name in ('baseline', 'baseline, temperature')
+  )
+  mean, std = runs['ece'].mean(), runs['ece'].std(ddof=1)
+  assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
+  assert plain['T'].text == '1'
+  mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
+  assert scaled['T'].text == f'{mean:.3f} ± {std:.3f}'
+  assert plain['top-1 [%]'] == scaled['top-1 [%]']
+  means = [float(row[4].text.split()[0]) for row in calibration.rows]
+  bold = [row[4].bold for row in calibration.rows]
+  assert bold[int(np.argmin(means))]
+  # The last measured epoch is the fifth.
+  line = cells(collapse, 'baseline')
+  values = [0.1 * (1 + 0.1 * seed) for seed in range(3)]
+  assert (
+    line['NC1'].text == f'{np.mean(values):.3g} ± {np.std(values, ddof=1):.3g}'
+  )
+  assert line['classifier norm'].text == '4 ± 0'
+
+
+def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
+  *_, compared = layouts(read_results(explained))
+  assert [row[0].text for row in compared.rows] == [
+    'LSR, theta 0.1',
+    'TSLA(2)',
+    'TSLA(2)',
+  ]
+  line = dict(zip(compared.header, compared.rows[0], strict=True))
+  assert line['against'].text == 'baseline'
+  # The same factor for every seed: no interval, so nothing is bold.
+  assert line['NC1'].text == '0.1' and not line['NC1'].bold
+  assert line['NC2'].text == f'{0.1**0.5:.3g}'
+  assert line['classifier norm'].text == '0.5'
+  # By construction NC2 is a function of NC1.
+  assert float(line['NC2 at equal NC1'].text) == pytest.approx(1, abs=1e-3)
+  # These differ from seed to seed.
+  assert re.fullmatch(r'[\d.]+ \[[\d.]+, [\d.]+\]', line['NLL'].text)
+
+
+def test_value_at_level():
+  falling, values = np.array([1.0, 0.1, 0.001]), np.array([5.0, 3.0, 1.0])
+  assert explanations.value_at_level(falling, values, 2.0) == 5
+  assert explanations.value_at_level(falling, values, 0.1) == 3
+  assert explanations.value_at_level(falling, values, 0.01) == pytest.approx(2)
+  assert math.isnan(explanations.value_at_level(falling, values, 1e-4))
+
+
+def test_pooled_diagrams_are_that_of_all_examples():
+  parts = [make_predictions(seed) for seed in range(3)]
+  diagrams = [reliability(softmax(p['logits']), p['labels']) for p in parts]
+  whole = reliability(
+    softmax(np.concatenate([p['logits'] for p in parts])),
+    np.concatenate([p['labels'] for p in parts]),
+  )
+  pooled = explanations.pool(diagrams)
+  for name in ('low', 'high', 'count', 'confidence', 'accuracy'):
+    np.testing.assert_allclose(getattr(pooled, name), getattr(whole, name))
+
+
+def test_the_report_shows_them(explained):
+  printed = page.draw(explained)
+  made = {
+    str(p.relative_to(explained))
+    for p in explained.rglob('*')
+    if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
+  }
+  more = ('collapse', 'norms', 'calibration', 'reliability')
+  assert made == FILES | {
+    f'figures/{n}.{k}' for n in more for k in ('png', 'svg')
+  }
+  text = (explained / 'report.html').read_text()
+  assert len(Page(text).pictures) == 7
+  for title in ('Calibration on 30 test examples', 'Neural collapse'):
+    assert title in text
+    assert title in (explained / 'table.md').read_text()
+    assert title in (explained / 'table.tex').read_text()
+  assert 'Calibration and neural collapse: ' in printed
+  table = pd.read_csv(explained / 'results.csv')
+  assert table['ece'].notna().all() and table['nc1'].notna().all()
+  before = {p: p.read_bytes() for p in explained.rglob('*') if p.is_file()}
+  page.draw(explained)
+  assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_sweep_of_theta_is_drawn_against_it(explained):
+  results = read_results(explained)
+  runs = results.runs.copy()
+  names = {'LSR, theta 0.1': 0.1, 'TSLA(2)': 0.4, 'baseline': 0.0}
+  runs['theta'] = runs['row'].map(names)
+  references = {row: reference_rows(results, row) for row in results.rows}
+  made = explanations.make_figures(
+    runs, results.epochs, results.diagrams, references
+  )
+  (figure,) = (figure for name, _, figure in made if name == 'strength')
+  left, _ = figure.axes
+  handles, labels = left.get_legend_handles_labels()
+  assert labels == ['cross-entropy, temperature', 'LSR', 'TSLA(2)']
+  x, y = handles[1].lines[0].get_data()
+  assert x.tolist() == [0, 0.1]
+  ece = 100 * runs.groupby('theta')['ece'].mean()
+  np.testing.assert_allclose(np.array(y, float), ece[:2])
+  # Without a baseline there is nothing to begin a sweep with.
+  made = explanations.make_figures(runs, results.epochs, results.diagrams, {})
+  assert 'strength' not in {name for name, _, _ in made}
+
+
+def test_logarithmic_curves_are_geometric_means(explained):
+  epochs = read_results(explained).epochs
+  figure = figures.make_figure(2)
+  curves, path = figure.axes
+  figures.draw_rows(curves, epochs, 'train_nc1', 'NC1', log=True)
+  lines = {line.get_label(): line for line in curves.get_lines()}
+  line = lines['baseline']
+  x, y = line.get_data()
+  assert list(x) == [1, 3, 5]  # the epochs that were measured
+  centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
+  np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
+  figures.draw_path(path, epochs, 'train_nc1', 'train_nc2_features')
+  x, y = path.get_lines()[0].get_data()
+  np.testing.assert_allclose(y, np.sqrt(x))
+
+
+def test_a_temperature_at_its_bound_is_said(explained):
+  path = explained / 'runs' / 'baseline' / 'seed0' / 'predictions.npz'
+  perfect = make_predictions()
+  perfect['logits'] = 5.0 * np.eye(3)[perfect['labels']]
+  np.savez(path, **perfect)
+  calibration, *_ = layouts(read_results(explained))
+  assert any(
+    '1 of 9 models is at its bound' in note for note in calibration.notes
+  )
+
+
+def test_without_measurements_there_is_nothing(workdir):
+  results = read_results(workdir)
+  assert layouts(results) == [None]
+  csv = pd.read_csv(io.StringIO(tables.to_csv(results)))
+  assert 'ece' not in csv and 'nc1' not in csv

@@ -1,0 +1,169 @@
+"""Predictions files: what is read of them, and what is refused."""
+
+import numpy as np
+import pytest
+
+from tests.reporting.conftest import make_predictions
+from tsla_jax.analysis import calibration
+from tsla_jax.analysis.neural_collapse import neural_collapse
+from tsla_jax.analysis.predictions import held_out_split, softmax
+from tsla_jax.errors import InputError
+from tsla_jax.reporting.predictions import (
+  CALIBRATION_COLUMNS,
+  measure_calibration,
+  measure_collapse,
+  read_predictions,
+)
+
+
+def save(path, **changes):
+  """A predictions file of which some arrays are others, or not there (None)."""
+  arrays = make_predictions() | changes
+  np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+  return path
+
+
+def test_without_a_split_half_is_chosen_on_and_half_is_tested(tmp_path):
+  arrays = make_predictions()
+  predictions = read_predictions(save(tmp_path / 'p.npz'))
+  chosen, tested = predictions.chosen_and_tested(seed=3)
+  first, second = held_out_split(arrays['labels'], seed=3)
+  np.testing.assert_array_equal(chosen.logits, arrays['logits'][first])
+  np.testing.assert_array_equal(tested.features, arrays['features'][second])
+
+
+@pytest.mark.parametrize('kind', ['U', 'S', 'O'])
+def test_a_split_says_what_is_what(tmp_path, kind):
+  split = np.repeat(['test', 'train', 'validation'], 20)
+  if kind == 'O':  # needs pickling, which is not trusted
+    path = save(tmp_path / 'p.npz', split=split.astype(object))
+    with pytest.raises(InputError, match='cannot be read as predictions'):
+      read_predictions(path)
+    return
+  path = save(tmp_path / 'p.npz', split=split.astype(kind))
+  predictions = read_predictions(path)
+  assert set(predictions.parts) == {'train', 'validation', 'test'}
+  chosen, tested = predictions.chosen_and_tested()
+  arrays = make_predictions()
+  np.testing.assert_array_equal(tested.labels, arrays['labels'][:20])
+  np.testing.assert_array_equal(chosen.logits, arrays['logits'][40:])
+  collapse, said = measure_collapse(predictions)
+  expected = neural_collapse(
+    arrays['features'][20:40],
+    arrays['labels'][20:40],
+    arrays['weights'],
+    arrays['bias'],
+  )
+  assert collapse['nc1'] == expected.nc1 and not said
+
+
+def test_measurements_are_those_of_the_library(tmp_path):
+  arrays = make_predictions()
+  predictions = read_predictions(save(tmp_path / 'p.npz'))
+  metrics, diagrams = measure_calibration(predictions, intervals=True)
+  assert set(CALIBRATION_COLUMNS) < set(metrics)
+  first, second = held_out_split(arrays['labels'])
+  logits, labels = arrays['logits'][second], arrays['labels'][second]
+  temperature = calibration.fit_temperature(
+    arrays['logits'][first], arrays['labels'][first]
+  )
+  assert metrics['temperature'] == temperature
+  assert metrics['tested'] == 30
+  assert metrics['tested_top1'] == np.mean(logits.argmax(1) == labels)
+  for prefix, t, diagram in (
+    ('', 1.0, diagrams.plain),
+    ('scaled_', temperature, diagrams.scaled),
+  ):
+    p = softmax(logits, t)
+    for name, value in {
+      'confidence': p.max(1).mean(),
+      'nll': calibration.negative_log_likelihood(logits / t, labels),
+      'brier': calibration.brier_score(p, labels),
+      'ece': calibration.expected_calibration_error(p, labels),
+      'ece_mass': calibration.expected_calibration_error(
+        p, labels, binning='mass'
+      ),
+      'ece_classwise': calibration.expected_calibration_error(
+        p, labels, kind='classwise'
+      ),
+    }.items():
+      assert metrics[prefix + name] == pytest.approx(value, rel=1e-12)
+    for name in ('nll', 'brier', 'ece'):
+      assert metrics[f'{prefix}{name}_low'] < metrics[f'{prefix}{name}_high']
+    assert diagram.count.sum() == 30
+  # Of a classifier that is too sure.
+  assert temperature > 1 and metrics['scaled_nll'] < metrics['nll']
+
+
+@pytest.mark.parametrize(
+  ('missing', 'sentence', 'lost'),
+  [
+    (
+      ('features',),
+      "no 'features'",
+      {'nc1', 'nc3', 'nc4', 'nc2_classifier'},
+    ),
+    (('weights', 'bias'), "no 'weights'", {'nc3', 'nc4', 'nc2_classifier'}),
+    (('bias',), "no 'bias'", set()),
+  ],
+)
+def test_what_a_metric_needs_and_is_not_there_is_named(
+  tmp_path, missing, sentence, lost
+):
+  path = save(tmp_path / 'p.npz', **dict.fromkeys(missing))
+  predictions = read_predictions(path)
+  collapse, said = measure_collapse(predictions)
+  assert any(sentence in text for text in said)
+  for name in ('nc1', 'nc3', 'nc4', 'nc2_classifier'):
+    assert np.isfinite(collapse.get(name, np.nan)) == (name not in lost)
+  assert measure_calibration(predictions)[0]['ece'] > 0
+
+
+def test_classes_without_examples_are_named(tmp_path):
+  labels = np.where(np.arange(60) == 7, 2, np.arange(60) % 2)
+  path = save(tmp_path / 'p.npz', labels=labels)
+  _, said = measure_collapse(read_predictions(path))
+  assert '1 classes have a single example, which lowers NC1' in said
+  path = save(tmp_path / 'q.npz', labels=np.arange(60) % 2)
+  _, said = measure_collapse(read_predictions(path))
+  assert '1 classes have no example; left out' in said
+  path = save(tmp_path / 'r.npz', labels=np.zeros(60, int))
+  collapse, said = measure_collapse(read_predictions(path))
+  assert not collapse and 'of a single class' in said[0]
+
+
+HOLE = make_predictions()['logits'].copy()
+HOLE[4, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'logits': HOLE}, r'logits: row 4 is not finite \(1 of 60 rows\)'),
+    ({'labels': np.arange(60) % 4}, 'labels: 3 in row 3 .*from 0 to 2'),
+    ({'labels': np.eye(3)[np.arange(60) % 3]}, r'labels: .*\[60, 3\]'),
+    ({'labels': None}, "has no 'labels' .it has logits, features"),
+    ({'features': np.zeros((59, 4))}, r'features: .*\[59, 4\] for 60 examples'),
+    ({'features': np.full((60, 4), np.inf)}, 'features: row 0 is not finite'),
+    ({'weights': np.zeros((4, 3))}, r'weights: .*\[4, 3\] .*transpose'),
+    ({'bias': np.zeros(4)}, r'bias: .*\[4\]'),
+    ({'split': np.repeat('dev', 60)}, "split: .*dev.*must be 'train'"),
+    ({'split': np.repeat('test', 59)}, r'split: \(59,\)'),
+  ],
+)
+def test_bad_files_are_named(tmp_path, changes, message):
+  path = save(tmp_path / 'mine.npz', **changes)
+  with pytest.raises(InputError, match=f'mine.npz.*{message}') as error:
+    read_predictions(path)
+  assert '\n' not in str(error.value)
+
+
+def test_what_is_no_archive_is_named(tmp_path):
+  (tmp_path / 'text.npz').write_text('no archive')
+  np.save(tmp_path / 'single.npy', np.zeros(3))
+  whole = save(tmp_path / 'whole.npz').read_bytes()
+  (tmp_path / 'half.npz').write_bytes(whole[: len(whole) // 2])
+  for name in ('text.npz', 'single.npy', 'half.npz', 'nowhere.npz'):
+    with pytest.raises(InputError, match=f'{name}.*cannot be read as') as error:
+      read_predictions(tmp_path / name)
+    assert '\n' not in str(error.value)
