@@ -153,15 +153,20 @@ def test_logarithmic_curves_are_geometric_means(explained):
   np.testing.assert_allclose(y, np.sqrt(x))
 
 
-def test_a_temperature_at_its_bound_is_said(explained):
+def test_a_temperature_at_its_bound_is_none(explained):
   path = explained / 'runs' / 'baseline' / 'seed0' / 'predictions.npz'
   perfect = make_predictions()
   perfect['logits'] = 5.0 * np.eye(3)[perfect['labels']]
   np.savez(path, **perfect)
-  calibration, *_ = layouts(read_results(explained))
-  assert any(
-    '1 of 9 models is at its bound' in note for note in calibration.notes
-  )
+  results = read_results(explained)
+  runs, (calibration, *_) = results.runs, layouts(results)
+  assert '1 of 9 models have no temperature' in ' '.join(calibration.notes)
+  assert runs['temperature'][0] == 0.01 and np.isnan(runs['scaled_ece'][0])
+  others = 100 * runs['scaled_ece'][(runs['row'] == 'baseline')].dropna()
+  assert len(others) == 2
+  line = cells(calibration, 'baseline, temperature')
+  text = f'{others.mean():.2f} ± {others.std(ddof=1):.2f}'
+  assert line['ECE [%]'].text == text
 
 
 def test_without_measurements_there_is_nothing(workdir):

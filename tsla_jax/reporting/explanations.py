@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tsla_jax.analysis.calibration import TEMPERATURE_BOUNDS, Reliability
+from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.reporting import figures
 from tsla_jax.reporting.predictions import Diagrams
 from tsla_jax.reporting.results import Difference, paired_difference
@@ -57,6 +57,9 @@ def layouts(runs: pd.DataFrame) -> list[Layout]:
 
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
   lowest = ('nll', 'brier', 'ece', 'ece_mass', 'ece_classwise')
+  runs = runs.assign(
+    temperature=runs['temperature'].where(runs['scaled_nll'].notna())
+  )
   means = pd.concat(
     [
       runs.groupby('row')[list(lowest)].mean(),
@@ -96,12 +99,12 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
     ' classwise: the mean over the classes. NLL and Brier score are one-hot.'
     ' Bold: the lowest. A finite sample raises every ECE.'
   ]
-  stuck = int(runs['temperature'].isin(TEMPERATURE_BOUNDS).sum())
+  stuck = int(runs['temperature'].isna().sum())
   if stuck:
     notes.append(
-      f'The temperature of {stuck} of {len(runs)} models is at its bound: they'
-      ' make no error on the examples it is chosen on, or are no better than'
-      ' chance there. It says nothing then.'
+      f'{stuck} of {len(runs)} models have no temperature: they make no error'
+      ' on the examples it is chosen on (or are no better than chance there),'
+      ' so that it ends at its bound.'
     )
   tested = ' or '.join(f'{n:,.0f}' for n in sorted(set(runs['tested'])))
   return Layout(
@@ -347,8 +350,9 @@ def make_figures(
       strict=True,
     ):
       pooled = {
-        row: pool([getattr(d, kind) for d in its])
+        row: pool(parts)
         for row, its in diagrams.items()
+        if (parts := [d for d in (getattr(i, kind) for i in its) if d])
       }
       figures.draw_reliability(axes, pooled, figures.row_styles(runs))
       axes.set_title(title, fontsize=10)

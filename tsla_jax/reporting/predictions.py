@@ -208,10 +208,10 @@ def read_run(path: str | os.PathLike[str]) -> Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Diagrams:
-  """Reliability diagrams of a model, without and with its temperature."""
+  """Reliability of a model, without and with its temperature, if it has one."""
 
   plain: Reliability
-  scaled: Reliability
+  scaled: Reliability | None
 
 
 def measure_calibration(
@@ -220,7 +220,9 @@ def measure_calibration(
   """Calibration of a model, and what a temperature makes of it.
 
   The temperature is chosen on one part of the predictions, and everything is
-  measured on the other (`Predictions.chosen_and_tested`).
+  measured on the other (`Predictions.chosen_and_tested`). Where there is no
+  error to choose it by, or nothing but error, it ends at a bound; what it makes
+  of the predictions is no calibration then, and NaN.
 
   Args:
     predictions: with a test split.
@@ -237,6 +239,8 @@ def measure_calibration(
   temperature = calibration.fit_temperature(chosen.logits, chosen.labels)
   plain, diagram = _calibration(tested, 1.0, intervals)
   scaled, scaled_diagram = _calibration(tested, temperature, intervals)
+  if temperature in calibration.TEMPERATURE_BOUNDS:
+    scaled, scaled_diagram = dict.fromkeys(scaled, np.nan), None
   p = softmax(tested.logits)
   metrics = {
     'tested': len(tested.labels),
