@@ -15,6 +15,7 @@ collapse on the training split if it is there.
 What tables have in common is in their reports: experiments/table.py --redraw.
 """
 
+import os
 import pathlib
 
 import command_line
@@ -32,10 +33,13 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'Directory to write to; None: analysis/ in the run, or NAME_analysis beside'
-  ' the file.',
+  ' the file. Needed where several are compared.',
 )
 _SEED = flags.DEFINE_integer(
-  'seed', 0, 'Of the division into what is chosen and what is measured on.'
+  'seed',
+  0,
+  'Of the division of a test split into a half that temperatures are chosen on'
+  ' and a half that is measured.',
 )
 _PREDICT_TRAIN = flags.DEFINE_bool(
   'predict_train',
@@ -47,28 +51,50 @@ _PREDICT_TRAIN = flags.DEFINE_bool(
 
 def main() -> None:
   """Runs what the flags say."""
-  runs = [pathlib.Path(path) for path in dict.fromkeys(_RUN.value)]
-  files = [pathlib.Path(path) for path in dict.fromkeys(_PREDICTIONS.value)]
+  runs, files = (
+    [pathlib.Path(p) for p in dict.fromkeys(map(os.path.realpath, given))]
+    for given in (_RUN.value, _PREDICTIONS.value)
+  )
   if not runs and not files:
     raise InputError('give --run=DIR or --predictions=FILE.npz; see --help')
   if _PREDICT_TRAIN.value and not runs:
     raise InputError('--predict_train: is of runs; give --run=DIR')
   if not 0 <= _SEED.value < 2**32:
     raise InputError(f'--seed: {_SEED.value}; from 0 to 2**32 - 1')
+  for path in files:
+    if not os.path.isfile(path):
+      raise InputError(f"--predictions: '{path}' is no file; give an .npz")
+  from tsla_jax.records import lock_directory
+
+  titles = _titles(runs)
   output = _output(runs, files)
+  # Whether it can be written is known before anything is computed.
+  with lock_directory(output, output / 'figures', name='--output'):
+    _analyze(titles, files, output)
+
+
+def _analyze(
+  titles: dict[pathlib.Path, tuple[str, int, int]],
+  files: list[pathlib.Path],
+  output: pathlib.Path,
+) -> None:
   from tsla_jax.reporting import analysis
 
-  found = []
-  if runs:
-    titles = _titles(runs)
-    if _PREDICT_TRAIN.value:
-      from tsla_jax.training.trained import predict_train
+  if _PREDICT_TRAIN.value:
+    from tsla_jax.training.trained import predict_train
 
-      for path in runs:
-        print(f'Predictions of the training split: {predict_train(path)}')
+    for path in titles:
+      print(f'Predictions of the training split: {predict_train(path)}')
+  names = [path.stem for path in files]
+  taken = [row for row, *_ in titles.values()]
+  if len(set(names) | set(taken)) < len(names) + len(set(taken)):
+    names = [str(path) for path in files]
+  found = []
+  if titles:
     found.append(analysis.analyze_runs(titles, _SEED.value))
   if files:
-    found.append(analysis.analyze_files(files, _SEED.value))
+    named = dict(zip(names, files, strict=True))
+    found.append(analysis.analyze_files(named, _SEED.value))
   print(analysis.draw(analysis.join(found), output))
 
 
@@ -87,41 +113,54 @@ def _output(
 def _titles(
   paths: list[pathlib.Path],
 ) -> dict[pathlib.Path, tuple[str, int, int]]:
-  """Row, seed and epochs of each run: named by method, if that tells them."""
+  """Row, seed and epochs of each run.
+
+  Rows are named by method. Runs are seeds of one row only if nothing but the
+  seed tells them apart; others are named by their directories.
+  """
+  from tsla_jax.reporting.results import read_recipe
   from tsla_jax.training.member import method_name
   from tsla_jax.training.run_directory import RunDirectory
 
-  configs = {}
+  titles, recipes = {}, {}
   for path in paths:
-    if (path / 'table.json').is_file():
+    if not os.path.isdir(path):
+      raise InputError(f"--run: '{path}' is no directory; give that of a run")
+    if os.path.exists(path / 'table.json'):
       raise InputError(
         f"--run: '{path}' is a table; experiments/table.py --redraw"
         f' --workdir={path} explains it, or give one of its runs'
       )
     directory = RunDirectory(path)
-    configs[path] = directory.config()
-    if configs[path] is None:
+    config = directory.config()
+    if config is None:
       raise InputError(f"--run: '{path}' holds no run; give its directory")
-    if not directory.is_finished(configs[path].num_epochs):
+    if directory.divergence() is not None:
+      raise InputError(
+        f"--run: the run in '{path}' ended early: {directory.divergence()}"
+      )
+    try:
+      finished = directory.is_finished(config.num_epochs)
+      name, theta = method_name(config), config.smoothing.theta
+      name += f', theta {theta:g}' if theta else ''
+      titles[path] = (name, config.seed, config.num_epochs)
+      recipes[path] = read_recipe(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise InputError(
+        f"--run: '{path / 'config.json'}' lacks what a run's has ({error!r})"
+      ) from error
+    if not finished:
       raise InputError(
         f"--run: the run in '{path}' is not finished; start it again with its"
         ' workdir to go on'
       )
-  titles = {
-    path: (
-      f'{method_name(c)}, theta {c.smoothing.theta:g}'
-      if c.smoothing.theta
-      else method_name(c),
-      c.seed,
-      c.num_epochs,
-    )
-    for path, c in configs.items()
-  }
-  if len(set(titles.values())) < len(titles):
-    titles = {
-      path: (str(path), seed, epochs)
-      for path, (_, seed, epochs) in titles.items()
-    }
+  for name in {row for row, *_ in titles.values()}:
+    alike = [path for path in titles if titles[path][0] == name]
+    seeds = {titles[path][1] for path in alike}
+    first = recipes[alike[0]]
+    if len(seeds) < len(alike) or any(recipes[p] != first for p in alike):
+      for path in alike:
+        titles[path] = (str(path), *titles[path][1:])
   return titles
 
 

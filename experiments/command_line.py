@@ -1,5 +1,7 @@
 """What every command shares: flags, signals, and errors in a line."""
 
+import ast
+import contextlib
 import os
 import pathlib
 import signal
@@ -73,8 +75,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
       flags.FLAGS.config.is_locked  # noqa: B018
     return rest
   except (AttributeError, KeyError) as error:
-    # An unknown field: its name, then perhaps a suggestion on another line.
-    name, *hint = str(error.args[0]).splitlines()
+    # An unknown field: its name, then perhaps a suggestion on another line;
+    # of a nested field both quoted once more.
+    text = str(error.args[0])
+    with contextlib.suppress(ValueError, SyntaxError):
+      text = str(ast.literal_eval(text))
+    name, *hint = text.splitlines()
     raise InputError(
       f'--config: {name} is not there. {" ".join(hint)} (configs/default.py has'
       ' every field)'

@@ -55,18 +55,41 @@ def writing(
     yield
   except OSError as error:
     raise InputError(
-      f"workdir '{directory}' cannot be written: {str(error)[:200]}; mend that"
+      f"'{directory}' cannot be written: {str(error)[:200]}; mend that"
       f' and {mend}'
     ) from error
 
 
+def write_all(
+  directory: pathlib.Path, content: Mapping[str, bytes | str], mend: str
+) -> None:
+  """Writes files below a directory, each whole, or says in a line why not.
+
+  Args:
+    directory: made if need be.
+    content: by the files' paths within it.
+    mend: how to go on if that fails.
+
+  Raises:
+    InputError: in place of an OSError.
+  """
+  with writing(directory, mend):
+    for name, data in content.items():
+      (directory / name).parent.mkdir(parents=True, exist_ok=True)
+      text = data.encode() if isinstance(data, str) else data
+      write_atomically(directory / name, text)
+
+
 @contextlib.contextmanager
-def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
+def lock_directory(
+  path: pathlib.Path, *made: pathlib.Path, name: str = 'workdir'
+) -> Iterator[None]:
   """Keeps other processes from working in a directory, which is made.
 
   Args:
     path: of the directory.
     *made: directories within it that may have been made in vain.
+    name: what messages call it.
 
   Raises:
     InputError: if another process does already, or it cannot be made.
@@ -76,8 +99,7 @@ def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f"workdir '{path}': {error.strerror}; give a directory that can"
-      ' be written'
+      f"{name} '{path}': {error.strerror}; give a directory that can be written"
     ) from error
   # A lock on the directory itself leaves nothing behind, and the system lifts
   # it whatever ends the process.
@@ -85,7 +107,7 @@ def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY)
   except OSError as error:
     raise InputError(
-      f"workdir '{path}': {error.strerror}; give a directory that can"
+      f"{name} '{path}': {error.strerror}; give a directory that can"
       ' be read and written'
     ) from error
   try:
@@ -93,8 +115,8 @@ def lock_directory(path: pathlib.Path, *made: pathlib.Path) -> Iterator[None]:
   except OSError as error:
     os.close(handle)
     raise InputError(
-      f"workdir '{path}' is in use by another process; wait for it or"
-      ' use another workdir'
+      f"{name} '{path}' is in use by another process; wait for it or"
+      ' use another'
     ) from error
   try:
     yield

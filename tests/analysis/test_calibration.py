@@ -16,6 +16,7 @@ from tsla_jax.analysis.calibration import (
   negative_log_likelihood,
   negative_log_likelihood_interval,
   reliability,
+  temperature_bounds,
 )
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.errors import InputError
@@ -154,6 +155,16 @@ def test_temperature_finds_what_made_the_labels():
   assert temperature == pytest.approx(slower.x, abs=1e-5)
 
 
+@pytest.mark.parametrize('scale', [1e-6, 1e-3, 1e3, 1e6])
+def test_temperature_follows_the_scale_of_the_logits(scale):
+  logits, labels = some_predictions(500)
+  expected = scale * fit_temperature(logits, labels)
+  found = fit_temperature(scale * logits, labels)
+  assert found == pytest.approx(expected, rel=1e-9)
+  low, high = temperature_bounds(scale * logits)
+  assert low < found < high
+
+
 @pytest.mark.parametrize('seed', range(10))
 def test_temperature_is_never_worse_on_its_own_data(seed):
   rng = np.random.default_rng(seed)
@@ -165,14 +176,17 @@ def test_temperature_is_never_worse_on_its_own_data(seed):
   assert after <= before * (1 + 1e-14)
   for other in (0.01, 0.5, 0.99, 1.01, 2.0, 100.0):
     worse = negative_log_likelihood(logits / (temperature * other), labels)
-    if 0.01 <= temperature * other <= 100:
+    low, high = temperature_bounds(logits)
+    if low <= temperature * other <= high:
       assert after <= worse * (1 + 1e-14)
 
 
 def test_temperature_stays_within_its_bounds():
   logits = np.eye(3)
-  assert fit_temperature(logits, [0, 1, 2]) == 0.01
-  assert fit_temperature(logits, [1, 2, 0]) == 100
+  low, high = temperature_bounds(logits)
+  assert (low, high) == pytest.approx((2 / 3000, 2000 / 3))
+  assert fit_temperature(logits, [0, 1, 2]) == low
+  assert fit_temperature(logits, [1, 2, 0]) == high
   assert fit_temperature(logits, [0, 1, 2], bounds=(0.5, 2.0)) == 0.5
   assert fit_temperature(np.ones((2, 3)), [0, 1]) == 1
   with pytest.raises(InputError, match='bounds: .* include 1'):
@@ -220,7 +234,7 @@ def test_the_interval_leans_against_the_bias_of_the_estimate():
   [
     ([[0.5, 0.6]], [0], 'row 0 sums to 1.1'),
     ([[0.5, 0.5], [1.5, -0.5]], [0, 0], 'row 1 sums to 1, with values from -0'),
-    ([[0.5, np.nan]], [0], r'row 0 is not finite \(1 of 1 rows\)'),
+    ([[0.5, np.nan]], [0], r'row 0 is not finite, or beyond 1e100 \(1 of 1'),
     ([[0.5, 0.5]], [2], 'labels: 2 in row 0 .*from 0 to 1'),
     ([[0.5, 0.5]], [-1], 'labels: -1 in row 0'),
     ([[0.5, 0.5]], [0, 1], r'labels: .*\[2\] for 1 examples'),
@@ -234,6 +248,19 @@ def test_bad_input_is_named(probabilities, labels, message):
     with pytest.raises(InputError, match=message) as error:
       metric(np.array(probabilities), np.array(labels))
     assert '\n' not in str(error.value)
+
+
+def test_confidences_at_hand():
+  error = calibration.calibration_error([0.5, 1.0], [True, True])
+  assert error == 0.25
+  for confidence, correct, message in (
+    ([0.5], [1, 1], r'shape \[1\], and of \[2\]'),
+    ([], [], 'of an example at least'),
+    ([1.5], [1], 'must be from 0 to 1'),
+    ([np.nan], [1], 'must be from 0 to 1'),
+  ):
+    with pytest.raises(InputError, match=message):
+      calibration.calibration_error(confidence, correct)
 
 
 def test_bad_options_are_named():

@@ -214,10 +214,16 @@ def test_empty_classes_are_left_out_and_single_ones_counted():
     if name not in whole:
       assert some.metrics()[name] == pytest.approx(value, rel=1e-12), name
   assert some.weight_norm == pytest.approx(np.linalg.norm(weights))
+  assert some.remarks == ['classes without an example, left out: 1']
+  # A class without examples is never the nearest, though it may be said.
+  bias[3] = 1e3
+  wrong = neural_collapse(features[kept], labels[kept], weights, bias)
+  assert wrong.nc4 == 1
   one = np.flatnonzero(labels == 3)[1:]
   single = np.delete(np.arange(len(labels)), one)
   collapse = neural_collapse(features[single], labels[single], weights, bias)
   assert (collapse.empty_classes, collapse.single_classes) == (0, 1)
+  assert collapse.remarks == ['classes of a single example, which lower NC1: 1']
   assert np.isfinite(list(dataclasses.asdict(collapse).values())).all()
 
 
@@ -227,6 +233,10 @@ def test_nothing_to_measure_is_nan():
   for name in ('nc1', 'nc2_features', 'nc2_classifier', 'nc3', 'equinorm'):
     assert np.isnan(collapse.metrics()[name]), name
   assert collapse.feature_norm == 2
+  assert np.isnan(collapse.nc4)  # every mean is the nearest
+  remarks = ' '.join(collapse.remarks)
+  assert 'the class means are at one point' in remarks
+  assert "the classifier's weights are 0" in remarks
   features, labels, *_ = some_features()
   collapse = neural_collapse(features, labels, None, num_classes=6)
   for name, value in collapse.metrics().items():
@@ -239,7 +249,7 @@ def test_bad_input_is_named():
   holes = features.copy()
   holes[5, 2] = np.nan
   for arguments, message in (
-    ((holes, labels, weights), 'features: row 5 is not finite'),
+    ((holes, labels, weights), 'features: row 5 is not finite, or beyond'),
     ((features[0], labels, weights), r'features: an array of shape \[9\]'),
     ((features, labels[1:], weights), 'labels: an array of shape'),
     ((features, labels + 1, weights), 'labels: 6 in row'),
@@ -248,7 +258,7 @@ def test_bad_input_is_named():
       r'weights: an array of shape \[6, 8\]',
     ),
     ((features, labels, weights, bias[1:]), r'bias: an array of shape \[5\]'),
-    ((features, labels, weights * np.inf), 'weights or bias are not finite'),
+    ((features, labels, weights * np.inf), 'weights: row 0 is not finite'),
     ((features, labels, None), 'num_classes: not given'),
     ((features, labels, weights, bias, 7), '6, 9.* for 7 classes'),
     ((features, 0 * labels, weights), 'examples of 1 of 6 classes'),

@@ -286,6 +286,11 @@ def test_bad_settings_are_named(changes, message):
       function(*arguments)
 
 
+def test_a_joint_hessian_that_is_too_large_is_refused():
+  with pytest.raises(InputError, match='would have 20100 rows, and may have'):
+    ufm.joint_condition_number(100, 100, 5, 0.1, 1e-3, 1e-3)
+
+
 def test_the_solver_does_without_a_formula():
   """Two dimensions for four classes: no frame fits, and a minimum is there."""
   found = ufm.solve(4, 2, 3, 0.1, 1e-2, 1e-2)

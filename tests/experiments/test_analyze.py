@@ -106,6 +106,38 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
     )
 
 
+def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
+  root, runs, tmp_path
+):
+  train_and_evaluate(
+    make_config('lsr', seed=5, **{'optimizer.weight_decay': 1e-2}),
+    tmp_path / 'other',
+    make_dataset(),
+  )
+  np.savez(tmp_path / 'baseline.npz', **make_predictions())
+  code, printed, errors = door(
+    root,
+    'analyze',
+    f'--run={runs / "lsr0"}',
+    f'--run={tmp_path / "other"}',
+    f'--run={runs / "baseline0"}',
+    f'--run={runs / "baseline0"}/../baseline0',  # the same
+    f'--predictions={tmp_path / "baseline.npz"}',
+    f'--output={tmp_path / "out"}',
+  )
+  assert code == 0, errors
+  table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
+  assert list(table['row']) == [
+    str(runs / 'lsr0'),
+    str(tmp_path / 'other'),
+    'baseline',
+    str(tmp_path / 'baseline.npz'),
+  ]
+  assert table['ece_low'].notna().all()
+  assert 'runs on different data (digits, stand-in)' in printed
+  assert 'nan' not in printed
+
+
 def test_training_predictions_give_what_was_measured_in_training(runs):
   """Two ways to the same features; the batches differ, so to 1e-4."""
   from tsla_jax.training.trained import predict_train
@@ -164,14 +196,53 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
   check_refused(done, 'is a table', '--redraw')
   done = door(root, 'analyze', '--predictions=x.npz', '--predict_train')
   check_refused(done, '--predict_train: is of runs')
-  assert {p.name for p in tmp_path.iterdir()} == {'holes.npz', 'table.json'}
+  done = door(root, 'analyze', f'--run={tmp_path / "holes.npz"}')
+  check_refused(done, 'is no directory')
+  check_refused(door(root, 'analyze', '--predictions='), 'is no file')
+  one = make_predictions(split=np.array('train'))
+  np.savez(
+    tmp_path / 'one.npz',
+    logits=one['logits'],
+    labels=one['labels'],
+    split=one['split'],
+  )
+  done = door(root, 'analyze', f'--predictions={tmp_path / "one.npz"}')
+  check_refused(done, 'nothing can be measured', 'no examples of the split')
+  np.savez(tmp_path / 'fine.npz', **make_predictions())
+  done = door(
+    root,
+    'analyze',
+    f'--predictions={tmp_path / "fine.npz"}',
+    f'--output={tmp_path / "table.json" / "x"}',
+  )
+  check_refused(done, '--output', 'table.json')
+  names = {'holes.npz', 'table.json', 'one.npz', 'fine.npz'}
+  assert {p.name for p in tmp_path.iterdir()} == names
 
 
-def test_an_unfinished_run_is_refused(root, tmp_path):
-  train_and_evaluate(make_config(), tmp_path / 'run', make_dataset())
-  (tmp_path / 'run' / 'summary.json').unlink()
-  done = door(root, 'analyze', f'--run={tmp_path / "run"}')
+def test_runs_that_are_not_whole_are_refused(root, tmp_path):
+  run = tmp_path / 'run'
+  train_and_evaluate(make_config(), run, make_dataset())
+  record = (run / 'config.json').read_text()
+  (run / 'config.json').write_text(record.replace('"theta"', '"tehta"'))
+  check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'lacks')
+  (run / 'config.json').write_text(record)
+  predictions = (run / 'predictions.npz').read_bytes()
+  (run / 'predictions.npz').write_bytes(predictions[:1000])
+  done = door(root, 'analyze', f'--run={run}')
+  check_refused(done, 'predictions.npz', 'cannot be read')
+  (run / 'predictions.npz').write_bytes(predictions)
+  # Predictions of other weights.
+  others = make_predictions(count=64, classes=10, split=np.array('train'))
+  np.savez(run / 'predictions_train.npz', **others)
+  done = door(root, 'analyze', f'--run={run}')
+  check_refused(done, 'not of the weights', '--predict_train')
+  (run / 'summary.json').unlink()
+  done = door(root, 'analyze', f'--run={run}')
   check_refused(done, 'is not finished', 'start it again')
+  (run / 'diverged.json').write_text('{"reason": "too wild"}')
+  check_refused(door(root, 'analyze', f'--run={run}'), 'ended early: too wild')
+  assert not (run / 'analysis').exists()
 
 
 def test_theory(root, tmp_path):
@@ -200,6 +271,11 @@ def test_theory(root, tmp_path):
     (('ufm', '--smoothings=0,a'), ['--smoothings', "'a'"]),
     (('ufm', '--feature_dim=5'), ['feature_dim: 5; must be at least 9']),
     (('ufm', '--steps=1'), ['--steps: 1; must be at least 100']),
+    (('ufm', '--samples_per_class=1'), ['--samples_per_class: 1; must be at']),
+    (('ufm', '--smoothings='), ['--smoothings: none']),
+    (('ufm', '--smoothings=2'), ['smoothing: 2.0; must be from 0 to 1']),
+    (('ufm', '--learning_rate=0'), ['--learning_rate: 0.0; must be above 0']),
+    (('ufm', '--weight_decay_w=1e300'), ['weight_decay_w: 1e+300; must be']),
   ],
 )
 def test_bad_theory_is_one_line(root, tmp_path, flags, words):

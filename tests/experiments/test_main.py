@@ -28,6 +28,7 @@ def run(root, *flags):
   [
     ([f'{DIGITS}:mixup'], ["unknown method 'mixup'", 'tsla,drop=EPOCH']),
     ([DIGITS, '--config.smoothing.tehta=1'], ['tehta', 'theta']),
+    ([DIGITS, '--config.data.padd=1'], ["'padd' is not there", 'Did you mean']),
     ([DIGITS, '--config.num_epochs=many'], ['num_epochs=many']),
     (['--config=configs/nowhere.py'], ['configs/nowhere.py']),
     ([f'{DIGITS}:tsla,drop=60'], ['drop_epoch: 60', 'between 1 and 59']),

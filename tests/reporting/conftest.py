@@ -145,6 +145,8 @@ def explained(workdir):
       if epoch % 2 == 0:
         # NC1 of the smoothed falls twice as far, with NC2 its square root.
         nc1 = (1 + 0.1 * seed) * 0.1 ** (epoch * (1 + smoothed) / 4)
+        if path.parent.name.startswith('tsla') and epoch >= 2:
+          nc1 /= 2
         line |= {f'train_{name}': 0.5 for name in METRICS}
         line['train_nc1'], line['train_nc2_features'] = nc1, nc1**0.5
         line['train_weight_norm'] = 2.0 if smoothed else 4.0

@@ -1,6 +1,7 @@
 """Calibration and collapse beside a table's results."""
 
 import io
+import json
 import math
 import re
 
@@ -11,7 +12,7 @@ import pytest
 from tests.reporting.conftest import make_predictions
 from tests.reporting.test_page import FILES, Page
 from tests.reporting.test_tables import cells
-from tsla_jax.analysis.calibration import reliability
+from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.reporting import explanations, figures, page, tables
 from tsla_jax.reporting.results import read_results, reference_rows
@@ -37,11 +38,8 @@ def test_a_table_of_both(explained):
   assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
   assert plain['T'].text == '1'
   mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
-  assert scaled['T'].text == f'{mean:.3f} ± {std:.3f}'
+  assert scaled['T'].text == f'{mean:.3g} ± {std:.3g}'
   assert plain['top-1 [%]'] == scaled['top-1 [%]']
-  means = [float(row[4].text.split()[0]) for row in calibration.rows]
-  bold = [row[4].bold for row in calibration.rows]
-  assert bold[int(np.argmin(means))]
   # The last measured epoch is the fifth.
   line = cells(collapse, 'baseline')
   values = [0.1 * (1 + 0.1 * seed) for seed in range(3)]
@@ -127,11 +125,14 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   (figure,) = (figure for name, _, figure in made if name == 'strength')
   left, _ = figure.axes
   handles, labels = left.get_legend_handles_labels()
-  assert labels == ['cross-entropy, temperature', 'LSR', 'TSLA(2)']
+  assert labels == ['baseline, temperature', 'LSR', 'TSLA(2)']
   x, y = handles[1].lines[0].get_data()
   assert x.tolist() == [0, 0.1]
   ece = 100 * runs.groupby('theta')['ece'].mean()
   np.testing.assert_allclose(np.array(y, float), ece[:2])
+  across = handles[0].get_ydata()[0]
+  baseline = runs[runs['theta'] == 0]
+  assert across == pytest.approx(100 * baseline['scaled_ece'].mean())
   # Without a baseline there is nothing to begin a sweep with.
   made = explanations.make_figures(runs, results.epochs, results.diagrams, {})
   assert 'strength' not in {name for name, _, _ in made}
@@ -148,7 +149,9 @@ def test_logarithmic_curves_are_geometric_means(explained):
   assert list(x) == [1, 3, 5]  # the epochs that were measured
   centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
   np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
-  figures.draw_path(path, epochs, 'train_nc1', 'train_nc2_features')
+  styles = figures.row_styles(epochs)
+  keys = ('train_nc1', 'train_nc2_features')
+  figures.draw_path(path, epochs, *keys, styles)
   x, y = path.get_lines()[0].get_data()
   np.testing.assert_allclose(y, np.sqrt(x))
 
@@ -161,12 +164,71 @@ def test_a_temperature_at_its_bound_is_none(explained):
   results = read_results(explained)
   runs, (calibration, *_) = results.runs, layouts(results)
   assert '1 of 9 models have no temperature' in ' '.join(calibration.notes)
-  assert runs['temperature'][0] == 0.01 and np.isnan(runs['scaled_ece'][0])
+  assert np.isnan(runs['scaled_ece'][0]) and runs['scaled_ece'][1] > 0
   others = 100 * runs['scaled_ece'][(runs['row'] == 'baseline')].dropna()
   assert len(others) == 2
-  line = cells(calibration, 'baseline, temperature')
+  line = cells(calibration, 'baseline, temperature (2 of 3)')
   text = f'{others.mean():.2f} ± {others.std(ddof=1):.2f}'
   assert line['ECE [%]'].text == text
+
+
+def test_dots_mark_the_first_epoch_from_the_drop_on(explained):
+  epochs = read_results(explained).epochs
+  (axes,) = figures.make_figure(1).axes
+  figures.draw_rows(axes, epochs, 'train_nc1', 'NC1')
+  (dot,) = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  # The third epoch is the first on one-hot labels, and was measured.
+  assert dot.get_xdata()[0] == 3
+
+
+def test_limits_hold_the_bands_of_the_later_epochs(explained):
+  epochs = read_results(explained).epochs
+  epochs = pd.concat([epochs.assign(seed=s, x=s / 10.0) for s in range(3)])
+  (axes,) = figures.make_figure(1).axes
+  figures.draw_rows(axes, epochs, 'x', 'x')
+  low, high = axes.get_ylim()
+  assert low < 0.1 - 0.08 and high > 0.1 + 0.08
+
+
+def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
+  results = read_results(explained)
+  made = explanations.make_figures(
+    results.runs, results.epochs, results.diagrams, {}
+  )
+  (figure,) = (figure for name, _, figure in made if name == 'calibration')
+  lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+  # The stand-in's confidence is .9, and its baseline right in .72 at the end.
+  assert lines['baseline'].get_ydata()[-1] == pytest.approx(18)
+  axes = figures.make_figure(1).axes[0]
+  thin = Reliability(
+    low=np.array([0.0, 0.5]),
+    high=np.array([0.5, 1.0]),
+    count=np.array([9, 10]),
+    confidence=np.array([0.3, 0.8]),
+    accuracy=np.array([0.2, 0.7]),
+  )
+  figures.draw_reliability(axes, {'a': thin}, {'a': ('black', '-')})
+  assert axes.get_lines()[1].get_xdata().tolist() == [0.8]
+
+
+def test_what_is_0_has_no_factor(explained):
+  results = read_results(explained)
+  runs = results.runs.copy()
+  runs.loc[runs['seed'] == 0, 'nc1'] = 0.0
+  references = {'TSLA(2)': {'baseline': 'baseline'}}
+  compared = explanations.comparison_layout(runs, results.epochs, references)
+  line = dict(zip(compared.header, compared.rows[0], strict=True))
+  assert line['NC1'].text == '0.05'  # of the other two seeds
+
+
+def test_rows_that_measure_other_things_are_still_compared(workdir):
+  paths = list(workdir.glob('runs/baseline/*/config.json'))
+  for path in paths:
+    record = json.loads(path.read_text())
+    record['config']['analysis']['neural_collapse_every'] = 1
+    path.write_text(json.dumps(record))
+  results = read_results(workdir)
+  assert reference_rows(results, 'TSLA(2)')['baseline'] == 'baseline'
 
 
 def test_without_measurements_there_is_nothing(workdir):

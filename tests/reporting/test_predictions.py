@@ -1,5 +1,7 @@
 """Predictions files: what is read of them, and what is refused."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_a_split_says_what_is_what(tmp_path, kind):
   split = np.repeat(['test', 'train', 'validation'], 20)
   if kind == 'O':  # needs pickling, which is not trusted
     path = save(tmp_path / 'p.npz', split=split.astype(object))
-    with pytest.raises(InputError, match='cannot be read as predictions'):
+    with pytest.raises(InputError, match='cannot be read as an .npz'):
       read_predictions(path)
     return
   path = save(tmp_path / 'p.npz', split=split.astype(kind))
@@ -123,10 +125,10 @@ def test_classes_without_examples_are_named(tmp_path):
   labels = np.where(np.arange(60) == 7, 2, np.arange(60) % 2)
   path = save(tmp_path / 'p.npz', labels=labels)
   _, said = measure_collapse(read_predictions(path))
-  assert '1 classes have a single example, which lowers NC1' in said
+  assert 'classes of a single example, which lower NC1: 1' in said
   path = save(tmp_path / 'q.npz', labels=np.arange(60) % 2)
   _, said = measure_collapse(read_predictions(path))
-  assert '1 classes have no example; left out' in said
+  assert 'classes without an example, left out: 1' in said
   path = save(tmp_path / 'r.npz', labels=np.zeros(60, int))
   collapse, said = measure_collapse(read_predictions(path))
   assert not collapse and 'of a single class' in said[0]
@@ -139,16 +141,24 @@ HOLE[4, 1] = np.nan
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'logits': HOLE}, r'logits: row 4 is not finite \(1 of 60 rows\)'),
+    ({'logits': HOLE}, r'logits: row 4 is not finite, .*\(1 of 60 rows\)'),
     ({'labels': np.arange(60) % 4}, 'labels: 3 in row 3 .*from 0 to 2'),
     ({'labels': np.eye(3)[np.arange(60) % 3]}, r'labels: .*\[60, 3\]'),
-    ({'labels': None}, "has no 'labels' .it has logits, features"),
+    ({'labels': None}, "no 'labels' .it has logits, features"),
     ({'features': np.zeros((59, 4))}, r'features: .*\[59, 4\] for 60 examples'),
     ({'features': np.full((60, 4), np.inf)}, 'features: row 0 is not finite'),
     ({'weights': np.zeros((4, 3))}, r'weights: .*\[4, 3\] .*transpose'),
     ({'bias': np.zeros(4)}, r'bias: .*\[4\]'),
     ({'split': np.repeat('dev', 60)}, "split: .*dev.*must be 'train'"),
-    ({'split': np.repeat('test', 59)}, r'split: \(59,\)'),
+    ({'split': np.repeat('test', 59)}, r'split: .* \[59\] for 60'),
+    ({'split': np.array([b'\xff'] * 60)}, "split: '.*'; must be 'train'"),
+    ({'split': np.zeros(60)}, 'split: of type float64; must be texts'),
+    ({'logits': softmax(HOLE[:3].repeat(20, 0))}, 'are probabilities; give'),
+    ({'logits': np.full((60, 3), 'a')}, 'logits: of type <U1; must be numbers'),
+    ({'features': np.full((60, 4), 1j)}, 'features: of type complex128'),
+    ({'features': np.zeros((60, 0))}, 'with a dimension at least'),
+    ({'weights': np.full((3, 4), np.nan)}, 'weights: row 0 is not finite'),
+    ({'bias': np.array([0, np.inf, 0])}, 'bias: row 1 is not finite'),
   ],
 )
 def test_bad_files_are_named(tmp_path, changes, message):
@@ -163,7 +173,32 @@ def test_what_is_no_archive_is_named(tmp_path):
   np.save(tmp_path / 'single.npy', np.zeros(3))
   whole = save(tmp_path / 'whole.npz').read_bytes()
   (tmp_path / 'half.npz').write_bytes(whole[: len(whole) // 2])
-  for name in ('text.npz', 'single.npy', 'half.npz', 'nowhere.npz'):
-    with pytest.raises(InputError, match=f'{name}.*cannot be read as') as error:
+  (tmp_path / 'empty.npz').touch()
+  names = ('text.npz', 'single.npy', 'half.npz', 'nowhere.npz', 'empty.npz')
+  for name in names:
+    why = 'no such file' if name == 'nowhere.npz' else 'cannot be read as an'
+    with pytest.raises(InputError, match=f'{name}.*{why}') as error:
       read_predictions(tmp_path / name)
     assert '\n' not in str(error.value)
+  # A member that is no array, as an archiver makes it.
+  with zipfile.ZipFile(tmp_path / 'zipped.npz', 'w') as archive:
+    archive.writestr('logits', b'hello')
+    archive.writestr('labels', b'hello')
+  with pytest.raises(InputError, match='zipped.npz.*must be numbers'):
+    read_predictions(tmp_path / 'zipped.npz')
+
+
+def test_one_text_may_say_the_split_of_all(tmp_path):
+  path = save(tmp_path / 'p.npz', split=np.array('train'))
+  predictions = read_predictions(path)
+  assert set(predictions.parts) == {'train'}
+  with pytest.raises(InputError, match="no examples of the split 'test'"):
+    predictions.chosen_and_tested()
+
+
+def test_classes_in_another_order_are_noticed(tmp_path):
+  predictions = read_predictions(save(tmp_path / 'p.npz'))
+  assert not any('differ by' in s for s in measure_collapse(predictions)[1])
+  weights = make_predictions()['weights'][::-1]
+  predictions = read_predictions(save(tmp_path / 'q.npz', weights=weights))
+  assert any('differ by' in s for s in measure_collapse(predictions)[1])

@@ -31,7 +31,8 @@ def test_everything_is_written(tmp_path):
   }
   assert text.splitlines()[-1] == f'Results: {tmp_path / "ufm"}'
   for title in (
-    'Minimisers for K = 4',
+    'K = 4 classes',
+    'Minimisers:',
     'Condition numbers',
     'Gradient descent',
   ):
@@ -70,6 +71,12 @@ def test_rates_are_equal_or_tuned():
   firsts = descents[(descents['step'] == 0) & (descents['learning_rate'] == 1)]
   expected = np.exp(np.log(firsts['nc1']).groupby(firsts['smoothing']).mean())
   assert start['nc1'].to_numpy() == pytest.approx(np.repeat(expected, 2))
+
+
+def test_a_descent_that_only_rises_has_diverged(tmp_path):
+  rising = dataclasses.replace(SETTING, weight_decay_w=10.0, num_steps=100)
+  with pytest.raises(InputError, match='a descent diverged'):
+    theory.draw_ufm(rising, tmp_path / 'ufm')
 
 
 def test_a_rate_that_diverges_is_refused(tmp_path):

@@ -13,10 +13,12 @@ from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.data import augment
 from tsla_jax.errors import InputError
+from tsla_jax.reporting.results import read_runs
 from tsla_jax.training import branching, config
+from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.loop import train_and_evaluate
 from tsla_jax.training.table import train_table
-from tsla_jax.training.trained import load_model
+from tsla_jax.training.trained import load_model, predict_train
 
 
 def lines(run):
@@ -96,6 +98,90 @@ def test_a_run_killed_and_a_branch_have_the_same_measurements(
   train_and_evaluate(short, tmp_path / 'resumed', dataset)
   train_and_evaluate(configs['lsr'], tmp_path / 'resumed', dataset)
   assert lines(tmp_path / 'resumed') == lines(tmp_path / 'lsr0')
+
+
+def test_the_last_epoch_is_measured_though_it_is_not_due(tmp_path, dataset):
+  fields = {'analysis.neural_collapse_every': 3}
+  summary = train_and_evaluate(make_config(**fields), tmp_path / 'a', dataset)
+  found = lines(tmp_path / 'a')
+  assert [line['epoch'] for line in found if 'train_nc1' in line] == [0, 2]
+  last = summary['last']
+  assert {k: last[k] for k in found[-1]} == found[-1]
+  every = {'analysis.neural_collapse_every': 1}
+  train_and_evaluate(make_config(**every), tmp_path / 'b', dataset)
+  assert last['train_nc1'] == lines(tmp_path / 'b')[-1]['train_nc1']
+  # What reads runs takes it from there; the line of the last epoch must not
+  # depend on its being the last.
+  results = read_runs([('a', 0, tmp_path / 'a', 4)], {'rows': []})
+  assert results.runs['nc1'][0] == last['train_nc1']
+  assert results.epochs['train_nc1'].notna().tolist() == [
+    True,
+    False,
+    True,
+    True,
+  ]
+  longer = make_config(**fields, num_epochs=5)
+  train_and_evaluate(longer, tmp_path / 'a', dataset)
+  train_and_evaluate(longer, tmp_path / 'c', dataset)
+  assert lines(tmp_path / 'a') == lines(tmp_path / 'c')
+
+
+def test_features_that_are_not_finite_end_no_run(
+  tmp_path, dataset, monkeypatch
+):
+  predict = Experiment.predict
+
+  def holes(self, state, prior, split, names=('logits', 'features')):
+    scores = predict(self, state, prior, split, names)
+    if split is self.train:
+      scores[0]['features'][0] = np.inf
+    return scores
+
+  monkeypatch.setattr(Experiment, 'predict', holes)
+  config = make_config(**{'analysis.neural_collapse_every': 1})
+  summary = train_and_evaluate(config, tmp_path, dataset)
+  assert 'train_nc1' not in summary['last']
+  assert len(lines(tmp_path)) == 4
+
+
+def test_classes_of_few_examples_are_said(tmp_path, capfd):
+  data = make_dataset(num_train=64, num_classes=20)
+  data.train.labels[:] = np.where(np.arange(64) == 5, 7, np.arange(64) % 5)
+  config = make_config(**{'analysis.neural_collapse_every': 1})
+  train_and_evaluate(config, tmp_path, data)
+  told = ''.join(capfd.readouterr())
+  assert told.count('classes without an example, left out: 14') == 1
+  assert 'classes of a single example, which lower NC1: 1' in told
+
+
+def test_predictions_of_the_training_set_go_when_training_goes_on(
+  tmp_path, dataset
+):
+  train_and_evaluate(make_config(num_epochs=3), tmp_path, dataset)
+  path = predict_train(tmp_path, dataset)
+  with np.load(path) as train, np.load(tmp_path / 'predictions.npz') as test:
+    assert train['split'] == 'train' and test['split'] == 'test'
+    np.testing.assert_array_equal(train['weights'], test['weights'])
+  train_and_evaluate(make_config(num_epochs=4), tmp_path, dataset)
+  assert not path.exists()
+  with pytest.raises(InputError, match='not the data it was trained on'):
+    predict_train(tmp_path, make_dataset(seed=1))
+
+
+def test_what_is_measured_may_change_and_an_older_record_lacks_it(
+  tmp_path, dataset
+):
+  config = make_config(num_epochs=3)
+  train_and_evaluate(config, tmp_path, dataset)
+  record = json.loads((tmp_path / 'config.json').read_text())
+  del record['config']['analysis']
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  config.analysis.neural_collapse_every = 1
+  train_and_evaluate(config, tmp_path, dataset)  # finished before
+  assert predict_train(tmp_path, dataset).is_file()
+  config.num_epochs = 4
+  summary = train_and_evaluate(config, tmp_path, dataset)
+  assert 'train_nc1' in summary['last']
 
 
 def test_one_class_is_refused_before_anything_is_written(tmp_path):

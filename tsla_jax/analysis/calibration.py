@@ -24,8 +24,6 @@ from tsla_jax.errors import InputError
 Binning = Literal['width', 'mass']
 Kind = Literal['top_label', 'classwise']
 
-TEMPERATURE_BOUNDS = (0.01, 100.0)
-
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
   """Mean of `-log p[label]` in nats; logarithms of probabilities will do."""
@@ -127,7 +125,8 @@ def expected_calibration_error_interval(
 ) -> Interval:
   """Interval of `expected_calibration_error`; of 'classwise' it takes time.
 
-  By the basic bootstrap, since a finite sample raises the error.
+  By the basic bootstrap, since a finite sample raises the error: the interval
+  is below the estimate for the most part. It ends at 0.
 
   Args:
     probabilities: `[N, K]`.
@@ -142,17 +141,19 @@ def expected_calibration_error_interval(
   """
   probabilities, labels = check_probabilities(probabilities, labels)
   if _check_choice('kind', kind, Kind) == 'top_label':
-    return bootstrap_interval(
-      lambda c, r: calibration_error(c, r, num_bins, binning),
-      *_top_label(probabilities, labels),
-      **{'method': 'basic', **options},
-    )
-  return bootstrap_interval(
-    lambda p, y: expected_calibration_error(p, y, num_bins, binning, kind),
-    probabilities,
-    labels,
-    **{'method': 'basic', **options},
-  )
+    arrays = _top_label(probabilities, labels)
+
+    def statistic(confidence: np.ndarray, correct: np.ndarray) -> float:
+      return calibration_error(confidence, correct, num_bins, binning)
+  else:
+    arrays = probabilities, labels
+
+    def statistic(p: np.ndarray, y: np.ndarray) -> float:
+      return expected_calibration_error(p, y, num_bins, binning, kind)
+
+  options = {'method': 'basic', **options}
+  ends = bootstrap_interval(statistic, *arrays, **options)
+  return Interval(max(ends.low, 0.0), max(ends.high, 0.0))
 
 
 def calibration_error(
@@ -172,12 +173,16 @@ def calibration_error(
   Returns:
     The error, from 0 to 1.
   """
-  bins = _reliability(
-    np.asarray(confidence, np.float64),
-    np.asarray(correct, np.float64),
-    num_bins,
-    binning,
-  )
+  confidence = np.asarray(confidence, np.float64)
+  correct = np.asarray(correct, np.float64)
+  if confidence.shape != correct.shape or confidence.ndim != 1:
+    raise InputError(
+      f'confidence: an array of shape {list(confidence.shape)}, and of'
+      f' {list(correct.shape)} for what is correct; must be [N] both'
+    )
+  if not np.all((confidence >= 0) & (confidence <= 1)) or not len(confidence):
+    raise InputError('confidence: must be from 0 to 1, of an example at least')
+  bins = _reliability(confidence, correct, num_bins, binning)
   gaps = np.abs(bins.confidence - bins.accuracy)
   return float(np.sum(bins.count * gaps) / len(confidence))
 
@@ -222,10 +227,25 @@ def reliability(
   return _reliability(*top, num_bins, binning)
 
 
+def temperature_bounds(logits: np.ndarray) -> tuple[float, float]:
+  """Temperatures by which logits are all but one-hot, or all but equal.
+
+  Args:
+    logits: `[N, K]`, of any scale.
+
+  Returns:
+    A thousandth and the thousandfold of their mean height above the mean of an
+    example's logits; or 1, if that is not between.
+  """
+  logits = np.asarray(logits, np.float64)
+  height = float(np.mean(logits.max(axis=1) - logits.mean(axis=1)))
+  return min(height / 1000, 1.0) or 1.0, max(1000 * height, 1.0)
+
+
 def fit_temperature(
   logits: np.ndarray,
   labels: np.ndarray,
-  bounds: tuple[float, float] = TEMPERATURE_BOUNDS,
+  bounds: tuple[float, float] | None = None,
 ) -> float:
   """The temperature T whose `softmax(logits / T)` makes the labels likeliest.
 
@@ -236,13 +256,14 @@ def fit_temperature(
     logits: `[N, K]`, of predictions that no result is reported on
       (`predictions.held_out_split`).
     labels: `[N]`.
-    bounds: of T. Logits without an error want a T of 0, useless ones a T
-      without end: these get a bound.
+    bounds: of T; None: `temperature_bounds`. Logits without an error want a T
+      of 0, useless ones a T without end: these get a bound.
 
   Returns:
     T; 1 where all temperatures are alike, since every logit is.
   """
   logits, labels = check_scores(logits, labels)
+  bounds = temperature_bounds(logits) if bounds is None else bounds
   if not 0 < bounds[0] <= 1 <= bounds[1] < np.inf:
     raise InputError(f'bounds: {bounds}; must be above 0 and include 1')
   # Differences alone matter, and those to the largest cannot overflow.

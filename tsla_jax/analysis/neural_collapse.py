@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import check_labels
+from tsla_jax.analysis.predictions import check_finite, check_labels
 from tsla_jax.errors import InputError
 
 # Rows that are brought to float64 at a time.
@@ -41,16 +41,17 @@ class NeuralCollapse:
     nc2_classifier: the same of the classifier's rows.
     nc3: alignment of both, `|| W M / ||W M||_F - E ||_F`.
     nc4: share of the examples whose nearest class mean is not the class that
-      the classifier says.
+      the classifier says (of all it knows).
     equinorm: spread of the norms of the centred means, over their mean.
     equiangle: standard deviation of the cosines of pairs of centred means.
     equinorm_classifier: spread of the norms of the classifier's rows.
     equiangle_classifier: standard deviation of the cosines of pairs of rows.
     self_duality: `|| W / ||W||_F - M^T / ||M||_F ||_F`.
-    bias_alignment: `|| W mu_G + b ||`, what the centre of all features adds.
+    bias_alignment: `|| W mu_G + b ||`, what the centre of all features adds,
+      over all classes of the classifier.
     feature_norm: mean norm of the features.
     mean_norm: `||M||_F / sqrt(K)`.
-    weight_norm: `||W||_F`.
+    weight_norm: `||W||_F`, of all classes of the classifier.
     nc2_floor: the least that nc2_features can be; above 0 where the features
       have fewer than K-1 dimensions.
     classes: K.
@@ -87,11 +88,15 @@ class NeuralCollapse:
     """What is to be known of the classes, in sentences."""
     told = []
     if self.empty_classes:
-      told.append(f'{self.empty_classes} classes have no example; left out')
+      told.append(f'classes without an example, left out: {self.empty_classes}')
     if self.single_classes:
       told.append(
-        f'{self.single_classes} classes have a single example, which lowers NC1'
+        f'classes of a single example, which lower NC1: {self.single_classes}'
       )
+    if np.isnan(self.nc2_features):
+      told.append('the class means are at one point, so NC1 to NC4 are 0/0')
+    if self.weight_norm == 0:
+      told.append("the classifier's weights are 0, so that NC2 and NC3 are 0/0")
     return told
 
 
@@ -133,7 +138,8 @@ def neural_collapse(
   features = np.asarray(features)
   if features.ndim != 2 or 0 in features.shape:
     raise InputError(
-      f'features: an array of shape {list(features.shape)}; must be [N, d]'
+      f'features: an array of shape {list(features.shape)}; must be [N, d],'
+      ' with an example and a dimension at least'
     )
   if num_classes is None:
     if weights is None:
@@ -199,13 +205,11 @@ class ClassMoments:
         f' [N, {self.mean.shape[1]}]'
       )
     labels = check_labels(labels, len(features), len(self.count))
+    check_finite(features, 'features')
     moments = self
     for start in range(0, len(features), _CHUNK):
       rows = slice(start, start + _CHUNK)
       chunk = np.asarray(features[rows], np.float64)
-      bad = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
-      if len(bad):
-        raise InputError(f'features: row {start + bad[0]} is not finite')
       moments = moments.merge(_moments(chunk, labels[rows], len(self.count)))
     return moments
 
@@ -289,7 +293,11 @@ class ClassMoments:
     return NeuralCollapse(
       nc1=_variability(self.scatter / total, centred, rank),
       nc2_features=_distance_to_frame(centred @ centred.T),
-      nc4=np.nan if disagreements is None else disagreements / total,
+      nc4=(
+        disagreements / total
+        if disagreements is not None and centred.any()
+        else np.nan
+      ),
       equinorm=_spread_of_norms(centred),
       equiangle=_spread_of_angles(centred),
       feature_norm=self.norms / total,
@@ -315,7 +323,7 @@ def count_disagreements(
 
   Args:
     features: `[N, d]`.
-    moments: of all examples; classes without any are left out.
+    moments: of all examples; a class without any is nearest to none.
     weights: the classifier's, `[K, d]`.
     bias: `[K]`, if there is one.
 
@@ -324,8 +332,8 @@ def count_disagreements(
   """
   features = np.asarray(features)
   weights, bias = _check_classifier(weights, bias, moments.mean.shape)
-  used = moments.count > 0
-  weights, bias, means = weights[used], bias[used], moments.mean[used]
+  used = np.flatnonzero(moments.count)
+  means = moments.mean[used]
   # ||h - mu||^2 without ||h||^2, which is the same for all. Around the centre,
   # so that features far from 0 keep their digits.
   centre = means.mean(axis=0)
@@ -336,7 +344,7 @@ def count_disagreements(
     chunk = np.asarray(features[start : start + _CHUNK], np.float64)
     said = (chunk @ weights.T + bias).argmax(axis=1)
     nearest = ((chunk - centre) @ means.T - offset).argmax(axis=1)
-    count += int(np.count_nonzero(said != nearest))
+    count += int(np.count_nonzero(said != used[nearest]))
   return count
 
 
@@ -356,8 +364,8 @@ def _check_classifier(
       f'bias: an array of shape {list(bias.shape)} for {len(weights)} classes;'
       ' must be [K]'
     )
-  if not np.isfinite(weights).all() or not np.isfinite(bias).all():
-    raise InputError('weights: weights or bias are not finite')
+  check_finite(weights, 'weights')
+  check_finite(bias, 'bias')
   return weights, bias
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from tsla_jax.errors import InputError
@@ -33,7 +32,7 @@ def check_scores(
       f'{name}: an array of shape {list(scores.shape)}; must be [N, K], with an'
       ' example and a class at least'
     )
-  _check_finite(scores, name)
+  check_finite(scores, name)
   return scores, check_labels(labels, len(scores), scores.shape[1])
 
 
@@ -52,11 +51,12 @@ def check_labels(
   if labels.shape != (num_examples,):
     raise InputError(
       f'labels: an array of shape {list(labels.shape)} for {num_examples}'
-      ' examples; must be [N]'
+      ' examples; must be [N] (argmax(axis=1) of one-hot labels)'
     )
   if not np.issubdtype(labels.dtype, np.integer):
     raise InputError(
       f'labels: of type {labels.dtype}; must be integers, the classes from 0'
+      ' (astype(int))'
     )
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(wrong):
@@ -94,12 +94,21 @@ def check_probabilities(
   return probabilities, labels
 
 
-def _check_finite(values: np.ndarray, name: str) -> None:
-  bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+def check_finite(values: np.ndarray, name: str) -> None:
+  """Refuses rows `[N, ...]` with values that nothing can be made of.
+
+  Raises:
+    InputError: names the first.
+  """
+  if not np.issubdtype(values.dtype, np.floating):
+    return
+  # Squares of what is beyond would not be finite.
+  fine = np.abs(values) <= min(1e100, float(np.finfo(values.dtype).max))
+  bad = np.flatnonzero(~fine.reshape(len(values), -1).all(axis=1))
   if len(bad):
     raise InputError(
-      f'{name}: row {bad[0]} is not finite ({len(bad)} of {len(values)} rows);'
-      ' leave them out, or find out what made them'
+      f'{name}: row {bad[0]} is not finite, or beyond 1e100 ({len(bad)} of'
+      f' {len(values)} rows); leave them out, or find out what made them'
     )
 
 
@@ -187,18 +196,16 @@ def bootstrap_interval(
       below what the statistic can be.
 
   Returns:
-    The interval; of a single example, that of no width.
+    The interval; of a single example it has no width.
   """
-  if len(arrays[0]) < 2:
-    value = float(statistic(*arrays))
-    return Interval(value, value)
-  result = stats.bootstrap(
-    (np.arange(len(arrays[0])),),
-    lambda rows: statistic(*(values[rows] for values in arrays)),
-    vectorized=False,
-    method=method,
-    n_resamples=num_resamples,
-    confidence_level=level,
-    rng=np.random.default_rng(seed),
-  ).confidence_interval
-  return Interval(float(result.low), float(result.high))
+  count, rng = len(arrays[0]), np.random.default_rng(seed)
+  redraws = [
+    statistic(*(values[rows] for values in arrays))
+    for rows in (rng.integers(count, size=count) for _ in range(num_resamples))
+  ]
+  tail = (1 - level) / 2
+  low, high = np.quantile(redraws, [tail, 1 - tail])
+  if method == 'basic':
+    twice = 2 * statistic(*arrays)
+    low, high = twice - high, twice - low
+  return Interval(float(low), float(high))

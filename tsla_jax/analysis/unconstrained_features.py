@@ -29,6 +29,10 @@ from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
 from tsla_jax.analysis.predictions import log_softmax
 from tsla_jax.errors import InputError
 
+LARGEST_JOINT = 4000  # rows of a joint Hessian, K (2 d + 1)
+
+_DIVERGED = 1e50  # features beyond it are of no descent
+
 # Eigenvalues below this share of the largest are the zeros of the rotations,
 # which rounding leaves at some 1e-16.
 _ZERO = 1e-11
@@ -244,12 +248,19 @@ def joint_condition_number(
     The condition number and the nullity.
 
   Raises:
-    InputError: as `global_minimizer`.
+    InputError: as `global_minimizer`; and for a matrix of more than
+      `LARGEST_JOINT` rows.
   """
   k, d, n = num_classes, feature_dim, samples_per_class
   minimizer = global_minimizer(
     k, d, n, smoothing, weight_decay_w, weight_decay_h
   )
+  size = k * (2 * d + 1)
+  if size > LARGEST_JOINT:
+    raise InputError(
+      f'num_classes, feature_dim: {k} and {d}; the joint Hessian would have'
+      f' {size} rows, and may have {LARGEST_JOINT}'
+    )
   matrix = hessian(
     minimizer.weights,
     minimizer.class_means,
@@ -498,7 +509,7 @@ def gradient_descent_path(
     seed: of the start, which the smoothing does not change.
 
   Returns:
-    The path; it ends early if the loss is no longer finite.
+    The path; it ends early if it leaves the numbers that can be squared.
 
   Raises:
     InputError: for values without a minimum.
@@ -519,7 +530,7 @@ def gradient_descent_path(
     for step in range(num_steps + 1):
       if step % every == 0:
         loss = objective(*x, smoothing, *decays)
-        if not np.isfinite(loss):
+        if not np.isfinite(loss) or np.abs(x[1]).max() > _DIVERGED:
           break
         steps.append(step)
         losses.append(loss)
@@ -556,11 +567,27 @@ def _check(
       samples_per_class > 0,
     ),
     ('smoothing', smoothing, 'from 0 to 1', 0 <= smoothing <= 1),
-    ('weight_decay_w', weight_decay_w, 'above 0', 0 < weight_decay_w < np.inf),
-    ('weight_decay_h', weight_decay_h, 'above 0', 0 < weight_decay_h < np.inf),
+    (
+      'weight_decay_w',
+      weight_decay_w,
+      'above 0, below 1e9',
+      0 < weight_decay_w < 1e9,
+    ),
+    (
+      'weight_decay_h',
+      weight_decay_h,
+      'above 0, below 1e9',
+      0 < weight_decay_h < 1e9,
+    ),
   ):
     if not valid:
       raise InputError(f'{name}: {value}; must be {accepted}')
+  for name, decay in (
+    ('weight_decay_w', weight_decay_w),
+    ('weight_decay_h', weight_decay_h),
+  ):
+    if not 0 < decay < 1e9:
+      raise InputError(f'{name}: {decay}; must be above 0, below 1e9')
   return float(np.sqrt(samples_per_class * weight_decay_w * weight_decay_h))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from tsla_jax.errors import InputError
-from tsla_jax.records import write_atomically, writing
+from tsla_jax.records import write_all
 from tsla_jax.reporting import explanations, figures, tables
 from tsla_jax.reporting.predictions import (
   Diagrams,
@@ -38,21 +38,18 @@ class Analysis:
   notes: Sequence[str]
 
 
-def analyze_files(paths: Sequence[pathlib.Path], seed: int = 0) -> Analysis:
-  """Measures predictions files, each a row by its name.
+def analyze_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Analysis:
+  """Measures predictions files.
 
   Args:
-    paths: as `read_predictions` reads them.
+    paths: as `read_predictions` reads them, by the names of their rows.
     seed: of the division into what is chosen and what is measured on.
 
   Raises:
     InputError: names the file and what is wrong with it.
   """
   runs, diagrams, notes = [], {}, []
-  names = [path.stem for path in paths]
-  if len(set(names)) < len(names):
-    names = [str(path) for path in paths]
-  for name, path in zip(names, paths, strict=True):
+  for name, path in paths.items():
     predictions = read_predictions(path)
     line = {'row': name, 'seed': 0, 'drop_epoch': None}
     try:
@@ -73,7 +70,8 @@ def analyze_runs(
   """Measures finished runs.
 
   Args:
-    paths: of each directory its row, its seed, and its number of epochs.
+    paths: of each directory its row, its seed, and its number of epochs. Runs
+      of a row differ in their seeds alone.
     seed: as in `analyze_files`.
 
   Raises:
@@ -83,7 +81,7 @@ def analyze_runs(
     [(row, its, path, epochs) for path, (row, its, epochs) in paths.items()],
     {'rows': [{'name': row} for row, _, _ in paths.values()]},
     split_seed=seed,
-    intervals=len(paths) == 1,
+    intervals=True,
   )
   runs, notes = results.runs, []
   for i, path in enumerate(paths):
@@ -97,6 +95,15 @@ def analyze_runs(
         f'{path}: neural collapse was not measured during training'
         ' (analysis.neural_collapse_every); --predict_train measures it now'
       )
+  data = {
+    record['dataset']['fingerprint']: record['dataset']['name']
+    for record in results.configs.values()
+  }
+  if len(data) > 1:
+    notes.append(
+      f'these are runs on different data ({", ".join(data.values())}), which'
+      ' cannot be compared'
+    )
   references = {row: reference_rows(results, row) for row in results.configs}
   return Analysis(runs, results.epochs, results.diagrams, references, notes)
 
@@ -123,9 +130,11 @@ def draw(analysis: Analysis, output: pathlib.Path) -> str:
     The tables, and where everything is, for a terminal.
 
   Raises:
-    InputError: if it cannot be written.
+    InputError: if nothing could be measured, or it cannot be written.
   """
   layouts = explanations.layouts(analysis.runs)
+  if not layouts:
+    raise InputError(f'nothing can be measured: {"; ".join(analysis.notes)}')
   compared = explanations.comparison_layout(
     analysis.runs, analysis.epochs, analysis.references
   )
@@ -135,20 +144,11 @@ def draw(analysis: Analysis, output: pathlib.Path) -> str:
   pictures = explanations.make_figures(
     analysis.runs, analysis.epochs, analysis.diagrams, analysis.references
   )
-  shown = ''.join(
-    f'\n![{name}](figures/{name}.png)\n\n{caption}\n'
-    for name, caption, _ in pictures
-  )
-  runs = analysis.runs.dropna(axis=1, how='all')
   content = {
-    'metrics.csv': runs.to_csv(index=False).encode(),
-    'analysis.md': (text + shown).encode(),
+    'metrics.csv': analysis.runs.dropna(axis=1, how='all').to_csv(index=False),
+    'analysis.md': text + figures.to_markdown(pictures),
+    **figures.to_files(pictures),
   }
-  for name, _, figure in pictures:
-    for kind in ('png', 'svg'):
-      content[f'figures/{name}.{kind}'] = figures.render(figure, kind)
-  with writing(output, mend='give another --output'):
-    (output / 'figures').mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
-      write_atomically(output / name, data)
-  return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'
+  write_all(output, content, mend='give another --output')
+  shown = f'Figures: {output / "figures"}\n' if pictures else ''
+  return f'\n{text}\n{shown}Results: {output}'

@@ -6,9 +6,11 @@ metrics; a row is shown by its mean and standard deviation over the seeds.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
@@ -17,15 +19,22 @@ from tsla_jax.reporting.predictions import Diagrams
 from tsla_jax.reporting.results import Difference, paired_difference
 from tsla_jax.reporting.tables import Cell, Layout
 
-# Metrics of calibration: title, factor, digits.
+# Metrics of calibration: title, factor, format.
 _CALIBRATION = {
-  'confidence': ('confidence [%]', 100, 2),
-  'nll': ('NLL [nats]', 1, 4),
-  'brier': ('Brier', 1, 4),
-  'ece': ('ECE [%]', 100, 2),
-  'ece_mass': ('ECE, equal mass [%]', 100, 2),
-  'ece_classwise': ('ECE, classwise [%]', 100, 3),
+  'confidence': ('confidence [%]', 100, '.2f'),
+  'nll': ('NLL [nats]', 1, '.4f'),
+  'brier': ('Brier', 1, '.4f'),
+  'ece': ('ECE [%]', 100, '.2f'),
+  'ece_mass': ('ECE, equal mass [%]', 100, '.2f'),
+  'ece_classwise': ('ECE, classwise [%]', 100, '.3f'),
 }
+
+_ON_CURVES = (
+  'Dots: the first measurement after a drop, where a row leaves the one it'
+  ' shares its past with.'
+)
+
+_SPREAD = 'With several seeds: mean ± standard deviation.'
 
 # Metrics of neural collapse, with three digits each.
 _COLLAPSE = {
@@ -33,7 +42,7 @@ _COLLAPSE = {
   'nc2_features': 'NC2, features',
   'nc2_classifier': 'NC2, classifier',
   'nc3': 'NC3',
-  'nc4': 'NC4',
+  'nc4': 'NC4 [%]',
   'equinorm': 'equinorm',
   'equiangle': 'equiangle',
   'feature_norm': 'feature norm',
@@ -56,59 +65,51 @@ def layouts(runs: pd.DataFrame) -> list[Layout]:
 
 
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
-  lowest = ('nll', 'brier', 'ece', 'ece_mass', 'ece_classwise')
-  runs = runs.assign(
-    temperature=runs['temperature'].where(runs['scaled_nll'].notna())
-  )
-  means = pd.concat(
-    [
-      runs.groupby('row')[list(lowest)].mean(),
-      runs.groupby('row')[[f'scaled_{name}' for name in lowest]]
-      .mean()
-      .set_axis(lowest, axis=1),
-    ]
-  )
+  def cells(name: str, models: pd.DataFrame, prefix: str) -> list[Cell]:
+    at = _text(models['temperature'], '.3g') if prefix else '1'
+    texts = [name, at, _text(100 * models['tested_top1'], '.2f')]
+    for key, (_, factor, form) in _CALIBRATION.items():
+      ends = [prefix + key + end for end in ('_low', '_high')]
+      interval = [factor * models[end] for end in ends if end in models]
+      texts.append(_text(factor * models[prefix + key], form, interval))
+    return [Cell(text) for text in texts]
 
-  def cell(models: pd.DataFrame, name: str, key: str) -> Cell:
-    _, factor, digits = _CALIBRATION[name]
-    ends = [key + end for end in ('_low', '_high') if key + end in runs]
-    text = _text(
-      factor * models[key],
-      f'.{digits}f',
-      [factor * models[end] for end in ends],
-    )
-    best = name in lowest and np.isclose(models[key].mean(), means[name].min())
-    return Cell(text, bool(best))
-
-  rows = []
+  rows, undecided = [], 0
   for row, models in runs.groupby('row', sort=False):
-    top1 = _text(100 * models['tested_top1'], '.2f')
-    for prefix, name in (('', row), ('scaled_', f'{row}, temperature')):
-      at = _text(models['temperature'], '.3f') if prefix else '1'
-      rows.append(
-        [
-          *(Cell(text) for text in (name, at, top1)),
-          *(cell(models, key, prefix + key) for key in _CALIBRATION),
-        ]
-      )
+    rows.append(cells(row, models, ''))
+    decided = models[models['scaled_nll'].notna()]
+    name = f'{row}, temperature'
+    if len(decided) < len(models):
+      undecided += len(models) - len(decided)
+      name += f' ({len(decided)} of {len(models)})'
+    if len(decided):
+      rows.append(cells(name, decided, 'scaled_'))
   notes = [
     'T: the temperature by which logits are divided, chosen by likelihood on'
-    ' examples that nothing is measured on: the validation split, or without'
-    ' one the other half of the test split. ECE: expected calibration error of'
-    ' the predicted class in 15 bins of equal width, or of equal mass;'
-    ' classwise: the mean over the classes. NLL and Brier score are one-hot.'
-    ' Bold: the lowest. A finite sample raises every ECE.'
+    f' the {_counts(runs["chosen"])} examples of the validation split, or of'
+    ' the other half of the test split; nothing is measured on them. ECE:'
+    ' expected calibration error of the predicted class in 15 bins of equal'
+    ' width, or of equal mass; classwise: the mean over the classes. A finite'
+    f' sample raises every ECE. {_SPREAD}'
   ]
-  stuck = int(runs['temperature'].isna().sum())
-  if stuck:
+  if undecided:
     notes.append(
-      f'{stuck} of {len(runs)} models have no temperature: they make no error'
-      ' on the examples it is chosen on (or are no better than chance there),'
-      ' so that it ends at its bound.'
+      f'{undecided} of {len(runs)} models have no temperature, and are in no'
+      ' such row: likelihood asks for one of 0 where no example is wrong, and'
+      ' for one without end where a guess is as good.'
     )
-  tested = ' or '.join(f'{n:,.0f}' for n in sorted(set(runs['tested'])))
+  if runs['tested'].nunique() > 1:
+    notes.append(
+      'Not all of these are measured on the same number of examples.'
+    )
+  if 'ece_low' in runs and runs['ece_low'].notna().any():
+    notes.append(
+      'In brackets: 95 % bootstrap intervals over the tested examples, the'
+      ' temperature held. That of the ECE takes out a part of its bias, and so'
+      ' lies below the estimate for the most part.'
+    )
   return Layout(
-    f'Calibration on {tested} test examples',
+    f'Calibration on {_counts(runs["tested"])} test examples',
     [
       'Method',
       'T',
@@ -120,7 +121,12 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
   )
 
 
+def _counts(values: pd.Series) -> str:
+  return ' or '.join(f'{n:,.0f}' for n in sorted(set(values)))
+
+
 def _collapse_layout(runs: pd.DataFrame) -> Layout:
+  runs = runs.assign(nc4=100 * runs['nc4'])
   shown = [name for name in _COLLAPSE if runs[name].notna().any()]
   rows = [
     [Cell(row), *(Cell(_text(models[name], '.3g')) for name in shown)]
@@ -131,13 +137,16 @@ def _collapse_layout(runs: pd.DataFrame) -> Layout:
     ['Method', *(_COLLAPSE[name] for name in shown)],
     rows,
     [
-      'Of the features before the classifier, on the training split in'
-      ' evaluation mode unless said otherwise; 0 is full collapse. NC1:'
-      ' variability within classes against that between them; NC2: distance of'
-      " the class means, or of the classifier's rows, to a simplex frame; NC3:"
-      ' that of both together; NC4: share of examples whose nearest class mean'
-      ' is not what the classifier says. Equinorm and equiangle: spread of'
-      ' lengths and cosines of the class means.'
+      'Of the features before the classifier, after the last epoch, on the'
+      ' training split (with the labels that were trained on) in evaluation'
+      ' mode, unless said otherwise. 0 is full collapse, but for the norms.'
+      ' NC1: variability within classes against that between them; NC2:'
+      ' distance of the class means, or of the rows of the classifier, to a'
+      ' simplex frame; NC3: that of both together; NC4: share of examples whose'
+      ' nearest class mean is not what the classifier says. Equinorm and'
+      ' equiangle: spread of lengths and cosines of the class means. Norms: the'
+      ' mean length of a feature, and the Frobenius norm of the classifier.'
+      f' {_SPREAD}'
     ],
   )
 
@@ -179,7 +188,7 @@ def comparison_layout(
       cells = [Cell(row), Cell(reference)]
       for _, key in columns:
         if key is None:
-          pair = _nc2_at_equal_nc1(epochs, row, other)
+          pair = _nc2_at_equal_nc1(runs, epochs, row, other)
         else:
           pair = (values(row, key), values(other, key))
         # Where all are positive, a factor says more than a difference.
@@ -195,19 +204,23 @@ def comparison_layout(
     [
       'Geometric means of the factors by which a metric differs, with the 95 %'
       ' interval of the paired t-test of the logarithms; bold where it leaves'
-      ' out 1. NC2 (of features) at equal NC1: where each of the two first'
-      ' reaches the least NC1 that both reach. ECE and NLL without temperature.'
+      ' out 1. Fewer than 3 seeds have none. NC2 (of features) at equal NC1:'
+      ' where each of the two first reaches the least NC1 that both reach. ECE'
+      ' and NLL without temperature.'
       ' Intervals are not corrected for the number of comparisons.'
     ],
   )
 
 
 def _nc2_at_equal_nc1(
-  epochs: pd.DataFrame, row: str, other: str
+  runs: pd.DataFrame, epochs: pd.DataFrame, row: str, other: str
 ) -> tuple[pd.Series, pd.Series]:
   """By seed, NC2 of both where they first have the least NC1 of both."""
   found: dict[str, dict[int, float]] = {row: {}, other: {}}
+  finished = runs[runs['nc1'].notna()].groupby('row')['seed'].agg(set)
+  both_seeds = finished.get(row, set()) & finished.get(other, set())
   measured = epochs[epochs['train_nc1'].notna()]
+  measured = measured[measured['seed'].isin(both_seeds)]
   for seed, both in measured.groupby('seed'):
     paths = {
       name: path.sort_values('epoch')[['train_nc1', 'train_nc2_features']]
@@ -255,11 +268,14 @@ def _text(
   values = values.dropna()
   if not len(values):
     return '-'
+  if values.abs().max() >= 1e4:
+    form = '.3g'
   text = format(values.mean(), form)
   if len(values) > 1:
     return f'{text} ± {format(values.std(ddof=1), form)}'
-  if interval:
-    low, high = (format(end.iloc[0], form) for end in interval)
+  ends = [end[values.index[0]] for end in interval]
+  if ends and not np.isnan(ends).any():
+    low, high = (format(end, form) for end in ends)
     text += f' [{low}, {high}]'
   return text
 
@@ -267,10 +283,10 @@ def _text(
 def _factor_cell(difference: Difference) -> Cell:
   if not difference.count or math.isnan(difference.mean):
     return Cell('-')
-  text = f'{math.exp(difference.mean):.3g}'
-  if math.isnan(difference.low):
+  mean, low, high = np.exp((difference.mean, difference.low, difference.high))
+  text = f'{mean:.3g}'
+  if math.isnan(low):
     return Cell(text)
-  low, high = math.exp(difference.low), math.exp(difference.high)
   return Cell(f'{text} [{low:.3g}, {high:.3g}]', low > 1 or high < 1)
 
 
@@ -290,79 +306,92 @@ def make_figures(
     references: as in `comparison_layout`.
   """
   made = []
-  measured = epochs
-  if 'train_nc1' in epochs:
-    measured = epochs[epochs['train_nc1'].notna()]
-  if 'train_nc1' in epochs and measured['epoch'].nunique() > 1:
-    figure = figures.make_figure(3, width=14)
-    for axes, key, label in zip(
-      figure.axes,
-      ('train_nc1', 'train_nc2_features', 'train_nc3'),
-      ('NC1', 'NC2 of the features', 'NC3'),
-      strict=True,
-    ):
-      figures.draw_rows(axes, measured, key, label, log=True)
+  styles = figures.row_styles(epochs if len(epochs) else runs)
+
+  def add(name: str, caption: str, figure: Figure) -> None:
     figures.share_legend(figure)
-    caption = (
-      'Neural collapse of the training set over the epochs: geometric mean over'
-      ' the seeds, and a band of one standard deviation.'
+    made.append((name, caption, figure))
+
+  def curves(axes: Axes, key: str, label: str, **options: Any) -> None:
+    figures.draw_rows(axes, epochs, key, label, styles=styles, **options)
+
+  # Two class means are a frame whatever they are: NC2 is rounding then.
+  shown = [
+    (key, label)
+    for key, label in (
+      ('train_nc1', 'NC1'),
+      ('train_nc2_features', 'NC2 of the features'),
+      ('train_nc3', 'NC3'),
     )
-    made.append(('collapse', caption, figure))
+    if key in epochs and (epochs[key] > 1e-12).any()
+  ]
+  if (
+    shown and epochs[shown[0][0]].notna().groupby(epochs['row']).sum().max() > 1
+  ):
+    figure = figures.make_figure(len(shown), width=14)
+    for axes, (key, label) in zip(figure.axes, shown, strict=True):
+      curves(axes, key, label, log=True)
+    add(
+      'collapse',
+      'Neural collapse of the training set over the epochs: geometric mean over'
+      f' the seeds, and a band of one standard deviation. {_ON_CURVES}',
+      figure,
+    )
     figure = figures.make_figure(3, width=14)
     path, features, weights = figure.axes
-    figures.draw_path(path, measured, 'train_nc1', 'train_nc2_features')
+    if len(shown) == 3:
+      keys = ('train_nc1', 'train_nc2_features')
+      figures.draw_path(path, epochs, *keys, styles=styles)
     path.set_xlabel('NC1')
     path.set_ylabel('NC2 of the features')
-    figures.draw_rows(features, measured, 'train_feature_norm', 'feature norm')
-    figures.draw_rows(weights, measured, 'train_weight_norm', 'classifier norm')
-    figures.share_legend(figure)
-    caption = (
+    curves(features, 'train_feature_norm', 'feature norm', whole=True)
+    curves(weights, 'train_weight_norm', 'classifier norm', whole=True)
+    add(
+      'norms',
       'Left: NC2 against NC1 as training goes on (from right to left), which'
-      ' compares the methods at equal NC1. Right: mean norm of the features and'
-      ' norm of the classifier.'
+      ' compares the methods at equal NC1. Middle: mean norm of the features.'
+      f' Right: norm of the classifier. {_ON_CURVES}',
+      figure,
     )
-    made.append(('norms', caption, figure))
-  if 'test_ece' in epochs and epochs['epoch'].nunique() > 1:
+  if 'test_ece' in epochs and epochs['test_ece'].notna().any():
     figure = figures.make_figure(2)
     gap = 100 * (epochs['test_confidence'] - epochs['test_top1'])
     left, right = figure.axes
-    figures.draw_rows(left, epochs, 'test_ece', 'test ECE [%]', 100)
-    figures.draw_rows(
-      right,
-      epochs.assign(gap=gap),
-      'gap',
-      'mean confidence above accuracy [points]',
-    )
+    curves(left, 'test_ece', 'test ECE [%]', scale=100)
+    label = 'mean confidence above accuracy [points]'
+    options = {'styles': styles}
+    figures.draw_rows(right, epochs.assign(gap=gap), 'gap', label, **options)
     right.axhline(0, color=figures.GREY, linewidth=0.8)
-    figures.share_legend(figure)
-    caption = (
-      'Calibration on the test split over the epochs: expected calibration'
-      ' error (15 bins), and by how much the mean confidence is above (too'
-      ' sure) or below the accuracy.'
+    add(
+      'calibration',
+      'Calibration on the test split over the epochs, without temperature:'
+      ' expected calibration error (15 bins), and by how much the mean'
+      ' confidence is above (too sure) or below the accuracy. The first fifth'
+      f' of the epochs may lie outside. {_ON_CURVES}',
+      figure,
     )
-    made.append(('calibration', caption, figure))
   if diagrams:
-    figure = figures.make_figure(2)
+    figure = figures.make_figure(2, width=10)
     for axes, kind, title in zip(
       figure.axes,
       ('plain', 'scaled'),
       ('as trained', 'with temperature'),
       strict=True,
     ):
-      pooled = {
-        row: pool(parts)
+      parts = {
+        row: [part for d in its if (part := getattr(d, kind)) is not None]
         for row, its in diagrams.items()
-        if (parts := [d for d in (getattr(i, kind) for i in its) if d])
       }
+      pooled = {row: pool(its) for row, its in parts.items() if its}
       figures.draw_reliability(axes, pooled, figures.row_styles(runs))
-      axes.set_title(title, fontsize=10)
-    figures.share_legend(figure)
-    caption = (
+      axes.set_title(title if pooled else f'{title}: none has one', fontsize=10)
+    add(
+      'reliability',
       'Reliability: accuracy against confidence in 15 bins, all seeds together,'
       ' bins of fewer than 10 examples left out; the area of a dot is its share'
-      ' of the examples. Below the diagonal a model is too sure.'
+      ' of the examples. Below the diagonal a model is too sure.',
+      figure,
     )
-    made.append(('reliability', caption, figure))
   swept = _strengths(runs, references)
   if swept is not None:
     figure = figures.make_figure(2)
@@ -374,13 +403,13 @@ def make_figures(
       strict=True,
     ):
       figures.draw_by_theta(axes, swept, key, label, factor)
-    figures.share_legend(figure)
-    caption = (
+    add(
+      'strength',
       'Calibration against the strength of smoothing, mean and standard'
-      ' deviation over the seeds; theta 0 is cross-entropy. The line across is'
-      ' cross-entropy with its temperature.'
+      ' deviation over the seeds; theta 0 is the baseline. The line across is'
+      ' the baseline with its temperature.',
+      figure,
     )
-    made.append(('strength', caption, figure))
   return made
 
 

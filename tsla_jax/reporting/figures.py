@@ -5,7 +5,7 @@ has 'row', 'seed' and 'drop_epoch' too (`results.Results.epochs`).
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
+
+Picture = tuple[str, str, Figure]  # name, caption, figure
 
 # Okabe and Ito's palette, told apart in colour blindness; the line styles tell
 # the curves apart in print.
@@ -80,6 +82,23 @@ def render(figure: Figure, kind: str) -> bytes:
   return image.getvalue()
 
 
+def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
+  """Each as PNG and SVG, by their paths beside what shows them."""
+  return {
+    f'figures/{name}.{kind}': render(figure, kind)
+    for name, _, figure in pictures
+    for kind in ('png', 'svg')
+  }
+
+
+def to_markdown(pictures: Iterable[Picture]) -> str:
+  """Each with its caption."""
+  return ''.join(
+    f'\n![{name}](figures/{name}.png)\n\n{caption}\n'
+    for name, caption, _ in pictures
+  )
+
+
 def draw_losses(axes: Axes, run: pd.DataFrame) -> None:
   """Training loss as minimised, its floor, and the one-hot losses."""
   for key, label, color, style in (
@@ -132,6 +151,7 @@ def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
     _line(axes, theta.index, theta, label, color, style, steps=True)
   axes.set_ylabel('theta')
   axes.margins(y=0.15)
+  axes.set_ylim(bottom=min(axes.get_ylim()[0], 0))
   twin = axes.twinx()
   twin.set_yscale('log')
   twin.set_ylabel('learning rate')
@@ -192,7 +212,9 @@ def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
     ('#56B4E9', '-.'),
     ('#E69F00', '--'),
   )
-  for i, name in enumerate(name for name in rows.index if name not in styles):
+  kept = [name for name in rows.index if name not in styles]
+  kept.sort(key=lambda name: name != 'baseline')  # the same in every figure
+  for i, name in enumerate(kept):
     styles[name] = others[i % len(others)]
   return {name: styles[name] for name in rows.index}
 
@@ -208,7 +230,10 @@ def draw_rows(
   key: str,
   ylabel: str,
   scale: float = 1.0,
+  *,
   log: bool = False,
+  whole: bool = False,
+  styles: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> None:
   """A quantity of every row over the epochs, the drops marked by a dot.
 
@@ -222,42 +247,52 @@ def draw_rows(
     ylabel: what it is called, with its unit.
     scale: is multiplied with.
     log: on a logarithmic axis, mean and deviation of the logarithms.
+    whole: show the first fifth of the epochs too, where values may be so far
+      off that they leave no room for the differences of the others.
+    styles: colour and line style of each row; None: `row_styles`.
   """
   drawn: list[pd.Series] = []
+  styles = row_styles(epochs) if styles is None else styles
   epochs = epochs[epochs[key].notna() & ((epochs[key] > 0) | (not log))]
   to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-  for name, (color, style) in row_styles(epochs).items():
-    run = epochs[epochs['row'] == name]
+  start = 0 if whole or log else (epochs['epoch'].max() + 1) // 5
+  seen = []
+  for name, run in epochs.groupby('row', sort=False):
+    color, style = styles[name]
     values = (scale * run[key]).transform(to).groupby(run['epoch'])
     mean = _own_part(values.mean(), drawn)
     spread = values.std().fillna(0)[mean.index]
-    _line(axes, mean.index, back(mean), name, color, style)
-    axes.fill_between(
-      mean.index + 1,
-      back(mean - spread),
-      back(mean + spread),
-      color=color,
-      alpha=0.12,
-      linewidth=0,
+    # Few measurements are shown as such.
+    marker = (
+      '.' if np.any(np.diff(np.sort(run['epoch'].unique())) > 1) else None
     )
+    _line(axes, mean.index, back(mean), name, color, style, marker=marker)
+    low, high = back(mean - spread), back(mean + spread)
+    axes.fill_between(
+      mean.index + 1, low, high, color=color, alpha=0.12, linewidth=0
+    )
+    seen += [ends[mean.index >= start] for ends in (low, high)]
     drop = run['drop_epoch'].iloc[0]
     after = mean.index[mean.index >= drop]
     if len(after):  # none without a drop, which is NaN
       at = after[0]
       axes.plot(at + 1, back(mean[at]), 'o', color=color, markersize=4)
+  axes.set_ylabel(ylabel)
   if log:
     set_logarithmic(axes.yaxis)
-    axes.set_ylabel(ylabel)
-    return
-  # The first epochs would leave no room for the differences of the others.
-  start = (epochs['epoch'].max() + 1) // 5
-  later = pd.concat(mean[mean.index >= start] for mean in drawn)
-  margin = 0.05 * (later.max() - later.min()) or 1.0
-  axes.set_ylim(later.min() - margin, later.max() + margin)
-  axes.set_ylabel(ylabel)
+  elif seen:
+    values = np.concatenate(seen)
+    margin = 0.05 * np.ptp(values) or 1.0
+    axes.set_ylim(values.min() - margin, values.max() + margin)
 
 
-def draw_path(axes: Axes, epochs: pd.DataFrame, along: str, key: str) -> None:
+def draw_path(
+  axes: Axes,
+  epochs: pd.DataFrame,
+  along: str,
+  key: str,
+  styles: Mapping[str, tuple[Any, Any]],
+) -> None:
   """A quantity of every row against another, as training goes on.
 
   Geometric means over the seeds, epoch by epoch, on logarithmic axes; what a
@@ -268,11 +303,12 @@ def draw_path(axes: Axes, epochs: pd.DataFrame, along: str, key: str) -> None:
     epochs: of a table.
     along: the column of the horizontal axis.
     key: that of the vertical one.
+    styles: colour and line style of each row.
   """
   epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
   drawn: list[pd.Series] = []
-  for name, (color, style) in row_styles(epochs).items():
-    run = epochs[epochs['row'] == name]
+  for name, run in epochs.groupby('row', sort=False):
+    color, style = styles[name]
     mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
     own = _own_part(mean[key], drawn).index
     path = np.exp(mean.loc[own])
@@ -338,6 +374,7 @@ def draw_reliability(
   axes.set_ylabel('accuracy')
   axes.set_xlim(0, 1.02)
   axes.set_ylim(0, 1.02)
+  axes.set_aspect('equal')
 
 
 def draw_by_theta(
@@ -354,9 +391,10 @@ def draw_by_theta(
   """
   baseline = runs[runs['theta'] == 0]
   across = scale * baseline[f'scaled_{key}'].mean()
-  axes.axhline(
-    across, color=GREY, linestyle=':', label='cross-entropy, temperature'
-  )
+  if np.isfinite(across):
+    axes.axhline(
+      across, color=GREY, linestyle=':', label='baseline, temperature'
+    )
   smoothed = runs[runs['theta'] != 0]
   kinds = smoothed.groupby(['drop_epoch', 'prior'], dropna=False, sort=False)
   colors = (ORANGE, BLUE, GREEN, 'black', '#CC79A7', '#56B4E9')
@@ -433,6 +471,7 @@ def _line(
   color: Any,
   style: Any,
   steps: bool = False,
+  marker: str | None = None,
 ) -> None:
   """Values over the epochs, counted from 1; gaps where they are not finite."""
   axes.plot(
@@ -442,6 +481,7 @@ def _line(
     linestyle=style,
     linewidth=1.4,
     label=label,
-    marker='.' if len(epochs) == 1 else None,
+    marker='.' if len(epochs) == 1 else marker,
+    markersize=5,
     drawstyle='steps-mid' if steps else 'default',
   )

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tsla_jax.records import flatten, write_atomically, writing
+from tsla_jax.records import flatten, write_all
 from tsla_jax.reporting import explanations, figures, tables
 from tsla_jax.reporting.results import (
   COLUMNS,
@@ -34,12 +34,13 @@ table { border-collapse: collapse; margin: .6em 0; font-size: .92em;
 caption { text-align: left; padding: .3em 0; color: #555; }
 th, td { padding: .25em .8em; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+th { white-space: normal; vertical-align: bottom; }
 thead th { border-top: 2px solid; border-bottom: 1px solid; }
 tbody tr:last-child td { border-bottom: 2px solid; }
 tbody tr:hover { background: #f2f5f8; }
 .scroll { overflow-x: auto; }
 .note { color: #555; font-size: .9em; }
-figure { margin: 1em 0; max-width: 60em; }
+figure { margin: 1em 0; }
 figcaption { color: #555; font-size: .92em; }
 img { max-width: 100%; height: auto; }
 summary { cursor: pointer; color: #0072B2; }
@@ -78,24 +79,23 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     'table.md': '\n'.join([markdown, *(f'- {note}' for note in notes), '']),
     'table.tex': '\n'.join(map(tables.to_latex, layouts)),
   }
-  pictures = []
-  made = [
+  pictures = [
     *make_figures(results),
     *explanations.make_figures(
       results.runs, results.epochs, results.diagrams, references
     ),
   ]
-  for name, caption, figure in made:
-    png = figures.render(figure, 'png')
-    pictures.append((name, caption, png))
-    content[f'figures/{name}.png'] = png
-    content[f'figures/{name}.svg'] = figures.render(figure, 'svg')
-  content['report.html'] = to_html(results, layouts, notes, pictures)
-  with writing(workdir, mend='draw the results with --redraw'):
-    (workdir / 'figures').mkdir(exist_ok=True)
-    for name, text in content.items():
-      data = text.encode() if isinstance(text, str) else text
-      write_atomically(workdir / name, data)
+  content |= figures.to_files(pictures)
+  content['report.html'] = to_html(
+    results,
+    layouts,
+    notes,
+    [
+      (name, caption, content[f'figures/{name}.png'])
+      for name, caption, _ in pictures
+    ],
+  )
+  write_all(workdir, content, mend='draw the results with --redraw')
   told = '\n'.join(map(tables.to_markdown, layouts[:2]))
   if len(layouts) > 2:
     told += f'\nCalibration and neural collapse: {workdir / "table.md"}'

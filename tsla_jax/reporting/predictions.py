@@ -3,8 +3,7 @@
 import dataclasses
 import os
 import pathlib
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from tsla_jax.analysis import calibration
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import (
+  check_finite,
   check_scores,
   held_out_split,
   softmax,
@@ -19,6 +19,7 @@ from tsla_jax.analysis.predictions import (
 from tsla_jax.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
+_NAMES = ('logits', 'labels', 'features', 'weights', 'bias', 'split')
 
 
 _METRICS = (
@@ -32,6 +33,7 @@ _METRICS = (
 
 # What `measure_calibration` measures.
 CALIBRATION_COLUMNS = (
+  'chosen',
   'tested',
   'tested_top1',
   *_METRICS,
@@ -87,10 +89,7 @@ class Predictions:
       InputError: if there is no test split, or a single example.
     """
     if 'test' not in self.parts:
-      raise InputError(
-        f'predictions of {" and ".join(self.parts)} alone; calibration is'
-        " measured on 'test'"
-      )
+      raise InputError("no examples of the split 'test'")
     test = self.parts['test']
     if 'validation' in self.parts:
       return self.parts['validation'], test
@@ -103,84 +102,114 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
 
   It holds `logits` `[N, K]` and `labels` `[N]`, and may hold `features`
   `[N, d]`, the classifier's `weights` `[K, d]` and `bias` `[K]`, and `split`
-  `[N]` of the texts 'train', 'validation' and 'test' (without it, all is
-  'test').
+  `[N]` or a single one of the texts 'train', 'validation' and 'test' (without
+  it, all is 'test').
 
   Raises:
     InputError: names the file and what is wrong with it.
   """
   path = pathlib.Path(path)
-  names = ('logits', 'labels', 'features', 'weights', 'bias', 'split')
+  if not os.path.isfile(path):
+    raise InputError(f"'{path}': there is no such file; give an .npz")
   try:
     with np.load(path) as archive:
-      arrays = {name: archive[name] for name in names if name in archive}
+      arrays = {
+        name: np.asarray(archive[name]) for name in _NAMES if name in archive
+      }
       found = archive.files
-  # A TypeError is that of an .npy, which has no names.
-  except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+  # What a cut or foreign file raises is numpy's own affair: an .npy, say, a
+  # TypeError.
+  except Exception as error:
     raise InputError(
-      f"'{path}' cannot be read as predictions ({error}); save them by"
-      ' numpy.savez(FILE, logits=..., labels=...)'
+      f"'{path}' cannot be read as an .npz of arrays ({type(error).__name__});"
+      ' save it by numpy.savez(FILE, logits=..., labels=...), texts as str'
     ) from error
-  for name in ('logits', 'labels'):
-    if name not in arrays:
-      raise InputError(
-        f"'{path}' has no '{name}' (it has {', '.join(found) or 'nothing'});"
-        ' logits [N, K] and labels [N] are needed'
-      )
   try:
-    return _make_predictions(arrays)
+    return _make_predictions(arrays, found)
   except InputError as error:
     raise InputError(f"'{path}': {error}") from error
 
 
-def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
-  _, labels = check_scores(arrays['logits'], arrays['labels'])
-  logits, features = arrays['logits'], arrays.get('features')
+def _make_predictions(
+  arrays: Mapping[str, np.ndarray], found: Sequence[str]
+) -> Predictions:
+  for name in ('logits', 'labels'):
+    if name not in arrays:
+      raise InputError(
+        f"no '{name}' (it has {', '.join(found) or 'nothing'}); logits [N, K]"
+        ' and labels [N] are needed'
+      )
+  for name, array in arrays.items():
+    kinds, what = ('US', 'texts') if name == 'split' else ('fiu', 'numbers')
+    if array.dtype.kind not in kinds:
+      raise InputError(f'{name}: of type {array.dtype}; must be {what}')
+  check_scores(arrays['logits'], arrays['labels'])
+  logits, labels = arrays['logits'], arrays['labels']
   count, classes = logits.shape
+  sums = logits.sum(axis=1, dtype=np.float64)
+  if classes > 1 and logits.min() >= 0 and np.all(np.abs(sums - 1) < 1e-2):
+    raise InputError(
+      'logits: rows from 0 to 1 that sum to 1 are probabilities; give their'
+      ' logarithms'
+    )
+  features, weights = arrays.get('features'), arrays.get('weights')
+  bias = arrays.get('bias')
   if features is not None:
-    if features.ndim != 2 or len(features) != count:
+    if features.ndim != 2 or len(features) != count or not features.size:
       raise InputError(
         f'features: an array of shape {list(features.shape)} for {count}'
-        ' examples; must be [N, d]'
+        ' examples; must be [N, d], with a dimension at least'
       )
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-      raise InputError(f'features: row {bad[0]} is not finite')
-  weights, bias = arrays.get('weights'), arrays.get('bias')
+    check_finite(features, 'features')
   dim = None if features is None else features.shape[1]
-  if weights is not None and (
-    weights.ndim != 2
-    or len(weights) != classes
-    or dim not in (None, weights.shape[1])
-  ):
-    raise InputError(
-      f'weights: an array of shape {list(weights.shape)} for {classes} classes'
-      + (f' and features of {dim} dimensions' if dim else '')
-      + "; must be [K, d] (PyTorch's layout; transpose a kernel of Flax)"
-    )
-  if bias is not None and bias.shape != (classes,):
-    raise InputError(
-      f'bias: an array of shape {list(bias.shape)}; must be [K], {classes} long'
-    )
+  if weights is not None:
+    if (
+      weights.ndim != 2
+      or len(weights) != classes
+      or dim not in (None, weights.shape[1])
+    ):
+      raise InputError(
+        f'weights: an array of shape {list(weights.shape)} for {classes}'
+        ' classes'
+        + ('' if dim is None else f' and features of {dim} dimensions')
+        + "; must be [K, d] (PyTorch's layout; transpose a kernel of Flax)"
+      )
+    check_finite(weights, 'weights')
+  if bias is not None:
+    if bias.shape != (classes,):
+      raise InputError(
+        f'bias: an array of shape {list(bias.shape)}; must be [K], {classes}'
+        ' long'
+      )
+    check_finite(bias, 'bias')
   whole = Part(logits, labels, features)
   if 'split' not in arrays:
     return Predictions({'test': whole}, weights, bias)
-  split = arrays['split']
-  if split.dtype.kind == 'S':
-    split = np.char.decode(split)
-  known = np.isin(split, SPLITS)
-  if split.shape != (count,) or not known.all():
-    what = f'{split[~known][0]!r}' if split.shape == (count,) else split.shape
+  split = _texts(arrays['split'])
+  if split.shape not in ((), (count,)):
     raise InputError(
-      f"split: {what}; must be 'train', 'validation' or 'test' for each of the"
-      f' {count} examples'
+      f'split: an array of shape {list(split.shape)} for {count} examples; must'
+      ' be [N], or one text for all'
     )
+  split = np.broadcast_to(split, (count,))
   parts = {
     name: whole.rows(np.flatnonzero(split == name))
     for name in SPLITS
     if np.any(split == name)
   }
   return Predictions(parts, weights, bias)
+
+
+def _texts(split: np.ndarray) -> np.ndarray:
+  """The names of splits, all of them known."""
+  if split.dtype.kind == 'S':
+    split = np.char.decode(split, 'ascii', 'replace')
+  unknown = np.unique(split[~np.isin(split, SPLITS)])
+  if len(unknown):
+    raise InputError(
+      f"split: '{unknown[0]}'; must be 'train', 'validation' or 'test'"
+    )
+  return split
 
 
 def read_run(path: str | os.PathLike[str]) -> Predictions:
@@ -191,19 +220,22 @@ def read_run(path: str | os.PathLike[str]) -> Predictions:
       perhaps `predictions_train.npz`.
 
   Raises:
-    InputError: if it has none, or they cannot be read.
+    InputError: if it has none, they cannot be read, or are of two models.
   """
   path = pathlib.Path(path)
-  if not (path / 'predictions.npz').is_file():
-    raise InputError(
-      f"'{path}' has no predictions.npz; give the directory of a finished run"
-    )
   test = read_predictions(path / 'predictions.npz')
-  parts = dict(test.parts)
-  if (path / 'predictions_train.npz').is_file():
-    train = read_predictions(path / 'predictions_train.npz')
-    parts = {'train': train.parts['test'], **parts}
-  return Predictions(parts, test.weights, test.bias)
+  if not (path / 'predictions_train.npz').is_file():
+    return test
+  train = read_predictions(path / 'predictions_train.npz')
+  if set(train.parts) != {'train'} or not all(
+    np.array_equal(getattr(train, name), getattr(test, name))
+    for name in ('weights', 'bias')
+  ):
+    raise InputError(
+      f"'{path / 'predictions_train.npz'}' is not of the training split, or not"
+      ' of the weights of predictions.npz; make it anew by --predict_train'
+    )
+  return Predictions({**train.parts, **test.parts}, test.weights, test.bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +271,11 @@ def measure_calibration(
   temperature = calibration.fit_temperature(chosen.logits, chosen.labels)
   plain, diagram = _calibration(tested, 1.0, intervals)
   scaled, scaled_diagram = _calibration(tested, temperature, intervals)
-  if temperature in calibration.TEMPERATURE_BOUNDS:
+  if temperature in calibration.temperature_bounds(chosen.logits):
     scaled, scaled_diagram = dict.fromkeys(scaled, np.nan), None
   p = softmax(tested.logits)
   metrics = {
+    'chosen': len(chosen.labels),
     'tested': len(tested.labels),
     'tested_top1': float(np.mean(p.argmax(axis=1) == tested.labels)),
     **plain,
@@ -292,7 +325,9 @@ def measure_collapse(
   """
   where = 'train' if 'train' in predictions.parts else 'test'
   part = predictions.parts.get(where)
-  if part is None or part.features is None:
+  if part is None:
+    return {}, ["no examples of 'train' or 'test': no neural collapse"]
+  if part.features is None:
     return {}, ["no 'features', so neural collapse is left out"]
   if len(np.unique(part.labels)) < 2:
     return {}, ['examples of a single class, so neural collapse is left out']
@@ -309,6 +344,16 @@ def measure_collapse(
     )
   elif predictions.bias is None:
     said.append("no 'bias' of the classifier; taken to be 0")
+  if predictions.weights is not None:
+    given = part.features @ predictions.weights.T
+    given = given + (0 if predictions.bias is None else predictions.bias)
+    apart = np.abs(given - part.logits).max()
+    if apart > 1e-2 * np.abs(part.logits).max():
+      said.append(
+        f"'logits' and features @ weights.T + bias differ by up to {apart:.3g};"
+        ' are these the features that the classifier sees, and the classes in'
+        ' the same order?'
+      )
   collapse = neural_collapse(
     part.features,
     part.labels,

@@ -19,7 +19,7 @@ from tsla_jax.reporting.predictions import (
   CALIBRATION_COLUMNS,
   Diagrams,
   measure_calibration,
-  read_run,
+  read_predictions,
 )
 
 COLUMNS = (
@@ -132,6 +132,8 @@ def read_runs(
         explained, its = _explain(path, lines, split_seed, intervals)
         run |= explained
         diagrams.setdefault(name, []).extend(its)
+    except InputError:
+      raise
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"run '{path}' cannot be read ({error!r}); put its files back, or"
@@ -160,7 +162,7 @@ def _explain(
   """What a finished run is explained by, as far as it was measured."""
   explained, diagrams = {}, []
   if (path / 'predictions.npz').is_file():
-    predictions = read_run(path)
+    predictions = read_predictions(path / 'predictions.npz')
     if len(predictions.parts['test'].labels) > 1:  # else nothing to choose on
       explained, its = measure_calibration(
         predictions, seed=seed, intervals=intervals
@@ -197,7 +199,12 @@ def _read_run(
   if not whole or (
     len(epochs) and list(epochs['epoch']) != [*range(len(epochs))]
   ):
-    raise ValueError('metrics.jsonl lacks epochs')
+    raise ValueError('metrics.jsonl lacks epochs, or has them in disorder')
+  epochs = epochs.apply(pd.to_numeric)  # null is NaN
+  if finished:  # what is measured of the last epoch, though it was not due
+    for key, value in json.loads(summary.read_text()).get('last', {}).items():
+      if key not in epochs or pd.isna(epochs[key].iloc[-1]):
+        epochs.loc[epochs.index[-1], key] = value
   diverged = (path / 'diverged.json').is_file()
   smoothing = config['config']['smoothing']
   run = {
@@ -219,7 +226,7 @@ def _read_run(
     }
   if len(timing):
     own = timing[timing['epoch'] >= branched]
-    run['seconds'] = float(own.filter(like='_seconds').to_numpy().sum())
+    run['seconds'] = float(own.filter(like='_seconds').sum().sum())
   if finished:
     last = epochs.iloc[-1]
     run |= {
@@ -320,6 +327,19 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
   del config['optimizer']['second_stage_factor']  # a part of the method
   config['fingerprint'] = record['dataset']['fingerprint']
   return config
+
+
+def read_recipe(path: pathlib.Path) -> dict[str, Any]:
+  """What runs have in common that differ by their seed alone.
+
+  Args:
+    path: of a run's directory.
+  """
+  record = json.loads((path / 'config.json').read_text())
+  smoothing = dict(record['config']['smoothing'])
+  del smoothing['teacher']  # where its table lies; which it is says more
+  prior = record['dataset']['prior']
+  return {**_recipe(record), 'smoothing': smoothing, 'prior': prior}
 
 
 def data_names(results: Results) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tsla_jax.analysis import unconstrained_features as ufm
 from tsla_jax.errors import InputError
-from tsla_jax.records import write_atomically, writing
+from tsla_jax.records import write_all
 from tsla_jax.reporting import figures, tables
 from tsla_jax.reporting.tables import Cell, Layout
 
@@ -22,6 +22,7 @@ from tsla_jax.reporting.tables import Cell, Layout
 _RATES = tuple(2.0**power for power in range(-3, 6))
 _COLLAPSED = 1e-3  # the NC1 that descents are timed to
 _EVERY = 50  # steps between measurements
+_FLOOR = 1e-16  # what is below is rounding
 
 _CONDITIONS = {
   'loss': 'loss, in logits',
@@ -87,6 +88,8 @@ def draw_ufm(
   Raises:
     InputError: for settings that have no minimum, or if it cannot be written.
   """
+  for smoothing in setting.smoothings:
+    ufm.global_minimizer(*setting.model(smoothing))  # refuses what has none
   minimisers = compare_with_solver(setting)
   conditions = condition_numbers(setting)
   descents = descend(setting, progress)
@@ -98,30 +101,48 @@ def draw_ufm(
     )
   means = mean_paths(descents, setting)
   layouts = [
-    _minimisers_layout(setting, minimisers),
+    _minimisers_layout(minimisers),
     _conditions_layout(conditions),
     _descents_layout(means),
   ]
-  pictures = {
-    'minimisers': _minimisers_figure(minimisers),
-    'condition_numbers': _conditions_figure(conditions),
-    'descent': _descents_figure(means),
-  }
-  text = '\n'.join(map(tables.to_markdown, layouts))
+  pictures = [
+    ('minimisers', 'The minimisers.', _minimisers_figure(minimisers)),
+    (
+      'condition_numbers',
+      'Condition numbers at the minimiser, by every definition.',
+      _conditions_figure(conditions),
+    ),
+    (
+      'descent',
+      'Collapse along gradient descent with momentum, geometric means over the'
+      f' starts; {_FLOOR:g} stands for all below.',
+      _descents_figure(means),
+    ),
+  ]
+  text = '\n'.join([_describe(setting), *map(tables.to_markdown, layouts)])
   content = {
-    'ufm.md': text.encode(),
-    'minimisers.csv': minimisers.to_csv(index=False).encode(),
-    'condition_numbers.csv': conditions.to_csv(index=False).encode(),
-    'descent.csv': descents.to_csv(index=False).encode(),
+    'ufm.md': text + figures.to_markdown(pictures),
+    'minimisers.csv': minimisers.to_csv(index=False),
+    'condition_numbers.csv': conditions.to_csv(index=False),
+    'descent.csv': descents.to_csv(index=False),
+    **figures.to_files(pictures),
   }
-  for name, figure in pictures.items():
-    for kind in ('png', 'svg'):
-      content[f'figures/{name}.{kind}'] = figures.render(figure, kind)
-  with writing(output, mend='give another --output'):
-    (output / 'figures').mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
-      write_atomically(output / name, data)
+  write_all(output, content, mend='give another --output')
   return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'
+
+
+def _describe(setting: Setting) -> str:
+  """What is minimised, and what of it is new."""
+  return (
+    f'The unconstrained feature model of K = {setting.num_classes} classes with'
+    f' n = {setting.samples_per_class} features each, of'
+    f' d = {setting.feature_dim} dimensions, which are free as the weights are:'
+    ' over W, H and b\n\n'
+    '    mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)'
+    ' + lw/2 |W|^2 + lh/2 |H|^2\n\n'
+    f'is minimal (arXiv:2402.03979), with lw = {setting.weight_decay_w:g} and'
+    f' lh = {setting.weight_decay_h:g}. delta is the theta of training.\n'
+  )
 
 
 def compare_with_solver(setting: Setting) -> pd.DataFrame:
@@ -159,19 +180,18 @@ def compare_with_solver(setting: Setting) -> pd.DataFrame:
 
 
 def condition_numbers(setting: Setting) -> pd.DataFrame:
-  """All definitions against delta."""
+  """All definitions against delta; of the joint Hessian if it is not large."""
   lines = []
   for smoothing in np.linspace(0, 0.95, 39):
     arguments = setting.model(float(smoothing))
-    joint = ufm.joint_condition_number(*arguments)
-    lines.append(
-      {
-        'smoothing': smoothing,
-        **dataclasses.asdict(ufm.condition_numbers(*arguments)),
-        'joint': joint.value,
-        'joint_nullity': joint.nullity,
-      }
-    )
+    line = {
+      'smoothing': smoothing,
+      **dataclasses.asdict(ufm.condition_numbers(*arguments)),
+    }
+    if setting.num_classes * (2 * setting.feature_dim + 1) <= ufm.LARGEST_JOINT:
+      joint = ufm.joint_condition_number(*arguments)
+      line |= {'joint': joint.value, 'joint_nullity': joint.nullity}
+    lines.append(line)
   return pd.DataFrame(lines)
 
 
@@ -184,7 +204,7 @@ def descend(
     A line a measurement of each descent that did not diverge, at rates where
     none of the starts did.
   """
-  lines = []
+  lines, diverged = [], set()
   grid = itertools.product(setting.smoothings, _RATES, range(setting.seeds))
   for smoothing, factor, seed in progress(list(grid)):
     arguments = setting.model(smoothing)
@@ -197,26 +217,20 @@ def descend(
       seed=seed,
     )
     minimum = ufm.global_minimizer(*arguments).loss
+    whole = len(path.steps) > setting.num_steps // _EVERY
+    if not whole or path.loss[-1] > path.loss[0]:
+      diverged.add((smoothing, rate))
+      continue
     lines += [
-      {
-        'smoothing': smoothing,
-        'learning_rate': rate,
-        'seed': seed,
-        'step': step,
-        'excess_loss': loss - minimum,
-        'nc1': collapse.nc1,
-        'nc2': collapse.nc2_features,
-      }
-      for step, loss, collapse in zip(
+      (smoothing, rate, seed, step, loss - minimum, at.nc1, at.nc2_features)
+      for step, loss, at in zip(
         path.steps, path.loss, path.collapse, strict=True
       )
     ]
-  frame = pd.DataFrame(lines)
-  ends = frame.groupby(['smoothing', 'learning_rate', 'seed'])['step'].max()
-  whole = ends.groupby(['smoothing', 'learning_rate']).min()
-  whole = whole.index[whole > setting.num_steps - _EVERY]
-  pairs = pd.MultiIndex.from_frame(frame[['smoothing', 'learning_rate']])
-  return frame[pairs.isin(whole)].reset_index(drop=True)
+  columns = ('smoothing', 'learning_rate', 'seed', 'step')
+  columns += ('excess_loss', 'nc1', 'nc2')
+  lines = [line for line in lines if line[:2] not in diverged]
+  return pd.DataFrame(lines, columns=columns)
 
 
 def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -233,7 +247,7 @@ def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
   """
   measured = ['excess_loss', 'nc1', 'nc2']
   # Rounding may put a loss at the minimum, or below it.
-  positive = descents[measured].clip(lower=1e-16)
+  positive = descents[measured].clip(lower=_FLOOR)
   logs = np.log(positive)
   keys = ['smoothing', 'learning_rate', 'step']
   means = np.exp(logs.groupby([descents[key] for key in keys]).mean())
@@ -249,7 +263,7 @@ def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
   return pd.concat(parts, ignore_index=True)
 
 
-def _minimisers_layout(setting: Setting, frame: pd.DataFrame) -> Layout:
+def _minimisers_layout(frame: pd.DataFrame) -> Layout:
   differences = {
     'loss': frame['solver_loss'] - frame['loss'],
     'weight norm': frame['solver_weight_norm'] - frame['weight_norm'],
@@ -274,9 +288,7 @@ def _minimisers_layout(setting: Setting, frame: pd.DataFrame) -> Layout:
     for i, line in frame.iterrows()
   ]
   return Layout(
-    f'Minimisers for K = {setting.num_classes}, d = {setting.feature_dim},'
-    f' n = {setting.samples_per_class}, lw = {setting.weight_decay_w:g},'
-    f' lh = {setting.weight_decay_h:g}',
+    'Minimisers',
     [
       'delta',
       'a',
@@ -300,22 +312,26 @@ def _minimisers_layout(setting: Setting, frame: pd.DataFrame) -> Layout:
 def _conditions_layout(frame: pd.DataFrame) -> Layout:
   tenths = 10 * frame['smoothing']
   shown = frame[np.isclose(tenths, tenths.round())]
+  conditions = {key: name for key, name in _CONDITIONS.items() if key in frame}
+  joint = 'joint_nullity' in frame
   return Layout(
     'Condition numbers at the minimiser',
-    ['delta', *_CONDITIONS.values(), 'nullity of the joint Hessian'],
+    ['delta', *conditions.values(), *['nullity of the last'] * joint],
     [
       [
         Cell(f'{line["smoothing"]:.1f}'),
-        *(Cell(f'{line[name]:.5g}') for name in _CONDITIONS),
-        Cell(f'{line["joint_nullity"]:.0f}'),
+        *(Cell(f'{line[name]:.5g}') for name in conditions),
+        *[Cell(f'{line["joint_nullity"]:.0f}') for _ in range(joint)],
       ]
       for _, line in shown.iterrows()
     ],
     [
-      'Of the Hessian of the loss in the logits; of that of the objective in'
-      ' the features at fixed W, within their span and in all dimensions; and'
-      ' of the whole Hessian in W, H and b, each over its non-zero spectrum.'
-      ' Where W = H = 0 the first three are 1.',
+      'Of the Hessian of the loss in the logits, which is the one that falls'
+      ' with delta throughout; of that of the objective in the features at'
+      ' fixed W, within their span and in all dimensions; and of the whole'
+      ' Hessian in W, H and b (where it is not too large), each over its'
+      ' non-zero spectrum. Where the decay is so strong that W = H = 0, the'
+      ' first three are 1.',
     ],
   )
 
@@ -384,6 +400,8 @@ def _conditions_figure(frame: pd.DataFrame) -> Figure:
   for (name, label), color, style in zip(
     _CONDITIONS.items(), colors, ('-', '--', '-.', ':'), strict=True
   ):
+    if name not in frame:
+      continue
     axes.plot(
       frame['smoothing'],
       frame[name],

@@ -188,7 +188,11 @@ class Experiment:
     ]
 
   def predict(
-    self, state: TrainState, prior: jax.Array, split: Resident
+    self,
+    state: TrainState,
+    prior: jax.Array,
+    split: Resident,
+    names: Sequence[str] = ('logits', 'features'),
   ) -> list[dict[str, np.ndarray]]:
     """Logits `[N, K]` and features `[N, d]` of every run.
 
@@ -196,9 +200,10 @@ class Experiment:
       state: on the devices.
       prior: of the split's examples, from `place_priors`.
       split: `train`, shown as in evaluation, or `test`.
+      names: which of the two.
     """
     theta = [0.0] * self.topology.num_runs
-    return self._outputs(state, theta, prior, split, ('logits', 'features'))
+    return self._outputs(state, theta, prior, split, names)
 
 
 def make_experiment(
@@ -243,16 +248,15 @@ def make_experiment(
   seen = dataset.train.images.shape[1:]
   if augmentation.crop_size is not None:
     seen = (augmentation.crop_size, augmentation.crop_size, seen[-1])
-  eval_batch = config.eval_batch_size or config.batch_size
-  eval_batch = min(eval_batch, len(dataset.test))
-  eval_batch = -(-eval_batch // parts) * parts
   splits = (dataset.train, dataset.test)
   arrays = topology.place_shared(
     [(split.images, split.sizes, split.labels) for split in splits]
   )
 
   def resident(split: Split, placed: tuple[jax.Array, ...]) -> Resident:
-    batches = pipeline.evaluation_batches(len(split), eval_batch)
+    size = min(config.eval_batch_size or config.batch_size, len(split))
+    size = -(-size // parts) * parts  # a multiple of the devices of a run
+    batches = pipeline.evaluation_batches(len(split), size)
     return Resident(
       count=len(split),
       arrays=placed,

@@ -181,10 +181,13 @@ class _Group:
     if not self.going:
       return
     scores = self.experiment.predict(state, priors[1], self.experiment.test)
+    collapses = {}
+    if self.config.analysis.neural_collapse_every:
+      collapses = self._measure_collapse(state, priors[0])
     hosts = self.experiment.topology.fetch(state)
     for i, member in self.going:
       member.checkpoints.wait()
-      member.finish(hosts[i].params['head'], scores[i])
+      member.finish(hosts[i].params['head'], scores[i], collapses.get(i, {}))
 
   def _open(self) -> tuple[TrainState, int, int, list[dict[str, float]]]:
     """Restores the newest checkpoint that all have, or starts at the beginning.
@@ -287,10 +290,15 @@ class _Group:
         )
         continue
       lines[i] |= {f'test_{name}': value for name, value in tests[i].items()}
-    collapses = self._measure_collapse(state, epoch, prior)
+    collapses = {}
+    # After the first epoch too: curves have a start, and nothing is left to be
+    # compiled later.
+    every = config.analysis.neural_collapse_every
+    if every and self.going and (epoch == 0 or (epoch + 1) % every == 0):
+      collapses = self._measure_collapse(state, prior, tell=epoch == 0)
     seconds['analysis_seconds'] = time.monotonic() - tested
     for i, member in self.going:
-      lines[i] |= {f'train_{k}': v for k, v in collapses.get(i, {}).items()}
+      lines[i] |= collapses.get(i, {})
       timing = {
         'epoch': epoch,
         **seconds,
@@ -307,36 +315,36 @@ class _Group:
     return state
 
   def _measure_collapse(
-    self, state: TrainState, epoch: int, prior: jax.Array
+    self, state: TrainState, prior: jax.Array, tell: bool = False
   ) -> dict[int, dict[str, float]]:
-    """Neural collapse of the training set, in the epochs that are asked for.
+    """Neural collapse of the training set, shown as in evaluation.
 
-    After the first epoch too: curves have a start, and nothing is left to be
-    compiled later.
+    Args:
+      state: on the devices.
+      prior: of the training examples.
+      tell: say what is to be known of the classes.
+
+    Returns:
+      For each member that goes on what an epoch's line has; nothing, if its
+      features are not finite.
     """
-    every = self.config.analysis.neural_collapse_every
-    if not every or (epoch and (epoch + 1) % every) or not self.going:
-      return {}
     experiment = self.experiment
-    scores = experiment.predict(state, prior, experiment.train)
+    scores = experiment.predict(state, prior, experiment.train, ('features',))
     heads = experiment.topology.fetch(state.params['head'])
     collapses = {}
     for i, member in self.going:
-      features = scores[i]['features']
+      features, labels = scores[i]['features'], member.dataset.train.labels
       if not np.isfinite(features).all():
-        member.diverge(
-          f'features of the training set are not finite after epoch {epoch + 1}'
-        )
         continue
       collapse = neural_collapse(
-        features,
-        member.dataset.train.labels,
-        heads[i]['kernel'].T,
-        heads[i]['bias'],
+        features, labels, heads[i]['kernel'].T, heads[i]['bias']
       )
-      collapses[i] = collapse.metrics()
-      if epoch == 0 and collapse.remarks:
-        self.progress.write(f'Neural collapse: {"; ".join(collapse.remarks)}.')
+      collapses[i] = {
+        f'train_{name}': value for name, value in collapse.metrics().items()
+      }
+      if tell and collapse.remarks:
+        told = '; '.join(collapse.remarks)
+        self.progress.write(f'{member.title}: neural collapse: {told}.')
     return collapses
 
   def _diverge(self, meter: experiment_lib.Meter) -> bool:

@@ -214,12 +214,20 @@ class Member:
         data = describe_data(config, self.dataset, run)
         self.directory.branch(directory, config, data, epoch)
 
-  def finish(self, head: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+  def finish(
+    self,
+    head: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    collapse: Mapping[str, float],
+  ) -> None:
     """Writes predictions, curves and summary.
 
     Args:
       head: the classifier's parameters.
       scores: logits and features of the test split.
+      collapse: neural collapse after the last epoch, by the names of an epoch's
+        line; that line has it only if its epoch was due, since the line must
+        not depend on which epoch is the last.
     """
     # Imported late: matplotlib takes its time.
     from tsla_jax.reporting import figures
@@ -228,7 +236,7 @@ class Member:
     best = max(lines, key=lambda line: line['test_top1'])
     self.directory.finish(
       predictions=describe_predictions(
-        scores, head, test, self.dataset.class_names
+        'test', scores, head, test, self.dataset.class_names
       ),
       curves=figures.curves_png(
         lines, self.title, self.config.smoothing.drop_epoch
@@ -237,7 +245,7 @@ class Member:
         'num_epochs': self.config.num_epochs,
         'best_epoch': best['epoch'],
         'best': best,
-        'last': lines[-1],
+        'last': lines[-1] | dict(collapse),
       },
     )
 
@@ -256,6 +264,7 @@ def method_name(config: ml_collections.ConfigDict) -> str:
 
 
 def describe_predictions(
+  name: str,
   scores: Mapping[str, np.ndarray],
   head: Mapping[str, np.ndarray],
   split: Split,
@@ -264,7 +273,8 @@ def describe_predictions(
   """The arrays of a `predictions.npz`.
 
   Args:
-    scores: logits and features of a split.
+    name: of the split, 'train' or 'test'.
+    scores: logits and features of it.
     head: the classifier's parameters.
     split: of the data set.
     class_names: of it.
@@ -278,6 +288,7 @@ def describe_predictions(
     'bias': head['bias'],
     'ids': split.ids,
     'class_names': np.array(class_names),
+    'split': np.array(name),
   }
 
 

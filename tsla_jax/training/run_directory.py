@@ -31,10 +31,12 @@ from tsla_jax.records import (
 )
 from tsla_jax.training.environment import describe_environment
 
-# Fields that may change from start to start: where things lie, how often they
-# are saved; the devices, though another number of them changes the last bits;
-# and the epochs, since all schedules count from the start.
+# Fields that may change from start to start: what is measured beside, where
+# things lie, how often they are saved; the devices, though another number of
+# them changes the last bits; and the epochs, since all schedules count from the
+# start.
 FREE_FIELDS = (
+  'analysis.',
   'checkpoint.',
   'data.cache_dir',
   'data.data_dir',
@@ -71,7 +73,10 @@ class RunDirectory:
     return record and record['dataset']
 
   def _record(self) -> dict[str, Any] | None:
-    return self._read_json('config.json', ('config', 'dataset'))
+    record = self._read_json('config.json', ('config', 'dataset'))
+    if record:  # one from before there were such fields
+      record['config'].setdefault('analysis', {'neural_collapse_every': 0})
+    return record
 
   def summary(self) -> dict[str, Any] | None:
     """What `finish` wrote last; None before."""
@@ -210,7 +215,8 @@ class RunDirectory:
     write_atomically(self.path / 'config.json', content)
 
     # Results of fewer epochs, from here on out of date: redrawn at the end.
-    (self.path / 'summary.json').unlink(missing_ok=True)
+    for name in ('summary.json', 'predictions_train.npz'):
+      (self.path / name).unlink(missing_ok=True)
     for name in ('metrics.jsonl', 'timing.jsonl'):
       kept = self.metrics_lines(name)[:epochs]
       write_atomically(self.path / name, b''.join(kept))

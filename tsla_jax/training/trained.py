@@ -7,21 +7,25 @@ from typing import Any
 
 import flax.linen as nn
 
+from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.models import resnet
 from tsla_jax.records import writing
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import teacher
 from tsla_jax.training.checkpoint import Checkpoints
-from tsla_jax.training.member import describe_data, describe_predictions
+from tsla_jax.training.member import describe_predictions
 from tsla_jax.training.run_directory import RunDirectory
 
 
-def predict_train(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def predict_train(
+  workdir: str | os.PathLike[str], dataset: Dataset | None = None
+) -> pathlib.Path:
   """Writes a run's predictions on its training split, in evaluation mode.
 
   Args:
-    workdir: of the run, whose data are loaded again.
+    workdir: of the run.
+    dataset: that it was trained on, if that is not the one its config names.
 
   Returns:
     Where they are: `predictions_train.npz`, with the keys of `predictions.npz`,
@@ -34,9 +38,13 @@ def predict_train(workdir: str | os.PathLike[str]) -> pathlib.Path:
   model, variables = load_model(workdir, best=False)
   directory = RunDirectory(workdir)
   config = config_lib.resolve(directory.config())
-  dataset = config_lib.load_dataset(config)
-  run = config_lib.make_run(config, dataset)
-  directory.check_data(describe_data(config, dataset, run))
+  dataset = config_lib.load_dataset(config, dataset)
+  if dataset.fingerprint() != directory.data()['fingerprint']:
+    raise InputError(
+      f"workdir '{workdir}': '{dataset.name}', which its config names, is not"
+      f" the data it was trained on, '{directory.data()['name']}'; put them"
+      ' back (data of your own: trained.predict_train(workdir, dataset))'
+    )
   logits, features = teacher.apply_model(
     model,
     variables,
@@ -45,6 +53,7 @@ def predict_train(workdir: str | os.PathLike[str]) -> pathlib.Path:
     config.eval_batch_size or config.batch_size,
   )
   predictions = describe_predictions(
+    'train',
     {'logits': logits, 'features': features},
     variables['params']['head'],
     dataset.train,
