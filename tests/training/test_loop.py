@@ -123,6 +123,7 @@ def test_predictions_are_the_last_epochs(finished):
     'bias',
     'ids',
     'class_names',
+    'split',
   }
   dataset = make_dataset()
   np.testing.assert_array_equal(p['labels'], dataset.test.labels)

@@ -182,7 +182,7 @@ class Experiment:
           name: float(np.mean(values, dtype=np.float64))
           for name, values in run.items()
         },
-        'ece': calibration.calibration_error(run['confidence'], run['top1']),
+        'ece': _calibration_error(run['confidence'], run['top1']),
       }
       for run in outputs
     ]
@@ -307,6 +307,12 @@ def _check_images(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
       f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
       ' size; give the side of the crops, as 224'
     )
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+  if not np.isfinite(confidence).all():
+    return np.nan  # of a run that is diverging
+  return calibration.calibration_error(confidence, correct)
 
 
 class Meter:
