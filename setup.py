@@ -40,7 +40,7 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['pytest', 'pytest-xdist', 'ruff'],
+    'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
     'prepare': ['opencv-python-headless', 'tensorflow'],
     'torch': ['torch'],
     'cuda12': ['jax[cuda12]'],

@@ -45,11 +45,6 @@ _SEEDS = flags.DEFINE_integer('seeds', 3, 'Random starts of each descent.')
 
 def ufm() -> None:
   """The unconstrained feature model."""
-  import tqdm
-
-  from tsla_jax.records import lock_directory
-  from tsla_jax.reporting import theory
-
   try:
     smoothings = tuple(dict.fromkeys(float(text) for text in _SMOOTHINGS.value))
   except ValueError as error:
@@ -64,6 +59,11 @@ def ufm() -> None:
     raise InputError(
       f'--learning_rate: {_RATE.value}; must be above 0, below 1e6'
     )
+  import tqdm
+
+  from tsla_jax.records import lock_directory
+  from tsla_jax.reporting import theory
+
   setting = theory.Setting(
     num_classes=_CLASSES.value,
     feature_dim=_DIM.value,

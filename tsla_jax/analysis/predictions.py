@@ -104,7 +104,7 @@ def check_finite(values: np.ndarray, name: str) -> None:
     return
   # Squares of what is beyond would not be finite.
   fine = np.abs(values) <= min(1e100, float(np.finfo(values.dtype).max))
-  bad = np.flatnonzero(~fine.reshape(len(values), -1).all(axis=1))
+  bad = np.flatnonzero(~fine.all(axis=tuple(range(1, values.ndim))))
   if len(bad):
     raise InputError(
       f'{name}: row {bad[0]} is not finite, or beyond 1e100 ({len(bad)} of'

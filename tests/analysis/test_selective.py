@@ -1,0 +1,380 @@
+"""Selective classification: golden values, brute force, guarantees."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from tsla_jax.analysis import selective
+from tsla_jax.analysis.predictions import bootstrap_interval, softmax
+from tsla_jax.errors import InputError
+
+CONFIDENCE = [0.95, 0.9, 0.8, 0.7, 0.6, 0.55]
+ERRORS = [0, 0, 1, 0, 1, 1]
+CONVENTIONS = ('trapezoid', 'geifman', 'torch_uncertainty')
+
+# Few confidences, so that ties abound.
+cases = st.lists(
+  st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=8
+)
+
+
+def split(case):
+  confidence, errors = zip(*case, strict=True)
+  return np.array(confidence, float), np.array(errors)
+
+
+def brute_points(confidence, errors):
+  """Coverage, risk and accepted errors at every threshold, by definition."""
+  points = []
+  for threshold in sorted(set(confidence), reverse=True):
+    kept = [
+      e for c, e in zip(confidence, errors, strict=True) if c >= threshold
+    ]
+    points.append((len(kept) / len(errors), sum(kept) / len(kept), sum(kept)))
+  return np.array(points, float).T
+
+
+def test_golden_values():
+  curve = selective.risk_coverage(CONFIDENCE, ERRORS)
+  np.testing.assert_allclose(curve.coverage, np.arange(1, 7) / 6)
+  np.testing.assert_allclose(curve.risk, [0, 0, 1 / 3, 1 / 4, 2 / 5, 1 / 2])
+  assert curve.threshold.tolist() == CONFIDENCE
+  expected = (0.205556, 0.247222, 0.246667)
+  for convention, value in zip(CONVENTIONS, expected, strict=True):
+    area = selective.aurc(CONFIDENCE, ERRORS, convention)
+    assert area == pytest.approx(value, abs=5e-7)
+  both = CONFIDENCE, ERRORS
+  assert selective.augrc(*both) == pytest.approx(0.152778, abs=5e-7)
+  assert selective.excess_aurc(*both) == pytest.approx(0.055556, abs=5e-7)
+  assert selective.normalized_aurc(*both) == pytest.approx(0.15873, abs=5e-7)
+  assert selective.coverage_at_risk(*both, 0.25) == pytest.approx(4 / 6)
+  assert selective.risk_at_coverage(*both, 0.8) == pytest.approx(0.4)
+
+
+def test_golden_normalisation():
+  z = np.array([[4.0, 1.0, 0.0, -1.0, 0.0]])
+  assert selective.normalized_max_logit(z, 2)[0] == pytest.approx(
+    0.8318, abs=5e-6
+  )
+  plain = selective.normalized_max_logit(z, 2, centered=False)
+  assert plain[0] == pytest.approx(0.942809, abs=5e-7)
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases)
+def test_curves_and_areas_are_those_of_their_definitions(case):
+  confidence, errors = split(case)
+  coverage, risk, wrong = brute_points(confidence, errors)
+  curve = selective.risk_coverage(confidence, errors)
+  np.testing.assert_allclose(curve.coverage, coverage)
+  np.testing.assert_allclose(curve.risk, risk)
+  x, y = np.append(0, coverage), np.append(risk[0], risk)
+  assert curve.aurc() == pytest.approx(np.trapezoid(y, x))
+  x, y = np.append(0, coverage), np.append(0, wrong / len(errors))
+  assert curve.augrc() == pytest.approx(np.trapezoid(y, x))
+  own = [risk[np.searchsorted(-curve.threshold, -c)] for c in confidence]
+  assert curve.aurc('geifman') == pytest.approx(np.mean(own))
+  area = risk[0]
+  if len(risk) > 1:
+    area = np.trapezoid(risk, coverage) / (1 - coverage[0])
+  assert curve.aurc('torch_uncertainty') == pytest.approx(area)
+  for r in (0.0, 0.2, 1 / 3, 0.5, 1.0):
+    fits = coverage[risk <= r + 1e-9]
+    assert curve.coverage_at_risk(r) == pytest.approx(max(fits, default=0))
+  for c in (0.1, 0.5, 1.0):
+    assert curve.risk_at_coverage(c) == risk[coverage >= c - 1e-9][0]
+  assert curve.error_rate == pytest.approx(errors.mean())
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases.filter(lambda case: len(case) < 7), st.sampled_from(CONVENTIONS))
+def test_bounds_are_reached_by_the_best_and_worst_order(case, convention):
+  confidence, errors = split(case)
+  areas = [
+    selective.aurc(-np.arange(len(case)), errors[list(order)], convention)
+    for order in itertools.permutations(range(len(case)))
+    if np.all(np.diff(confidence[list(order)]) <= 0)
+  ]
+  bounds = selective.aurc_bounds(confidence, errors, convention)
+  assert bounds.low == pytest.approx(min(areas), abs=1e-12)
+  assert bounds.high == pytest.approx(max(areas), abs=1e-12)
+  curve = selective.risk_coverage(confidence, errors)
+  oracle = selective.aurc(-np.arange(len(case)), np.sort(errors), convention)
+  assert curve.oracle_aurc(convention) == pytest.approx(oracle, abs=1e-12)
+  assert oracle <= bounds.low + 1e-12
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases, st.randoms(use_true_random=False))
+def test_order_and_monotone_maps_change_nothing(case, random):
+  confidence, errors = split(case)
+  order = list(range(len(case)))
+  random.shuffle(order)
+  left = selective.risk_coverage(confidence, errors)
+  right = selective.risk_coverage(np.exp(confidence[order]) - 7, errors[order])
+  for name in ('coverage', 'risk', 'count', 'errors'):
+    np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+  assert left.aurc() == right.aurc() and left.augrc() == right.augrc()
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases)
+def test_augrc_is_a_function_of_auroc_and_accuracy(case):
+  confidence, errors = split(case)
+  auroc, accuracy = (
+    selective.failure_auroc(confidence, errors),
+    1 - errors.mean(),
+  )
+  if not 0 < accuracy < 1:
+    assert np.isnan(auroc)
+    return
+  assert auroc == pytest.approx(metrics.roc_auc_score(~errors, confidence))
+  expected = (1 - auroc) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
+  assert selective.augrc(confidence, errors) == pytest.approx(expected)
+
+
+def test_the_oracle_is_best_and_a_constant_is_1():
+  rng = np.random.default_rng(0)
+  errors = rng.random(500) < 0.2
+  oracle = 1 - errors + rng.random(500) / 2
+  assert selective.excess_aurc(oracle, errors) == pytest.approx(0, abs=1e-15)
+  assert selective.normalized_aurc(oracle, errors) == pytest.approx(
+    0, abs=1e-12
+  )
+  assert selective.normalized_aurc(np.ones(500), errors) == pytest.approx(1)
+  assert selective.aurc(np.ones(500), errors) == errors.mean()
+  worst = selective.normalized_aurc(-oracle, errors)
+  assert worst > selective.normalized_aurc(rng.random(500), errors) > 0
+  for convention in CONVENTIONS:
+    least = selective.aurc(oracle, errors, convention)
+    for _ in range(20):
+      some = selective.aurc(rng.random(500), errors, convention)
+      assert some > least
+
+
+def test_four_ties_with_an_error_may_be_anything_between():
+  # The sum of the risks, and half the difference of first and last, over 4.
+  bounds = selective.aurc_bounds(np.ones(4), [0, 0, 0, 1])
+  assert bounds.low == pytest.approx((1 / 4 - 1 / 8) / 4)
+  assert bounds.high == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 3 / 8) / 4)
+  assert selective.aurc(np.ones(4), [0, 0, 0, 1]) == 0.25
+
+
+@pytest.mark.parametrize(('errors', 'area'), [([0, 0, 0], 0), ([1, 1, 1], 1)])
+def test_no_errors_and_nothing_else(errors, area):
+  confidence = [0.3, 0.2, 0.1]
+  for convention in CONVENTIONS:
+    assert selective.aurc(confidence, errors, convention) == area
+    assert selective.excess_aurc(confidence, errors, convention) == 0
+  assert np.isnan(selective.normalized_aurc(confidence, errors))
+  assert np.isnan(selective.failure_auroc(confidence, errors))
+  assert selective.coverage_at_risk(confidence, errors, 0.1) == 1 - area
+  assert selective.augrc(confidence, errors) == area / 2
+
+
+def test_one_sample():
+  for error in (0, 1):
+    for convention in CONVENTIONS:
+      assert selective.aurc([0.5], [error], convention) == error
+      bounds = selective.aurc_bounds([0.5], [error], convention)
+      assert bounds.low == bounds.high == error
+
+
+def test_scores():
+  logits = np.array([[3.0, 1.0, 0.0], [0.2, 0.1, 0.0], [50.0, 0.0, -5.0]])
+  p = softmax(logits)
+  np.testing.assert_allclose(selective.msp(logits), p.max(1))
+  np.testing.assert_allclose(selective.max_logit(logits), [3, 0.2, 50])
+  np.testing.assert_allclose(selective.logit_margin(logits), [2, 0.1, 50])
+  np.testing.assert_allclose(
+    selective.softmax_margin(logits), p[:, 0] - p[:, 1]
+  )
+  entropy = -np.sum(p * np.log(p), axis=1)
+  np.testing.assert_allclose(selective.neg_entropy(logits), -entropy)
+  np.testing.assert_allclose(selective.doctor(logits), (p**2).sum(1))
+  energy = 2 * np.log(np.exp(logits / 2).sum(1))
+  np.testing.assert_allclose(selective.energy(logits, 2.0), energy)
+  for score in selective.SCORES:
+    assert score(logits.astype(np.float32)).dtype == np.float64
+    # All rank the second last.
+    assert score(logits).argmin() == 1
+
+
+def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
+  rng = np.random.default_rng(0)
+  logits = rng.standard_normal((50, 7))
+  for p in (0.5, 1, 2, 7.5, np.inf):
+    score = selective.normalized_max_logit(logits, p)
+    np.testing.assert_allclose(
+      selective.normalized_max_logit(1e200 * logits + 0, p), score
+    )
+    np.testing.assert_allclose(
+      selective.normalized_max_logit(logits + 3, p), score
+    )
+    z = logits - logits.mean(1, keepdims=True)
+    norm = np.sum(np.abs(z) ** p, 1) ** (1 / p) if p < np.inf else abs(z).max(1)
+    np.testing.assert_allclose(score, z.max(1) / norm)
+  assert selective.normalized_max_logit(np.ones((1, 3)), 2)[0] == 0
+  with pytest.raises(InputError, match='p: 0; must be above 0'):
+    selective.normalized_max_logit(logits, 0)
+
+
+def planted(p, count=4000, seed=0):
+  """Logits whose errors follow their max over a p-norm, at any scale."""
+  rng = np.random.default_rng(seed)
+  logits = rng.standard_normal((count, 8)) ** 3
+  score = selective.normalized_max_logit(logits, p)
+  wrong = rng.random(count) < 1 / (1 + np.exp(40 * (score - np.median(score))))
+  labels = logits.argmax(1)
+  labels = np.where(wrong, (labels + 1) % 8, labels)
+  scale = np.exp(2 * rng.standard_normal((count, 1)))
+  return scale * logits, labels
+
+
+@pytest.mark.parametrize('p', [1, 3])
+def test_a_planted_p_is_found(p):
+  logits, labels = planted(p)
+  selection = selective.select_p(logits, labels)
+  assert selection.p == p
+  assert selection.aurc[p] < selection.aurc_msp
+  errors = logits.argmax(1) != labels
+  tested = selection.tested
+  better = selective.aurc(selection.score(logits[tested]), errors[tested])
+  plain = selective.aurc(selective.msp(logits[tested]), errors[tested])
+  assert better < plain
+  assert not set(selection.chosen) & set(tested)
+  assert len(selection.chosen) + len(tested) == len(labels)
+
+
+def test_without_a_better_norm_the_softmax_stays():
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.standard_normal((4000, 8))
+  chances = softmax(logits).cumsum(1)
+  labels = (rng.random((4000, 1)) > chances[:, :-1]).sum(1)
+  selection = selective.select_p(logits, labels)
+  assert selection.p is None
+  np.testing.assert_array_equal(selection.score(logits), selective.msp(logits))
+  # All of the examples, where others are to be tested on.
+  whole = selective.select_p(logits, labels, share=1)
+  assert len(whole.chosen) == 4000 and len(whole.tested) == 0
+
+
+@pytest.mark.parametrize(('risk', 'alpha'), [(0.05, 0.1), (0.1, 0.05)])
+def test_the_guarantee_holds_in_simulation(risk, alpha):
+  """P(error) is .3 (1 - c) for a uniform c, so above t the risk is .15 (1 - t).
+
+  Of 600 simulations a rate of alpha leaves 2.4 standard deviations of room.
+  """
+  rng = np.random.default_rng(0)
+  broken, found = 0, 0
+  for seed in range(600):
+    confidence = rng.random(2000)
+    errors = rng.random(2000) < 0.3 * (1 - confidence)
+    made = selective.guaranteed_threshold(
+      confidence, errors, risk, alpha, seed=seed
+    )
+    found += np.isfinite(made.threshold)
+    if made.coverage:
+      broken += 0.15 * (1 - max(made.threshold, 0)) > risk
+      assert made.risk < risk and made.bound <= risk + 1e-12
+  room = 2.4 * np.sqrt(alpha * (1 - alpha) / 600)
+  assert broken / 600 < alpha + room
+  assert found > 400  # and it is not empty
+
+
+def test_what_cannot_be_guaranteed_is_not():
+  errors = np.arange(1000) % 2
+  made = selective.guaranteed_threshold(np.linspace(0, 1, 1000), errors, 0.1)
+  assert made.threshold == np.inf and made.coverage == 0
+  # 59 without an error bear out 5 % at 95 %, and fewer do not.
+  made = selective.guaranteed_threshold(np.ones(50), np.zeros(50, int), 0.05)
+  assert made.threshold == np.inf
+  made = selective.guaranteed_threshold(np.ones(100), np.zeros(100, int), 0.05)
+  assert made.coverage == 1 and made.risk == 0
+  assert made.bound == pytest.approx(1 - 0.05 ** (1 / 80))
+
+
+def test_rounded_counts_are_near_the_curve_and_their_bounds_hold_it():
+  rng = np.random.default_rng(0)
+  logits = 4 * rng.standard_normal((20_000, 6))
+  errors = rng.random(20_000) > softmax(logits).max(1)
+  confidence = selective.log_odds(logits)
+  curve = selective.risk_coverage(confidence, errors)
+  counts = selective.ScoreCounts.zeros()
+  halves = [counts, counts]
+  for i, rows in enumerate(np.array_split(rng.permutation(20_000), 7)):
+    halves[i % 2] = halves[i % 2].update(confidence[rows], errors[rows])
+  rounded = halves[0].merge(halves[1]).finalize()
+  assert rounded.count.sum() == 20_000
+  assert np.all(np.diff(rounded.threshold) < 0)
+  bounds = rounded.aurc_bounds()
+  assert bounds.low <= curve.aurc() <= bounds.high
+  assert bounds.high - bounds.low < 0.02 * curve.aurc()
+  assert rounded.aurc() == pytest.approx(curve.aurc(), rel=2e-3)
+  assert rounded.error_rate == curve.error_rate
+
+
+def test_rounding_keeps_the_order_of_all_floats():
+  values = np.array([-np.inf, -3e38, -1.0, -1e-40, -0.0, 0.0, 1e-40, 1.0, 3e38])
+  keys = selective._key(values[1:])
+  assert np.all(np.diff(keys) >= 0) and keys[3] == keys[4]
+  exact = np.array([-8.0, -1.5, 0.0, 0.25, 1.0, 1024.0])
+  keys = selective._key(exact)
+  assert np.all(np.diff(keys) > 0)
+  back = selective._value(keys)
+  np.testing.assert_allclose(back, exact, rtol=2**-11)
+  assert np.all(back <= exact)
+  with pytest.raises(InputError, match='no examples'):
+    selective.ScoreCounts.zeros().finalize()
+
+
+def test_log_odds_rank_where_probabilities_saturate():
+  logits = np.array([[2.0, 0.0, 0.0], [60.0, 0.0, 0.0], [80.0, 0.0, 0.0]])
+  p = selective.msp(logits[:1])
+  assert selective.log_odds(logits[:1])[0] == pytest.approx(
+    np.log(p / (1 - p))[0]
+  )
+  assert selective.msp(logits)[1] == selective.msp(logits)[2] == 1
+  assert selective.log_odds(logits)[1] < selective.log_odds(logits)[2]
+
+
+def test_intervals_by_the_bootstrap():
+  rng = np.random.default_rng(0)
+  confidence = rng.random(300)
+  errors = rng.random(300) > confidence
+  ends = bootstrap_interval(selective.aurc, confidence, errors)
+  assert ends.low < selective.aurc(confidence, errors) < ends.high
+
+
+@pytest.mark.parametrize(
+  ('confidence', 'errors', 'message'),
+  [
+    ([0.5, np.nan], [0, 1], 'confidence: nan in row 1'),
+    ([0.5, np.inf], [0, 1], 'confidence: inf in row 1'),
+    ([0.5, 0.4], [0, 1, 1], r'\[3\] for 2 examples'),
+    ([0.5, 0.4], [0, 2], 'errors: must be true or false'),
+    ([0.5, 0.4], [0, 0.5], 'errors: must be true or false'),
+    ([], [], r'confidence: an array of shape \[0\]'),
+    ([[0.5]], [0], r'confidence: an array of shape \[1, 1\]'),
+  ],
+)
+def test_bad_input_is_named(confidence, errors, message):
+  for metric in (selective.aurc, selective.augrc, selective.failure_auroc):
+    with pytest.raises(InputError, match=message) as error:
+      metric(confidence, errors)
+    assert '\n' not in str(error.value)
+
+
+def test_bad_options_are_named():
+  with pytest.raises(InputError, match="convention: 'sum'; one of trapezoid"):
+    selective.aurc(CONFIDENCE, ERRORS, 'sum')
+  with pytest.raises(InputError, match='coverage: 0; must be above 0'):
+    selective.risk_at_coverage(CONFIDENCE, ERRORS, 0)
+  with pytest.raises(InputError, match='risk: 1.5; must be between 0 and 1'):
+    selective.guaranteed_threshold(CONFIDENCE, ERRORS, 1.5)
+  with pytest.raises(InputError, match='two classes'):
+    selective.logit_margin(np.ones((3, 1)))

@@ -1,0 +1,653 @@
+"""Selective classification: which predictions to keep, and at what risk.
+
+A classifier answers where its confidence is at least a threshold. Coverage is
+the share that is answered, risk the share of the answered that is wrong.
+"Understanding Why Label Smoothing Degrades Selective Classification and How to
+Fix It" (arXiv:2403.14715) shows how smoothing ruins the ranking by confidence,
+and how normalised logits mend it.
+
+Equal confidences are one point of the curve: nothing tells which of them to
+answer first. What their order could make of an area is bounded by
+`aurc_bounds`. Arrays are of examples, in any order; everything is float64, and
+made for millions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy import special, stats
+
+from tsla_jax.analysis.predictions import (
+  Interval,
+  check_labels,
+  check_scores,
+  held_out_split,
+  log_softmax,
+  softmax,
+)
+from tsla_jax.errors import InputError
+
+Convention = Literal['trapezoid', 'geifman', 'torch_uncertainty']
+
+
+@dataclasses.dataclass(frozen=True)
+class RiskCoverage:
+  """A risk-coverage curve: a point for each confidence that occurs.
+
+  Attributes:
+    coverage: `[G]`, rising to 1: the share whose confidence is at least the
+      threshold.
+    risk: `[G]`, the share of these that is wrong.
+    threshold: `[G]`, falling.
+    count: `[G]`, examples of this very confidence.
+    errors: `[G]`, how many of them are wrong.
+  """
+
+  coverage: np.ndarray
+  risk: np.ndarray
+  threshold: np.ndarray
+  count: np.ndarray
+  errors: np.ndarray
+
+  @property
+  def error_rate(self) -> float:
+    """The risk of answering all."""
+    return float(self.risk[-1])
+
+  def aurc(self, convention: Convention = 'trapezoid') -> float:
+    """The area under the curve; see the function."""
+    if convention == 'geifman':
+      return float(np.sum(self.count * self.risk) / self.count.sum())
+    if convention == 'torch_uncertainty':
+      if len(self.risk) == 1:
+        return self.error_rate
+      area = np.trapezoid(self.risk, self.coverage)
+      return float(area / (1 - self.coverage[0]))
+    _check_convention(convention)
+    area = np.trapezoid(self.risk, self.coverage)
+    return float(area + self.coverage[0] * self.risk[0])
+
+  def augrc(self) -> float:
+    """The area under the generalised curve; see the function."""
+    rate = np.cumsum(self.errors) / self.count.sum()
+    area = np.trapezoid(rate, self.coverage)
+    return float(area + self.coverage[0] * rate[0] / 2)
+
+  def oracle_aurc(self, convention: Convention = 'trapezoid') -> float:
+    """The least area that any ranking of as many errors has."""
+    return _ordered_aurc(
+      np.array([self.count.sum()]),
+      np.array([self.errors.sum()]),
+      convention,
+      errors_first=False,
+    )
+
+  def excess_aurc(self, convention: Convention = 'trapezoid') -> float:
+    """The area above that of the oracle."""
+    return self.aurc(convention) - self.oracle_aurc(convention)
+
+  def normalized_aurc(self) -> float:
+    """The excess in units of a constant confidence's; see the function."""
+    oracle = self.oracle_aurc()
+    room = self.error_rate - oracle
+    return (self.aurc() - oracle) / room if room > 0 else np.nan
+
+  def coverage_at_risk(self, risk: float) -> float:
+    """The largest coverage whose risk is at most this; 0 without one."""
+    fits = np.flatnonzero(self.risk <= risk + 1e-12)
+    return float(self.coverage[fits[-1]]) if len(fits) else 0.0
+
+  def risk_at_coverage(self, coverage: float) -> float:
+    """The risk of the first point whose coverage is at least this."""
+    if not 0 < coverage <= 1:
+      raise InputError(f'coverage: {coverage}; must be above 0, at most 1')
+    return float(self.risk[np.argmax(self.coverage >= coverage - 1e-12)])
+
+  def failure_auroc(self) -> float:
+    """How often a right answer is surer than a wrong one; see the function."""
+    right = self.count - self.errors
+    pairs = right.sum() * float(self.errors.sum())
+    if not pairs:
+      return np.nan
+    above = np.cumsum(right) - right / 2  # ties count half
+    return float(np.sum(self.errors * above) / pairs)
+
+  def aurc_bounds(self, convention: Convention = 'trapezoid') -> Interval:
+    """The area in the best and in the worst order of equal confidences."""
+    best, worst = (
+      _ordered_aurc(self.count, self.errors, convention, errors_first=first)
+      for first in (False, True)
+    )
+    return Interval(best, worst)
+
+
+def risk_coverage(confidence: np.ndarray, errors: np.ndarray) -> RiskCoverage:
+  """The risk-coverage curve of a confidence.
+
+  Args:
+    confidence: `[N]`, of any scale; higher is surer.
+    errors: `[N]`, whether each prediction is wrong.
+
+  Returns:
+    The curve. It depends neither on the order of the examples nor on the scale
+    of the confidence.
+
+  Raises:
+    InputError: if a confidence is not finite, or the shapes differ.
+  """
+  confidence, errors = _check(confidence, errors)
+  order = np.argsort(-confidence, kind='stable')
+  ranked = confidence[order]
+  ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+  wrong = np.cumsum(errors[order])[ends]
+  return _curve(ends + 1, wrong, ranked[ends])
+
+
+def _curve(
+  selected: np.ndarray, wrong: np.ndarray, threshold: np.ndarray
+) -> RiskCoverage:
+  """From how many are selected, and how many of them are wrong."""
+  return RiskCoverage(
+    coverage=selected / selected[-1],
+    risk=wrong / selected,
+    threshold=threshold,
+    count=np.diff(selected, prepend=0),
+    errors=np.diff(wrong, prepend=0),
+  )
+
+
+# Of a float32, what is left with 11 of the 23 bits of its mantissa: a relative
+# resolution of 1/2048.
+_KEY_BITS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreCounts:
+  """Examples and errors by rounded confidence: an accumulator, never changed.
+
+  For more examples than fit in memory, as the pixels of a segmentation. It
+  takes 16 MB whatever their number. Confidences are rounded to 11 bits of their
+  mantissas, so give one that tells sure predictions apart (`log_odds`, not
+  `msp`); `RiskCoverage.aurc_bounds` bounds what the rounding may hide.
+
+  Attributes:
+    count: `[2^20]`, by the order of the rounded confidences.
+    errors: likewise.
+  """
+
+  count: np.ndarray
+  errors: np.ndarray
+
+  @classmethod
+  def zeros(cls) -> 'ScoreCounts':
+    """Of no examples."""
+    return cls(*np.zeros((2, 2**_KEY_BITS), np.int64))
+
+  def update(self, confidence: np.ndarray, errors: np.ndarray) -> 'ScoreCounts':
+    """With examples more: `[N]` of both, as in `risk_coverage`."""
+    confidence, errors = _check(confidence, errors)
+    key, size = _key(confidence), 2**_KEY_BITS
+    return ScoreCounts(
+      self.count + np.bincount(key, minlength=size),
+      self.errors + np.bincount(key[errors > 0], minlength=size),
+    )
+
+  def merge(self, other: 'ScoreCounts') -> 'ScoreCounts':
+    """The counts of the examples of both."""
+    return ScoreCounts(self.count + other.count, self.errors + other.errors)
+
+  def finalize(self) -> RiskCoverage:
+    """The curve of all examples so far, at the rounded confidences."""
+    used = np.flatnonzero(self.count)[::-1]
+    if not len(used):
+      raise InputError('no examples, so no risk')
+    return _curve(
+      np.cumsum(self.count[used]), np.cumsum(self.errors[used]), _value(used)
+    )
+
+
+def _key(confidence: np.ndarray) -> np.ndarray:
+  """Integers in the order of the confidences."""
+  # Adding 0 makes -0 a 0.
+  bits = (confidence.astype(np.float32) + np.float32(0)).view(np.int32)
+  # Of negative floats the larger number is the lesser.
+  ordered = np.where(bits < 0, ~bits, bits ^ np.int32(-(2**31)))
+  return (ordered.view(np.uint32) >> (32 - _KEY_BITS)).astype(np.int64)
+
+
+def _value(key: np.ndarray) -> np.ndarray:
+  """The least confidence of each key."""
+  ordered = (key << (32 - _KEY_BITS)).astype(np.uint32).view(np.int32)
+  bits = np.where(ordered < 0, ordered ^ np.int32(-(2**31)), ~ordered)
+  return bits.view(np.float32).astype(np.float64)
+
+
+def aurc(
+  confidence: np.ndarray,
+  errors: np.ndarray,
+  convention: Convention = 'trapezoid',
+) -> float:
+  """Area under the risk-coverage curve.
+
+  Args:
+    confidence: `[N]`.
+    errors: `[N]`.
+    convention: 'trapezoid': over the points of the curve, and from coverage 0
+      at the first point's risk, so that a constant confidence has the error
+      rate. 'geifman': the mean over the examples of the risk at their point
+      (Geifman et al. 2019). 'torch_uncertainty': from the first point on,
+      over the coverage from there, as that library has it.
+
+  Returns:
+    The area, from 0 to 1; small is good.
+  """
+  return risk_coverage(confidence, errors).aurc(convention)
+
+
+def augrc(confidence: np.ndarray, errors: np.ndarray) -> float:
+  """Area under the generalised risk-coverage curve (Traub et al. 2024).
+
+  Generalised risk is the share of all examples that are answered and wrong. The
+  area is `(1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2`, AUROC being
+  `failure_auroc`.
+  """
+  return risk_coverage(confidence, errors).augrc()
+
+
+def excess_aurc(
+  confidence: np.ndarray,
+  errors: np.ndarray,
+  convention: Convention = 'trapezoid',
+) -> float:
+  """The area above that of an oracle, which ranks all errors last."""
+  return risk_coverage(confidence, errors).excess_aurc(convention)
+
+
+def normalized_aurc(confidence: np.ndarray, errors: np.ndarray) -> float:
+  """The excess area, 0 for an oracle and 1 for a constant confidence.
+
+  Of 'trapezoid'. NaN without errors, or with nothing else.
+  """
+  return risk_coverage(confidence, errors).normalized_aurc()
+
+
+def coverage_at_risk(
+  confidence: np.ndarray, errors: np.ndarray, risk: float
+) -> float:
+  """The largest coverage whose risk is at most `risk`; 0 where there is none.
+
+  Chosen on the examples that it is measured on: `guaranteed_threshold` is what
+  holds for others.
+  """
+  return risk_coverage(confidence, errors).coverage_at_risk(risk)
+
+
+def risk_at_coverage(
+  confidence: np.ndarray, errors: np.ndarray, coverage: float
+) -> float:
+  """The risk of the first point whose coverage is at least `coverage`."""
+  return risk_coverage(confidence, errors).risk_at_coverage(coverage)
+
+
+def failure_auroc(confidence: np.ndarray, errors: np.ndarray) -> float:
+  """How often a right answer is surer than a wrong one, ties counting half.
+
+  NaN without errors, or with nothing else.
+  """
+  return risk_coverage(confidence, errors).failure_auroc()
+
+
+def aurc_bounds(
+  confidence: np.ndarray,
+  errors: np.ndarray,
+  convention: Convention = 'trapezoid',
+) -> Interval:
+  """The areas in the best and in the worst order of equal confidences.
+
+  What a program that does not merge ties may report, by the chance of its
+  sorting. Far apart, they say that the confidence is too coarse to be judged.
+  """
+  return risk_coverage(confidence, errors).aurc_bounds(convention)
+
+
+def _ordered_aurc(
+  count: np.ndarray,
+  errors: np.ndarray,
+  convention: Convention,
+  *,
+  errors_first: bool,
+) -> float:
+  """The area with each example a point of its own, ordered within groups.
+
+  Sums of risks over a run of examples that are all right or all wrong are
+  differences of the digamma function, so that groups may be of any size.
+  """
+  right = count - errors
+  parts = (errors, right) if errors_first else (right, errors)
+  lengths = np.stack(parts, axis=1).ravel().astype(np.float64)
+  wrong = np.zeros_like(lengths)
+  wrong[0 if errors_first else 1 :: 2] = errors
+  before = np.cumsum(lengths) - lengths  # examples, and errors, before each run
+  wrong_before = np.cumsum(wrong) - wrong
+  # sum over j = 1..m of 1 / (before + j)
+  harmonic = special.digamma(before + lengths + 1) - special.digamma(before + 1)
+  # Right ones have risk E / (B + j); wrong ones (E + j) / (B + j), which is
+  # 1 - (B - E) / (B + j).
+  sums = np.where(
+    wrong > 0,
+    lengths - (before - wrong_before) * harmonic,
+    wrong_before * harmonic,
+  )
+  total, last = lengths.sum(), errors.sum() / lengths.sum()
+  first = float(wrong[np.argmax(lengths > 0)] > 0)
+  if convention == 'geifman':
+    return float(sums.sum() / total)
+  _check_convention(convention)
+  if convention == 'torch_uncertainty':
+    if total == 1:
+      return float(last)
+    return float((sums.sum() - (first + last) / 2) / (total - 1))
+  return float((sums.sum() + (first - last) / 2) / total)
+
+
+def msp(logits: np.ndarray) -> np.ndarray:
+  """Maximum softmax probability `[N]` of logits `[N, K]`.
+
+  Predictions that are ahead by more than 36 all have 1 in float64.
+  """
+  return softmax(logits).max(axis=1)
+
+
+def log_odds(logits: np.ndarray) -> np.ndarray:
+  """The logarithm of `msp / (1 - msp)`, `[N]`, which never saturates."""
+  z = np.sort(np.asarray(logits, np.float64), axis=1)
+  if z.shape[1] < 2:
+    raise InputError('odds are between two classes at least')
+  return z[:, -1] - special.logsumexp(z[:, :-1], axis=1)
+
+
+def max_logit(logits: np.ndarray) -> np.ndarray:
+  """The largest logit, `[N]`."""
+  return np.asarray(logits, np.float64).max(axis=1)
+
+
+def logit_margin(logits: np.ndarray) -> np.ndarray:
+  """The largest logit less the second, `[N]`."""
+  return _margin(np.asarray(logits, np.float64))
+
+
+def softmax_margin(logits: np.ndarray) -> np.ndarray:
+  """The largest probability less the second, `[N]`."""
+  return _margin(softmax(logits))
+
+
+def neg_entropy(logits: np.ndarray) -> np.ndarray:
+  """`sum_k p_k log p_k`, `[N]`."""
+  logp = log_softmax(logits)
+  return np.sum(np.exp(logp) * logp, axis=1)
+
+
+def doctor(logits: np.ndarray) -> np.ndarray:
+  """`sum_k p_k^2`, `[N]` (Granese et al. 2021)."""
+  return np.square(softmax(logits)).sum(axis=1)
+
+
+def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+  """`T log sum_k exp(z_k / T)`, `[N]` (Liu et al. 2020)."""
+  scaled = np.asarray(logits, np.float64) / temperature
+  return temperature * special.logsumexp(scaled, axis=1)
+
+
+SCORES = (
+  msp,
+  max_logit,
+  logit_margin,
+  softmax_margin,
+  neg_entropy,
+  doctor,
+  energy,
+)
+
+
+def normalized_max_logit(
+  logits: np.ndarray, p: float, centered: bool = True
+) -> np.ndarray:
+  """The largest logit over the p-norm of all, `[N]`.
+
+  Smoothing holds the logits of sure predictions down more than those of unsure
+  ones; the norm, which is held down with them, takes that out.
+
+  Args:
+    logits: `[N, K]`.
+    p: of the norm, above 0; may be infinite.
+    centered: take the mean of an example's logits off first, which the softmax
+      does not see.
+
+  Returns:
+    From -1 to 1; 0 where all logits are equal.
+  """
+  if not p > 0:
+    raise InputError(f'p: {p}; must be above 0')
+  z = np.asarray(logits, np.float64)
+  if centered:
+    z = z - z.mean(axis=1, keepdims=True)
+  largest = np.abs(z).max(axis=1, keepdims=True)
+  scaled = np.divide(z, largest, out=np.zeros_like(z), where=largest > 0)
+  norm = _norms(np.abs(scaled), p)
+  top = scaled.max(axis=1)
+  return np.divide(top, norm, out=np.zeros_like(top), where=norm > 0)
+
+
+def _norms(values: np.ndarray, p: float) -> np.ndarray:
+  """The p-norms `[N]` of what is from 0 to 1, `[N, K]`."""
+  if not (float(p).is_integer() and p <= 64):
+    return np.linalg.norm(values, ord=p, axis=1)
+  # By squaring, which is several times as fast as a power.
+  power, square, left = None, values, int(p)
+  while left:
+    if left & 1:
+      power = square if power is None else power * square
+    left >>= 1
+    square = square * square if left else square
+  return power.sum(axis=1) ** (1 / p)
+
+
+def _margin(values: np.ndarray) -> np.ndarray:
+  if values.shape[1] < 2:
+    raise InputError('a margin is between two classes at least')
+  top = np.partition(values, -2, axis=1)
+  return top[:, -1] - top[:, -2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """A normalisation of logits that was chosen on held-out predictions.
+
+  Attributes:
+    p: of the norm; None if the softmax's probability ranks no worse.
+    centered: whether logits are centred.
+    aurc: on the chosen examples, of each p that was tried.
+    aurc_msp: likewise, of the maximum softmax probability.
+    chosen: positions of the examples that p was chosen on.
+    tested: positions of the others.
+  """
+
+  p: float | None
+  centered: bool
+  aurc: dict[float, float]
+  aurc_msp: float
+  chosen: np.ndarray
+  tested: np.ndarray
+
+  def score(self, logits: np.ndarray) -> np.ndarray:
+    """The confidence `[N]` of any logits `[N, K]`."""
+    if self.p is None:
+      return msp(logits)
+    return normalized_max_logit(logits, self.p, self.centered)
+
+
+GRID = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+
+
+def select_p(
+  logits: np.ndarray,
+  labels: np.ndarray,
+  grid: Sequence[float] = GRID,
+  centered: bool = True,
+  *,
+  share: float = 0.5,
+  seed: int = 0,
+) -> Selection:
+  """Chooses the norm that logits are divided by, by the area on held-out data.
+
+  Args:
+    logits: `[N, K]`.
+    labels: `[N]`.
+    grid: norms to try.
+    centered: as in `normalized_max_logit`.
+    share: of the examples to choose on (`predictions.held_out_split`); 1 for
+      all, where others are at hand to test on.
+    seed: of the division.
+
+  Returns:
+    The choice, and which examples it was made on: report on the others.
+
+  Raises:
+    InputError: if something is not finite, or no class.
+  """
+  logits, labels = check_scores(logits, labels)
+  if share == 1:
+    chosen, tested = np.arange(len(labels)), np.arange(0)
+  else:
+    chosen, tested = held_out_split(labels, share, seed)
+  logits = logits[chosen]
+  errors = logits.argmax(axis=1) != labels[chosen]
+  plain = aurc(msp(logits), errors)
+  areas = {
+    p: aurc(normalized_max_logit(logits, p, centered), errors) for p in grid
+  }
+  best = min(areas, key=areas.get) if areas else None
+  if best is None or areas[best] >= plain:
+    best = None
+  return Selection(best, centered, areas, plain, chosen, tested)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+  """A threshold whose risk is bounded for examples to come.
+
+  Attributes:
+    threshold: answer where the confidence is at least this; infinite if no
+      threshold can be vouched for.
+    coverage: the share of the tested examples that it answers.
+    risk: the share of these that is wrong.
+    bound: what the risk is at most, with the confidence asked for, were this
+      the only threshold tried (Clopper and Pearson).
+  """
+
+  threshold: float
+  coverage: float
+  risk: float
+  bound: float
+
+
+def guaranteed_threshold(
+  confidence: np.ndarray,
+  errors: np.ndarray,
+  risk: float,
+  alpha: float = 0.05,
+  *,
+  share: float = 0.2,
+  num_thresholds: int = 100,
+  seed: int = 0,
+) -> Guarantee:
+  """The lowest threshold whose risk is at most `risk`, with 1 - alpha.
+
+  Thresholds are taken from the confidences of a part of the examples, whose
+  errors are not looked at. On the others they are tested from the highest on,
+  each by the exact binomial test of "its risk is above `risk`" at level alpha,
+  until one is not rejected: fixed-sequence testing, which holds the chance that
+  any wrong threshold is vouched for to alpha, however many there are.
+
+  Args:
+    confidence: `[N]`, chosen on other examples.
+    errors: `[N]`; examples are drawn independently, as are those to come.
+    risk: that the deployer accepts, above 0 and below 1.
+    alpha: the chance to be wrong.
+    share: of the examples that give the thresholds.
+    num_thresholds: at even steps of coverage.
+    seed: of the division.
+
+  Returns:
+    The threshold, and what it does on the tested examples.
+
+  Raises:
+    InputError: for risks or levels that are none, and as `risk_coverage`.
+  """
+  confidence, errors = _check(confidence, errors)
+  for name, value in (('risk', risk), ('alpha', alpha), ('share', share)):
+    if not 0 < value < 1:
+      raise InputError(f'{name}: {value}; must be between 0 and 1')
+  order = np.random.RandomState(seed).permutation(len(confidence))
+  size = round(share * len(confidence))
+  nothing = Guarantee(np.inf, 0.0, 0.0, 1.0)
+  tested = order[size:]
+  # Without an error among them, as many can be vouched for at the least.
+  least = np.log(alpha) / np.log1p(-risk)
+  if not size or len(tested) < least:
+    return nothing
+  shares = np.linspace(min(1.5 * least / len(tested), 1), 1, num_thresholds)
+  thresholds = np.quantile(confidence[order[:size]], 1 - shares)
+  # The last one answers whatever there may be.
+  thresholds = np.append(np.unique(thresholds)[::-1], -np.inf)
+  ranking = np.argsort(-confidence[tested], kind='stable')
+  ranked, wrong = (
+    confidence[tested][ranking],
+    np.cumsum(errors[tested][ranking]),
+  )
+  selected = np.searchsorted(-ranked, -thresholds, side='right')
+  found = np.where(selected > 0, wrong[np.maximum(selected - 1, 0)], 0)
+  rejected = stats.binom.cdf(found, selected, risk) <= alpha
+  passed = np.argmin(rejected) if not rejected.all() else len(rejected)
+  if not passed:
+    return nothing
+  count, bad = int(selected[passed - 1]), int(found[passed - 1])
+  return Guarantee(
+    threshold=float(thresholds[passed - 1]),
+    coverage=count / len(tested),
+    risk=bad / count,
+    bound=float(stats.beta.ppf(1 - alpha, bad + 1, count - bad))
+    if bad < count
+    else 1.0,
+  )
+
+
+def _check(
+  confidence: np.ndarray, errors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both as arrays of float64 and int64."""
+  confidence = np.asarray(confidence, np.float64)
+  if confidence.ndim != 1 or not len(confidence):
+    raise InputError(
+      f'confidence: an array of shape {list(confidence.shape)}; must be [N],'
+      ' with an example at least'
+    )
+  bad = np.flatnonzero(~np.isfinite(confidence))
+  if len(bad):
+    raise InputError(
+      f'confidence: {confidence[bad[0]]} in row {bad[0]} ({len(bad)} such'
+      ' rows); must be finite'
+    )
+  errors = np.asarray(errors)
+  if errors.dtype != bool and not np.isin(errors, (0, 1)).all():
+    raise InputError('errors: must be true or false, 1 or 0, for each example')
+  return confidence, check_labels(errors.astype(np.int64), len(confidence), 2)
+
+
+def _check_convention(convention: str) -> None:
+  if convention not in Convention.__args__:
+    raise InputError(
+      f'convention: {convention!r}; one of {", ".join(Convention.__args__)}'
+    )
