@@ -1,22 +1,24 @@
-"""Explains what models have learnt: calibration and neural collapse.
+"""Explains models: calibration, selective classification, neural collapse.
 
   python experiments/analyze.py --run=runs/digits
-  python experiments/analyze.py --run=runs/lsr --run=runs/tsla --output=out
+  python experiments/analyze.py --run=runs/lsr --run=runs/tsla20 --output=out
+  python experiments/analyze.py --run=runs/digits_table --selective
   python experiments/analyze.py --predictions=mine.npz
+  python experiments/analyze.py --dense=segmentation --ignore_label=255
 
-A run is measured on what it has left behind. A predictions file may come from
-any framework: an .npz with logits [N, K] and labels [N], and what there is of
-features [N, d], the classifier's weights [K, d] and bias [K], and split [N]
-('train', 'validation' or 'test' for each example; without it, all is 'test').
-Temperatures are chosen on the validation split, or without one on half of the
-test split; calibration is measured on the (rest of the) test split, neural
-collapse on the training split if it is there.
-
-What tables have in common is in their reports: experiments/table.py --redraw.
+A run, or every run of a table, is measured on what it has left behind. A
+predictions file may come from any framework: an .npz with logits [N, K] and
+labels [N], and what there is of features [N, d], the classifier's weights
+[K, d] and bias [K], and split [N] ('train', 'validation' or 'test' for each
+example; without it, all is 'test').
+Temperatures and norms are chosen on the validation split, or without one on
+half of the test split; calibration and selective risk are measured on the (rest
+of the) test split, neural collapse on the training split if it is there.
 """
 
 import os
 import pathlib
+from typing import Any
 
 import command_line
 from absl import flags
@@ -24,7 +26,7 @@ from absl import flags
 from tsla_jax.errors import InputError
 
 _RUN = flags.DEFINE_multi_string(
-  'run', [], 'Directory of a finished run; may be given several times.'
+  'run', [], 'Directory of a finished run, or of a table; runs may be several.'
 )
 _PREDICTIONS = flags.DEFINE_multi_string(
   'predictions', [], 'An .npz of predictions; may be given several times.'
@@ -41,6 +43,22 @@ _SEED = flags.DEFINE_integer(
   'Of the division of a test split into a half that temperatures are chosen on'
   ' and a half that is measured.',
 )
+_SELECTIVE = flags.DEFINE_bool(
+  'selective', False, 'Tell of selective classification only.'
+)
+_LOG_COVERAGE = flags.DEFINE_bool(
+  'log_coverage', False, 'Draw coverage on a logarithmic axis.'
+)
+_DENSE = flags.DEFINE_multi_string(
+  'dense',
+  [],
+  'Directory of .npz files of dense predictions, as of a segmentation: logits'
+  ' [N, H, W, K] and labels [N, H, W]. Selective classification by pixels; may'
+  ' be given several times.',
+)
+_IGNORE_LABEL = flags.DEFINE_integer(
+  'ignore_label', None, 'Label of pixels that --dense is not to count.'
+)
 _PREDICT_TRAIN = flags.DEFINE_bool(
   'predict_train',
   False,
@@ -51,33 +69,57 @@ _PREDICT_TRAIN = flags.DEFINE_bool(
 
 def main() -> None:
   """Runs what the flags say."""
-  runs, files = (
+  runs, files, folders = (
     [pathlib.Path(p) for p in dict.fromkeys(map(os.path.realpath, given))]
-    for given in (_RUN.value, _PREDICTIONS.value)
+    for given in (_RUN.value, _PREDICTIONS.value, _DENSE.value)
   )
-  if not runs and not files:
-    raise InputError('give --run=DIR or --predictions=FILE.npz; see --help')
+  if not runs and not files and not folders:
+    raise InputError(
+      'give --run=DIR, --predictions=FILE.npz or --dense=DIR; see --help'
+    )
   if _PREDICT_TRAIN.value and not runs:
     raise InputError('--predict_train: is of runs; give --run=DIR')
+  if _IGNORE_LABEL.value is not None and not folders:
+    raise InputError(
+      '--ignore_label: is of dense predictions; give --dense=DIR'
+    )
   if not 0 <= _SEED.value < 2**32:
     raise InputError(f'--seed: {_SEED.value}; from 0 to 2**32 - 1')
   for path in files:
     if not os.path.isfile(path):
       raise InputError(f"--predictions: '{path}' is no file; give an .npz")
+  for path in folders:
+    if not os.path.isdir(path) or not list(path.glob('*.npz')):
+      raise InputError(f"--dense: '{path}' is no directory with .npz files")
   from tsla_jax.records import lock_directory
 
-  titles = _titles(runs)
-  output = _output(runs, files)
+  tables = [path for path in runs if os.path.isfile(path / 'table.json')]
+  titles = _titles([path for path in runs if path not in tables])
+  if len(tables) > 1 or (tables and titles):
+    raise InputError(
+      f"--run: '{tables[0]}' is a table; give it without other tables and runs"
+    )
+  output = _output([*runs, *files, *folders])
   # Whether it can be written is known before anything is computed.
   with lock_directory(output, output / 'figures', name='--output'):
-    _analyze(titles, files, output)
+    found = _analyze(tables, titles, files, folders)
+    from tsla_jax.reporting import analysis
+
+    text = analysis.draw(
+      found,
+      output,
+      selection_only=_SELECTIVE.value,
+      log_coverage=_LOG_COVERAGE.value,
+    )
+    print(text)
 
 
 def _analyze(
+  tables: list[pathlib.Path],
   titles: dict[pathlib.Path, tuple[str, int, int]],
   files: list[pathlib.Path],
-  output: pathlib.Path,
-) -> None:
+  folders: list[pathlib.Path],
+) -> Any:
   from tsla_jax.reporting import analysis
 
   if _PREDICT_TRAIN.value:
@@ -85,29 +127,36 @@ def _analyze(
 
     for path in titles:
       print(f'Predictions of the training split: {predict_train(path)}')
-  names = [path.stem for path in files]
-  taken = [row for row, *_ in titles.values()]
-  if len(set(names) | set(taken)) < len(names) + len(set(taken)):
-    names = [str(path) for path in files]
-  found = []
+  found = [analysis.analyze_table(path, _SEED.value) for path in tables]
   if titles:
     found.append(analysis.analyze_runs(titles, _SEED.value))
+  taken = {row for one in found for row in one.runs['row']}
+  others = [*files, *folders]
+  names = [path.stem for path in others]
+  if len({*names, *taken}) < len(names) + len(taken):
+    names = [str(path) for path in others]
+  named = dict(zip(names, others, strict=True))
   if files:
-    named = dict(zip(names, files, strict=True))
-    found.append(analysis.analyze_files(named, _SEED.value))
-  print(analysis.draw(analysis.join(found), output))
+    some = {name: path for name, path in named.items() if path in files}
+    found.append(analysis.analyze_files(some, _SEED.value))
+  if folders:
+    some = {
+      name: sorted(path.glob('*.npz'))
+      for name, path in named.items()
+      if path in folders
+    }
+    found.append(analysis.analyze_dense(some, _IGNORE_LABEL.value, _SEED.value))
+  return analysis.join(found)
 
 
-def _output(
-  runs: list[pathlib.Path], files: list[pathlib.Path]
-) -> pathlib.Path:
+def _output(given: list[pathlib.Path]) -> pathlib.Path:
   if _OUTPUT.value:
     return pathlib.Path(_OUTPUT.value)
-  if len(runs) + len(files) > 1:
+  if len(given) > 1:
     raise InputError('--output: not set; give a directory for what is compared')
-  if runs:
-    return runs[0] / 'analysis'
-  return files[0].with_name(f'{files[0].stem}_analysis')
+  if given[0].is_dir():
+    return given[0] / 'analysis'
+  return given[0].with_name(f'{given[0].stem}_analysis')
 
 
 def _titles(
@@ -126,11 +175,6 @@ def _titles(
   for path in paths:
     if not os.path.isdir(path):
       raise InputError(f"--run: '{path}' is no directory; give that of a run")
-    if os.path.exists(path / 'table.json'):
-      raise InputError(
-        f"--run: '{path}' is a table; experiments/table.py --redraw"
-        f' --workdir={path} explains it, or give one of its runs'
-      )
     directory = RunDirectory(path)
     config = directory.config()
     if config is None:

@@ -1,6 +1,8 @@
 """The doors to explanations: runs, files of any framework, theory."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.conftest import make_config, make_dataset
 from tests.reporting.conftest import make_predictions
+from tests.reporting.test_selection import dense_arrays
 from tsla_jax.reporting import analysis
 from tsla_jax.training.loop import train_and_evaluate
 
@@ -60,8 +63,10 @@ def test_a_run(root, runs):
   assert {p.name for p in output.rglob('*.png')} == {
     'calibration.png',
     'collapse.png',
+    'logits.png',
     'norms.png',
     'reliability.png',
+    'selection.png',
   }
   (line,) = pd.read_csv(output / 'metrics.csv').to_dict('records')
   assert line['row'] == 'LSR, theta 0.1'
@@ -182,18 +187,68 @@ def test_files_of_any_framework(root, tmp_path):
   assert table['nc1'].isna().tolist() == [False, True]
 
 
+def test_selective_classification_of_a_table_and_of_pixels(
+  root, runs, tmp_path
+):
+  rows = []
+  for method in ('baseline', 'lsr'):
+    rows.append({'name': method, 'directory': method, 'num_epochs': 3})
+    for seed in (0, 1):
+      target = tmp_path / 'table' / 'runs' / method / f'seed{seed}'
+      shutil.copytree(runs / f'{method}{seed}', target)
+  record = {'table': 'test', 'rows': rows, 'seeds': [0, 1]}
+  (tmp_path / 'table' / 'table.json').write_text(json.dumps(record))
+  folder = tmp_path / 'pixels'
+  folder.mkdir()
+  logits, labels = dense_arrays()
+  np.savez(folder / 'a.npz', logits=logits, labels=labels)
+  code, printed, errors = door(
+    root,
+    'analyze',
+    f'--run={tmp_path / "table"}',
+    f'--dense={folder}',
+    '--ignore_label=255',
+    '--selective',
+    '--log_coverage',
+    f'--output={tmp_path / "out"}',
+  )
+  assert code == 0, errors
+  assert 'Selective classification on' in printed
+  assert 'Calibration on' not in printed and 'NC1' not in printed
+  table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
+  assert list(table['row']) == ['baseline', 'baseline', 'lsr', 'lsr', 'pixels']
+  assert table['aurc'].notna().all() and 'ece' not in table
+  assert {p.name for p in (tmp_path / 'out').rglob('*.png')} == {
+    'selection.png',
+    'logits.png',
+  }
+  done = door(root, 'analyze', f'--dense={tmp_path}')
+  check_refused(done, 'is no directory with .npz files')
+  done = door(root, 'analyze', f'--dense={folder}')
+  check_refused(done, 'a.npz', '--ignore_label')
+  done = door(
+    root,
+    'analyze',
+    f'--run={tmp_path / "table"}',
+    f'--run={runs / "lsr0"}',
+    f'--output={tmp_path / "x"}',
+  )
+  check_refused(done, 'is a table; give it without other')
+  assert not (tmp_path / 'x').exists()
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
   holes = make_predictions()
   holes['logits'][3, 0] = np.nan
   np.savez(tmp_path / 'holes.npz', **holes)
   done = door(root, 'analyze', f'--predictions={tmp_path / "holes.npz"}')
   check_refused(done, 'holes.npz', 'row 3 is not finite')
-  check_refused(door(root, 'analyze'), 'give --run=DIR or --predictions=')
+  check_refused(door(root, 'analyze'), 'give --run=DIR, --predictions=')
   done = door(root, 'analyze', f'--run={tmp_path}')
   check_refused(done, 'holds no run')
   (tmp_path / 'table.json').write_text('{}')
   done = door(root, 'analyze', f'--run={tmp_path}')
-  check_refused(done, 'is a table', '--redraw')
+  check_refused(done, 'holds no table that can be read')
   done = door(root, 'analyze', '--predictions=x.npz', '--predict_train')
   check_refused(done, '--predict_train: is of runs')
   done = door(root, 'analyze', f'--run={tmp_path / "holes.npz"}')

@@ -28,7 +28,7 @@ def layouts(results):
 
 def test_a_table_of_both(explained):
   results = read_results(explained)
-  calibration, collapse, _ = layouts(results)
+  calibration, *_, collapse, _ = layouts(results)
   assert len(calibration.rows) == 6  # each row without and with temperature
   runs = results.runs[results.runs['row'] == 'baseline']
   plain, scaled = (
@@ -95,12 +95,13 @@ def test_the_report_shows_them(explained):
     for p in explained.rglob('*')
     if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
   }
-  more = ('collapse', 'norms', 'calibration', 'reliability')
+  more = ('collapse', 'norms', 'calibration', 'selection', 'logits')
+  more += ('reliability',)
   assert made == FILES | {
     f'figures/{n}.{k}' for n in more for k in ('png', 'svg')
   }
   text = (explained / 'report.html').read_text()
-  assert len(Page(text).pictures) == 7
+  assert len(Page(text).pictures) == 9
   for title in ('Calibration on 30 test examples', 'Neural collapse'):
     assert title in text
     assert title in (explained / 'table.md').read_text()

@@ -10,12 +10,12 @@ from tsla_jax.analysis import calibration
 from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import held_out_split, softmax
 from tsla_jax.errors import InputError
-from tsla_jax.reporting.predictions import (
+from tsla_jax.reporting.measures import (
   CALIBRATION_COLUMNS,
-  measure_calibration,
+  measure,
   measure_collapse,
-  read_predictions,
 )
+from tsla_jax.reporting.predictions import read_predictions
 
 
 def save(path, **changes):
@@ -62,7 +62,7 @@ def test_a_split_says_what_is_what(tmp_path, kind):
 def test_measurements_are_those_of_the_library(tmp_path):
   arrays = make_predictions()
   predictions = read_predictions(save(tmp_path / 'p.npz'))
-  metrics, diagrams = measure_calibration(predictions, intervals=True)
+  metrics, diagrams = measure(predictions, intervals=True)
   assert set(CALIBRATION_COLUMNS) < set(metrics)
   first, second = held_out_split(arrays['labels'])
   logits, labels = arrays['logits'][second], arrays['labels'][second]
@@ -118,7 +118,7 @@ def test_what_a_metric_needs_and_is_not_there_is_named(
   assert any(sentence in text for text in said)
   for name in ('nc1', 'nc3', 'nc4', 'nc2_classifier'):
     assert np.isfinite(collapse.get(name, np.nan)) == (name not in lost)
-  assert measure_calibration(predictions)[0]['ece'] > 0
+  assert measure(predictions)[0]['ece'] > 0
 
 
 def test_classes_without_examples_are_named(tmp_path):

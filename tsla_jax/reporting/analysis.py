@@ -8,15 +8,19 @@ import pandas as pd
 
 from tsla_jax.errors import InputError
 from tsla_jax.records import write_all
-from tsla_jax.reporting import explanations, figures, tables
-from tsla_jax.reporting.predictions import (
+from tsla_jax.reporting import dense, explanations, figures, tables
+from tsla_jax.reporting.measures import (
+  SELECTION_COLUMNS,
   Diagrams,
-  measure_calibration,
+  measure,
   measure_collapse,
-  read_predictions,
-  read_run,
 )
-from tsla_jax.reporting.results import read_runs, reference_rows
+from tsla_jax.reporting.predictions import read_predictions, read_run
+from tsla_jax.reporting.results import (
+  read_results,
+  read_runs,
+  reference_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Analysis:
   Attributes:
     runs: a line a model, with 'row', 'seed' and metrics.
     epochs: a line an epoch of a run; may be empty.
-    diagrams: reliability, by row.
+    diagrams: curves, by row.
     references: the rows that a row is compared with.
     notes: what was left out and why, in sentences.
   """
@@ -53,15 +57,68 @@ def analyze_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Analysis:
     predictions = read_predictions(path)
     line = {'row': name, 'seed': 0, 'drop_epoch': None}
     try:
-      metrics, its = measure_calibration(predictions, seed=seed, intervals=True)
+      metrics, its = measure(predictions, seed=seed, intervals=True)
       line |= metrics
       diagrams[name] = [its]
     except InputError as error:
-      notes.append(f'{name}: {error}; calibration is left out')
+      notes.append(
+        f'{name}: {error}; calibration and selective risk are left out'
+      )
     collapse, said = measure_collapse(predictions)
     runs.append(line | collapse)
     notes += [f'{name}: {text}' for text in said]
   return Analysis(pd.DataFrame(runs), pd.DataFrame(), diagrams, {}, notes)
+
+
+def analyze_table(path: pathlib.Path, seed: int = 0) -> Analysis:
+  """Measures the finished runs of a table.
+
+  Args:
+    path: its directory.
+    seed: as in `analyze_files`.
+
+  Raises:
+    InputError: names the run and what is wrong with it.
+  """
+  results = read_results(path, split_seed=seed)
+  references = {row: reference_rows(results, row) for row in results.rows}
+  finished = results.runs['status'] == 'finished'
+  notes = []
+  if not finished.all():
+    notes.append(
+      f'{path}: {finished.sum()} of {len(finished)} runs are finished'
+    )
+  return Analysis(
+    results.runs[finished],
+    results.epochs,
+    results.diagrams,
+    references,
+    notes,
+  )
+
+
+def analyze_dense(
+  paths: Mapping[str, Sequence[pathlib.Path]],
+  ignore_label: int | None,
+  seed: int = 0,
+) -> Analysis:
+  """Measures dense predictions, file by file.
+
+  Args:
+    paths: files of each model, as `dense.measure_dense` reads them, by the
+      names of their rows.
+    ignore_label: of pixels that are not counted.
+    seed: says which images parameters are chosen on.
+
+  Raises:
+    InputError: names the file and what is wrong with it.
+  """
+  runs, diagrams = [], {}
+  for name, files in paths.items():
+    metrics, its = dense.measure_dense(files, ignore_label, seed)
+    runs.append({'row': name, 'seed': 0, 'drop_epoch': None} | metrics)
+    diagrams[name] = [its]
+  return Analysis(pd.DataFrame(runs), pd.DataFrame(), diagrams, {}, [])
 
 
 def analyze_runs(
@@ -119,12 +176,20 @@ def join(analyses: Sequence[Analysis]) -> Analysis:
   )
 
 
-def draw(analysis: Analysis, output: pathlib.Path) -> str:
+def draw(
+  analysis: Analysis,
+  output: pathlib.Path,
+  *,
+  selection_only: bool = False,
+  log_coverage: bool = False,
+) -> str:
   """Writes what is known of some models.
 
   Args:
     analysis: of them.
     output: directory for `metrics.csv`, `analysis.md` and `figures/`.
+    selection_only: leave out all but selective classification.
+    log_coverage: draw coverage on a logarithmic axis.
 
   Returns:
     The tables, and where everything is, for a terminal.
@@ -132,6 +197,19 @@ def draw(analysis: Analysis, output: pathlib.Path) -> str:
   Raises:
     InputError: if nothing could be measured, or it cannot be written.
   """
+  if selection_only:
+    kept = ('row', 'seed', 'drop_epoch', 'chosen', 'tested', 'tested_top1')
+    others = [
+      name
+      for name in analysis.runs
+      if name not in (*kept, *SELECTION_COLUMNS)
+      and not name.startswith(('aurc_', 'norm_aurc_'))
+    ]
+    analysis = dataclasses.replace(
+      analysis,
+      runs=analysis.runs.drop(columns=others),
+      epochs=pd.DataFrame(),
+    )
   layouts = explanations.layouts(analysis.runs)
   if not layouts:
     raise InputError(f'nothing can be measured: {"; ".join(analysis.notes)}')
@@ -142,7 +220,11 @@ def draw(analysis: Analysis, output: pathlib.Path) -> str:
   text = '\n'.join(map(tables.to_markdown, layouts))
   text += '\n' + ''.join(f'- {note}\n' for note in analysis.notes)
   pictures = explanations.make_figures(
-    analysis.runs, analysis.epochs, analysis.diagrams, analysis.references
+    analysis.runs,
+    analysis.epochs,
+    analysis.diagrams,
+    analysis.references,
+    log_coverage=log_coverage,
   )
   content = {
     'metrics.csv': analysis.runs.dropna(axis=1, how='all').to_csv(index=False),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.reporting import figures
-from tsla_jax.reporting.predictions import Diagrams
+from tsla_jax.reporting.measures import COVERAGES, RISKS, Diagrams
 from tsla_jax.reporting.results import Difference, paired_difference
 from tsla_jax.reporting.tables import Cell, Layout
 
@@ -59,6 +59,11 @@ def layouts(runs: pd.DataFrame) -> list[Layout]:
   made = []
   if 'ece' in runs and runs['ece'].notna().any():
     made.append(_calibration_layout(runs[runs['ece'].notna()]))
+  if 'aurc' in runs and runs['aurc'].notna().any():
+    made.append(_selection_layout(runs[runs['aurc'].notna()]))
+    made.append(_scores_layout(runs[runs['aurc'].notna()]))
+    if runs['guaranteed_5'].notna().any():
+      made.append(_guarantee_layout(runs[runs['guaranteed_5'].notna()]))
   if 'nc1' in runs and runs['nc1'].notna().any():
     made.append(_collapse_layout(runs[runs['nc1'].notna()]))
   return made
@@ -118,6 +123,113 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
     ],
     rows,
     notes,
+  )
+
+
+def _selection_layout(runs: pd.DataFrame) -> Layout:
+  columns = {
+    'aurc': 'AURC [%]',
+    'augrc': 'AUGRC [%]',
+    **{
+      f'coverage_{100 * risk:.0f}': f'coverage at {risk:.0%} risk [%]'
+      for risk in RISKS
+    },
+    'failure_auroc': 'AUROC of errors [%]',
+  }
+
+  def cells(name: str, p: str, models: pd.DataFrame, prefix: str) -> list[Cell]:
+    texts = [name, p, _text(100 * (1 - models['tested_top1']), '.2f')]
+    for key in columns:
+      ends = [prefix + key + end for end in ('_low', '_high')]
+      interval = [100 * models[end] for end in ends if end in models]
+      texts.append(_text(100 * models[prefix + key], '.2f', interval))
+    return [Cell(text) for text in texts]
+
+  rows = []
+  for row, models in runs.groupby('row', sort=False):
+    rows.append(cells(row, '', models, ''))
+    norms = models['norm_p'].dropna()
+    if len(norms):
+      least, most = norms.min(), norms.max()
+      p = f'{least:g}' if least == most else f'{least:g} to {most:g}'
+      if len(norms) < len(models):
+        p += f' ({len(norms)} of {len(models)})'
+      rows.append(cells(f'{row}, normalised', p, models, 'norm_'))
+  notes = [
+    'Predictions are answered in the order of the maximum softmax probability;'
+    ' normalised: of the largest logit over the p-norm of all, centred, with p'
+    ' chosen as temperatures are. Where no p is better than the softmax there,'
+    ' that is kept. AURC: area under the risk-coverage curve; AUGRC: under'
+    ' that of the risk of all; both small where errors come last. Coverage at'
+    ' a risk: the most that can be answered with that share of errors, chosen'
+    f' on the very examples. {_SPREAD}'
+  ]
+  moved = 100 * runs['aurc_ties']
+  if (moved > runs['aurc']).any():  # by more than a hundredth of it
+    worst = runs.loc[moved.idxmax(), 'row']
+    notes.append(
+      'Equal confidences are one point. Another order of them could move the'
+      f' AURC of {worst} by {moved.max():.2g} %: its confidence is too coarse'
+      ' to be judged more closely.'
+    )
+  return Layout(
+    f'Selective classification on {_counts(runs["tested"])} test examples',
+    ['Method', 'p', 'error [%]', *columns.values()],
+    rows,
+    notes,
+  )
+
+
+def _guarantee_layout(runs: pd.DataFrame) -> Layout:
+  names = [f'{100 * risk:.0f}' for risk in RISKS]
+  rows = []
+  for row, models in runs.groupby('row', sort=False):
+    p = models['norm_p']
+    score = 'as chosen'
+    if len(models) == 1:
+      score = 'probability' if p.isna().all() else f'logits, p = {p.iloc[0]:g}'
+    cells = [row, score]
+    for name in names:
+      covered = _text(100 * models[f'guaranteed_{name}'], '.2f')
+      threshold = models[f'threshold_{name}'].iloc[0]
+      if len(models) == 1 and np.isfinite(threshold):
+        covered += f' from {threshold:.4g} on'
+      cells.append(covered)
+    rows.append([Cell(text) for text in cells])
+  return Layout(
+    'Coverage in % whose risk is guaranteed',
+    ['Method', 'score', *(f'risk of {name} %' for name in names)],
+    rows,
+    [
+      'Thresholds of the chosen score, and what they answer of the tested'
+      ' examples: with a probability of 95 % their risk is no larger on others'
+      ' of the same kind (exact binomial tests, from the highest of fixed'
+      f' thresholds on). 0 where so few examples can vouch for none. {_SPREAD}'
+    ],
+  )
+
+
+def _scores_layout(runs: pd.DataFrame) -> Layout:
+  columns = {
+    'aurc': 'max. probability',
+    'norm_aurc': 'normalised logits',
+    'aurc_max_logit': 'max. logit',
+    'aurc_logit_margin': 'logit margin',
+    'aurc_softmax_margin': 'softmax margin',
+    'aurc_neg_entropy': 'entropy',
+    'aurc_doctor': 'sum of p^2',
+    'aurc_energy': 'energy',
+  }
+  shown = [key for key in columns if key in runs and runs[key].notna().any()]
+  rows = [
+    [Cell(row), *(Cell(_text(100 * models[key], '.2f')) for key in shown)]
+    for row, models in runs.groupby('row', sort=False)
+  ]
+  return Layout(
+    'AURC in % by confidence score',
+    ['Method', *(columns[key] for key in shown)],
+    rows,
+    [f'Small is good. {_SPREAD}'],
   )
 
 
@@ -182,6 +294,8 @@ def comparison_layout(
     columns += [('classifier norm', 'weight_norm')]
   if 'ece' in runs and runs['ece'].notna().any():
     columns += [('NLL', 'nll'), ('ECE', 'ece')]
+  if 'aurc' in runs and runs['aurc'].notna().any():
+    columns += [('AURC', 'aurc'), ('AURC, normalised', 'norm_aurc')]
   rows = []
   for row, others in references.items():
     for reference, other in others.items():
@@ -197,6 +311,12 @@ def comparison_layout(
       rows.append(cells)
   if not columns or not rows:
     return None
+  of_nc2 = (
+    ' NC2 (of features) at equal NC1: where each of the two first reaches the'
+    ' least NC1 that both reach.'
+    if ('NC2 at equal NC1', None) in columns
+    else ''
+  )
   return Layout(
     'What the methods change, as factors, paired by seed',
     ['Method', 'against', *(title for title, _ in columns)],
@@ -204,10 +324,8 @@ def comparison_layout(
     [
       'Geometric means of the factors by which a metric differs, with the 95 %'
       ' interval of the paired t-test of the logarithms; bold where it leaves'
-      ' out 1. Fewer than 3 seeds have none. NC2 (of features) at equal NC1:'
-      ' where each of the two first reaches the least NC1 that both reach. ECE'
-      ' and NLL without temperature.'
-      ' Intervals are not corrected for the number of comparisons.'
+      ' out 1. Fewer than 3 seeds have none. Intervals are not corrected for'
+      f' the number of comparisons.{of_nc2}'
     ],
   )
 
@@ -295,6 +413,8 @@ def make_figures(
   epochs: pd.DataFrame,
   diagrams: Mapping[str, Sequence[Diagrams]],
   references: Mapping[str, Mapping[str, str]],
+  *,
+  log_coverage: bool = False,
 ) -> list[tuple[str, str, Figure]]:
   """Name, caption and figure of each picture that there is something for.
 
@@ -304,6 +424,7 @@ def make_figures(
     epochs: as in `comparison_layout`, with 'drop_epoch'; may be empty.
     diagrams: of each row, one a seed.
     references: as in `comparison_layout`.
+    log_coverage: draw coverage on a logarithmic axis.
   """
   made = []
   styles = figures.row_styles(epochs if len(epochs) else runs)
@@ -370,7 +491,53 @@ def make_figures(
       f' of the epochs may lie outside. {_ON_CURVES}',
       figure,
     )
-  if diagrams:
+  if diagrams and 'aurc' in runs:
+    figure = figures.make_figure(2, xlabel='coverage')
+    for axes, kind, title in zip(
+      figure.axes,
+      ('risk', 'norm_risk'),
+      ('by maximum softmax probability', 'by normalised logits'),
+      strict=True,
+    ):
+      curves = {
+        row: 100 * np.array([getattr(d, kind) for d in its])
+        for row, its in diagrams.items()
+      }
+      look = figures.row_styles(runs)
+      figures.draw_risk_coverage(axes, COVERAGES, curves, look, log_coverage)
+      axes.set_title(title, fontsize=10)
+    add(
+      'selection',
+      'Risk (the share of the answered that is wrong) against coverage (the'
+      ' share that is answered), mean over the seeds and a band of one standard'
+      ' deviation.',
+      figure,
+    )
+  suppressed = {
+    row: [d.suppression for d in its if d.suppression is not None]
+    for row, its in diagrams.items()
+  }
+  suppressed = {row: its for row, its in suppressed.items() if its}
+  if suppressed and 'aurc' in runs:
+    figure = figures.make_figure(2, xlabel='predicted probability of error')
+    look = figures.row_styles(runs)
+    figures.draw_suppression(*figure.axes, suppressed, look)
+    add(
+      'logits',
+      'Left: the largest logit, above the mean of all, against the predicted'
+      ' probability of error. Smoothing holds sure predictions down most.'
+      ' Right: what smoothing adds to the gradient in the largest logit, for a'
+      ' theta of 1, above 0 where it holds down; the line is what a calibrated'
+      ' model has, 1 - P(error) - 1/K. All seeds together, bins of fewer than'
+      ' 10 examples left out.',
+      figure,
+    )
+  reliabilities = {
+    row: its
+    for row, its in diagrams.items()
+    if any(d.plain is not None for d in its)
+  }
+  if reliabilities and 'ece' in runs:
     figure = figures.make_figure(2, width=10)
     for axes, kind, title in zip(
       figure.axes,
@@ -380,7 +547,7 @@ def make_figures(
     ):
       parts = {
         row: [part for d in its if (part := getattr(d, kind)) is not None]
-        for row, its in diagrams.items()
+        for row, its in reliabilities.items()
       }
       pooled = {row: pool(its) for row, its in parts.items() if its}
       figures.draw_reliability(axes, pooled, figures.row_styles(runs))

@@ -4,6 +4,7 @@ A frame has a line an epoch, with the fields of `metrics.jsonl`; that of a table
 has 'row', 'seed' and 'drop_epoch' too (`results.Results.epochs`).
 """
 
+import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
+from tsla_jax.analysis.logit_gradients import Suppression
 
 Picture = tuple[str, str, Figure]  # name, caption, figure
 
@@ -375,6 +377,76 @@ def draw_reliability(
   axes.set_xlim(0, 1.02)
   axes.set_ylim(0, 1.02)
   axes.set_aspect('equal')
+
+
+def draw_risk_coverage(
+  axes: Axes,
+  coverages: np.ndarray,
+  risks: Mapping[str, np.ndarray],
+  styles: Mapping[str, tuple[Any, Any]],
+  log: bool = False,
+) -> None:
+  """Risk against coverage, the mean over the seeds and a band of one deviation.
+
+  Args:
+    axes: to draw on.
+    coverages: `[C]`.
+    risks: of each row `[seeds, C]`, in percent.
+    styles: colour and line style of each row.
+    log: coverage on a logarithmic axis.
+  """
+  for row, values in risks.items():
+    color, style = styles[row]
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    axes.plot(
+      coverages, mean, color=color, linestyle=style, linewidth=1.4, label=row
+    )
+    axes.fill_between(
+      coverages,
+      np.maximum(mean - spread, 0),
+      mean + spread,
+      color=color,
+      alpha=0.12,
+      linewidth=0,
+    )
+  if log:
+    set_logarithmic(axes.xaxis)
+  axes.set_ylim(bottom=0)
+  axes.set_ylabel('risk [%]')
+
+
+def draw_suppression(
+  logits: Axes,
+  gradients: Axes,
+  measured: Mapping[str, Sequence[Suppression]],
+  styles: Mapping[str, tuple[Any, Any]],
+) -> None:
+  """Largest logits, and what smoothing does to them, by probability of error.
+
+  Args:
+    logits: to draw the former on.
+    gradients: to draw the latter on, with the line of its formula.
+    measured: of each row, one a seed.
+    styles: colour and line style of each row.
+  """
+  for row, its in measured.items():
+    color, style = styles[row]
+    table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in its)
+    total = table.groupby('bin')['count'].sum()
+
+    def mean(key: str, table=table, total=total) -> pd.Series:
+      sums = (table[key] * table['count']).groupby(table['bin']).sum()
+      return (sums / total)[total >= 10]
+
+    look = {'color': color, 'linestyle': style, 'marker': '.', 'label': row}
+    error = mean('error_probability')
+    logits.plot(error, mean('max_logit'), linewidth=1.4, **look)
+    gradients.plot(error, mean('suppression'), linewidth=1.4, **look)
+  classes = next(iter(measured.values()))[0].num_classes
+  ends = np.array([0, 1 - 1 / classes])
+  gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
+  logits.set_ylabel('largest logit')
+  gradients.set_ylabel('added gradient, theta 1')
 
 
 def draw_by_theta(

@@ -1,4 +1,4 @@
-"""Predictions of a model: read from files, and measured."""
+"""Predictions of a model, read from what a run or anybody else has saved."""
 
 import dataclasses
 import os
@@ -7,39 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tsla_jax.analysis import calibration
-from tsla_jax.analysis.calibration import Reliability
-from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import (
   check_finite,
   check_scores,
   held_out_split,
-  softmax,
 )
 from tsla_jax.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
 _NAMES = ('logits', 'labels', 'features', 'weights', 'bias', 'split')
-
-
-_METRICS = (
-  'confidence',
-  'nll',
-  'brier',
-  'ece',
-  'ece_mass',
-  'ece_classwise',
-)
-
-# What `measure_calibration` measures.
-CALIBRATION_COLUMNS = (
-  'chosen',
-  'tested',
-  'tested_top1',
-  *_METRICS,
-  'temperature',
-  *(f'scaled_{name}' for name in _METRICS),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +84,32 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
   Raises:
     InputError: names the file and what is wrong with it.
   """
+  arrays = read_arrays(path, _NAMES)
+  try:
+    return _make_predictions(arrays)
+  except InputError as error:
+    raise InputError(f"'{path}': {error}") from error
+
+
+def read_arrays(
+  path: str | os.PathLike[str], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Reads those arrays of an `.npz` that are there.
+
+  Args:
+    path: of the file.
+    names: of arrays; the first two must be there.
+
+  Raises:
+    InputError: names the file and what is wrong with it.
+  """
   path = pathlib.Path(path)
   if not os.path.isfile(path):
     raise InputError(f"'{path}': there is no such file; give an .npz")
   try:
     with np.load(path) as archive:
       arrays = {
-        name: np.asarray(archive[name]) for name in _NAMES if name in archive
+        name: np.asarray(archive[name]) for name in names if name in archive
       }
       found = archive.files
   # What a cut or foreign file raises is numpy's own affair: an .npy, say, a
@@ -124,25 +119,22 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
       f"'{path}' cannot be read as an .npz of arrays ({type(error).__name__});"
       ' save it by numpy.savez(FILE, logits=..., labels=...), texts as str'
     ) from error
-  try:
-    return _make_predictions(arrays, found)
-  except InputError as error:
-    raise InputError(f"'{path}': {error}") from error
-
-
-def _make_predictions(
-  arrays: Mapping[str, np.ndarray], found: Sequence[str]
-) -> Predictions:
-  for name in ('logits', 'labels'):
+  for name in names[:2]:
     if name not in arrays:
       raise InputError(
-        f"no '{name}' (it has {', '.join(found) or 'nothing'}); logits [N, K]"
-        ' and labels [N] are needed'
+        f"'{path}': no '{name}' (it has {', '.join(found) or 'nothing'});"
+        f' {" and ".join(names[:2])} are needed'
       )
   for name, array in arrays.items():
     kinds, what = ('US', 'texts') if name == 'split' else ('fiu', 'numbers')
     if array.dtype.kind not in kinds:
-      raise InputError(f'{name}: of type {array.dtype}; must be {what}')
+      raise InputError(
+        f"'{path}': {name}: of type {array.dtype}; must be {what}"
+      )
+  return arrays
+
+
+def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
   check_scores(arrays['logits'], arrays['labels'])
   logits, labels = arrays['logits'], arrays['labels']
   count, classes = logits.shape
@@ -236,130 +228,3 @@ def read_run(path: str | os.PathLike[str]) -> Predictions:
       ' of the weights of predictions.npz; make it anew by --predict_train'
     )
   return Predictions({**train.parts, **test.parts}, test.weights, test.bias)
-
-
-@dataclasses.dataclass(frozen=True)
-class Diagrams:
-  """Reliability of a model, without and with its temperature, if it has one."""
-
-  plain: Reliability
-  scaled: Reliability | None
-
-
-def measure_calibration(
-  predictions: Predictions, *, seed: int = 0, intervals: bool = False
-) -> tuple[dict[str, float], Diagrams]:
-  """Calibration of a model, and what a temperature makes of it.
-
-  The temperature is chosen on one part of the predictions, and everything is
-  measured on the other (`Predictions.chosen_and_tested`). Where there is no
-  error to choose it by, or nothing but error, it ends at a bound; what it makes
-  of the predictions is no calibration then, and NaN.
-
-  Args:
-    predictions: with a test split.
-    seed: of the division.
-    intervals: add `NAME_low` and `NAME_high` of 95 % bootstrap intervals.
-
-  Returns:
-    Metrics by `CALIBRATION_COLUMNS`, and the diagrams.
-
-  Raises:
-    InputError: if there is no test split.
-  """
-  chosen, tested = predictions.chosen_and_tested(seed)
-  temperature = calibration.fit_temperature(chosen.logits, chosen.labels)
-  plain, diagram = _calibration(tested, 1.0, intervals)
-  scaled, scaled_diagram = _calibration(tested, temperature, intervals)
-  if temperature in calibration.temperature_bounds(chosen.logits):
-    scaled, scaled_diagram = dict.fromkeys(scaled, np.nan), None
-  p = softmax(tested.logits)
-  metrics = {
-    'chosen': len(chosen.labels),
-    'tested': len(tested.labels),
-    'tested_top1': float(np.mean(p.argmax(axis=1) == tested.labels)),
-    **plain,
-    'temperature': temperature,
-    **{f'scaled_{name}': value for name, value in scaled.items()},
-  }
-  return metrics, Diagrams(diagram, scaled_diagram)
-
-
-def _calibration(
-  part: Part, temperature: float, intervals: bool
-) -> tuple[dict[str, float], Reliability]:
-  logits, labels = np.asarray(part.logits, np.float64), part.labels
-  logits = logits / temperature
-  p = softmax(logits)
-  ece = calibration.expected_calibration_error
-  metrics = {
-    'confidence': float(p.max(axis=1).mean()),
-    'nll': calibration.negative_log_likelihood(logits, labels),
-    'brier': calibration.brier_score(p, labels),
-    'ece': ece(p, labels),
-    'ece_mass': ece(p, labels, binning='mass'),
-    'ece_classwise': ece(p, labels, kind='classwise'),
-  }
-  if intervals:
-    for name, interval, argument in (
-      ('nll', calibration.negative_log_likelihood_interval, logits),
-      ('brier', calibration.brier_score_interval, p),
-      ('ece', calibration.expected_calibration_error_interval, p),
-    ):
-      ends = interval(argument, labels)
-      metrics |= {f'{name}_low': ends.low, f'{name}_high': ends.high}
-  return metrics, calibration.reliability(p, labels)
-
-
-def measure_collapse(
-  predictions: Predictions,
-) -> tuple[dict[str, float], list[str]]:
-  """Neural collapse of a model's predictions, where it can be measured.
-
-  Args:
-    predictions: of the training split, or else of the test split.
-
-  Returns:
-    Metrics by name; and what was left out or is not as in the papers, in
-    sentences.
-  """
-  where = 'train' if 'train' in predictions.parts else 'test'
-  part = predictions.parts.get(where)
-  if part is None:
-    return {}, ["no examples of 'train' or 'test': no neural collapse"]
-  if part.features is None:
-    return {}, ["no 'features', so neural collapse is left out"]
-  if len(np.unique(part.labels)) < 2:
-    return {}, ['examples of a single class, so neural collapse is left out']
-  said = []
-  if where == 'test':
-    said.append(
-      'neural collapse is measured on the test split, there being no training'
-      ' split; the papers measure it on the latter'
-    )
-  if predictions.weights is None:
-    said.append(
-      "no 'weights' of the classifier, so what neural collapse says of it is"
-      ' left out'
-    )
-  elif predictions.bias is None:
-    said.append("no 'bias' of the classifier; taken to be 0")
-  if predictions.weights is not None:
-    given = part.features @ predictions.weights.T
-    given = given + (0 if predictions.bias is None else predictions.bias)
-    apart = np.abs(given - part.logits).max()
-    if apart > 1e-2 * np.abs(part.logits).max():
-      said.append(
-        f"'logits' and features @ weights.T + bias differ by up to {apart:.3g};"
-        ' are these the features that the classifier sees, and the classes in'
-        ' the same order?'
-      )
-  collapse = neural_collapse(
-    part.features,
-    part.labels,
-    predictions.weights,
-    predictions.bias,
-    num_classes=part.logits.shape[1],
-  )
-  said += collapse.remarks
-  return dataclasses.asdict(collapse), said

@@ -15,12 +15,13 @@ from scipy import stats
 from tsla_jax.analysis import neural_collapse
 from tsla_jax.errors import InputError
 from tsla_jax.records import complete_lines
-from tsla_jax.reporting.predictions import (
+from tsla_jax.reporting.measures import (
   CALIBRATION_COLUMNS,
+  SELECTION_COLUMNS,
   Diagrams,
-  measure_calibration,
-  read_predictions,
+  measure,
 )
+from tsla_jax.reporting.predictions import read_predictions
 
 COLUMNS = (
   'row',
@@ -40,7 +41,11 @@ COLUMNS = (
   'seconds',
 )
 # What runs are explained by; of the last epoch, and the last that was measured.
-EXPLANATIONS = (*CALIBRATION_COLUMNS, *neural_collapse.METRICS)
+EXPLANATIONS = (
+  *CALIBRATION_COLUMNS,
+  *SELECTION_COLUMNS,
+  *neural_collapse.METRICS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Results:
     epochs: a line an epoch of a run: 'row', 'seed', 'drop_epoch', and the
       fields of `metrics.jsonl`.
     configs: the `config.json` of a run of each row.
-    diagrams: reliability of the finished runs of each row.
+    diagrams: curves of the finished runs of each row.
   """
 
   record: Mapping[str, Any]
@@ -71,8 +76,14 @@ class Results:
     return [row['name'] for row in self.record['rows']]
 
 
-def read_results(workdir: str | os.PathLike[str]) -> Results:
+def read_results(
+  workdir: str | os.PathLike[str], *, split_seed: int = 0
+) -> Results:
   """Reads a table directory, whether all its runs are finished or not.
+
+  Args:
+    workdir: of the table.
+    split_seed: of `measure`.
 
   Raises:
     InputError: if it is none, none of its runs has begun, or one is damaged.
@@ -95,7 +106,7 @@ def read_results(workdir: str | os.PathLike[str]) -> Results:
     for name, directory, num_epochs in rows
     for seed in seeds
   ]
-  results = read_runs(paths, record)
+  results = read_runs(paths, record, split_seed=split_seed)
   if not results.configs:
     raise InputError(
       f"workdir '{workdir}' holds a table of which no run has begun"
@@ -115,7 +126,7 @@ def read_runs(
   Args:
     paths: of each run its row, seed, directory and number of epochs.
     record: as in `Results`.
-    split_seed: of `measure_calibration`.
+    split_seed: of `measure`.
     intervals: measure bootstrap intervals of the calibration too.
 
   Raises:
@@ -164,9 +175,7 @@ def _explain(
   if (path / 'predictions.npz').is_file():
     predictions = read_predictions(path / 'predictions.npz')
     if len(predictions.parts['test'].labels) > 1:  # else nothing to choose on
-      explained, its = measure_calibration(
-        predictions, seed=seed, intervals=intervals
-      )
+      explained, its = measure(predictions, seed=seed, intervals=intervals)
       diagrams = [its]
   names = [
     name for name in neural_collapse.METRICS if f'train_{name}' in epochs

@@ -1,0 +1,206 @@
+"""Selective classification in tables, figures, and of dense predictions."""
+
+import numpy as np
+import pytest
+
+from tests.reporting.conftest import make_predictions
+from tests.reporting.test_tables import cells
+from tsla_jax.analysis import selective
+from tsla_jax.analysis.predictions import held_out_split
+from tsla_jax.errors import InputError
+from tsla_jax.reporting import explanations, figures
+from tsla_jax.reporting.dense import measure_dense
+from tsla_jax.reporting.measures import (
+  COVERAGES,
+  SELECTION_COLUMNS,
+  measure,
+  risk_at_coverages,
+)
+from tsla_jax.reporting.predictions import read_predictions
+from tsla_jax.reporting.results import read_results, reference_rows
+
+
+def noisy(count=600, seed=0):
+  """Predictions of which many are wrong."""
+  arrays = make_predictions(seed, count)
+  rng = np.random.default_rng(seed)
+  arrays['labels'] = np.where(
+    rng.random(count) < 0.2, rng.integers(0, 3, count), arrays['labels']
+  )
+  return arrays
+
+
+def test_measurements_are_those_of_the_library(tmp_path):
+  arrays = noisy()
+  np.savez(tmp_path / 'p.npz', **arrays)
+  predictions = read_predictions(tmp_path / 'p.npz')
+  metrics, curves = measure(predictions, intervals=True)
+  assert set(SELECTION_COLUMNS) < set(metrics)
+  first, second = held_out_split(arrays['labels'])
+  choice = selective.select_p(
+    arrays['logits'][first], arrays['labels'][first], share=1
+  )
+  assert metrics['norm_p'] == choice.p or choice.p is None
+  logits = arrays['logits'][second]
+  errors = logits.argmax(1) != arrays['labels'][second]
+  for prefix, score, risk in (
+    ('', selective.msp, curves.risk),
+    ('norm_', choice.score, curves.norm_risk),
+  ):
+    confidence = score(logits)
+    for name, metric in (
+      ('aurc', selective.aurc),
+      ('augrc', selective.augrc),
+      ('failure_auroc', selective.failure_auroc),
+    ):
+      assert metrics[prefix + name] == metric(confidence, errors)
+    covered = selective.coverage_at_risk(confidence, errors, 0.05)
+    assert metrics[f'{prefix}coverage_5'] == covered
+    some = [0, 50, len(COVERAGES) - 1]
+    assert risk[some].tolist() == [
+      selective.risk_at_coverage(confidence, errors, COVERAGES[i]) for i in some
+    ]
+    assert metrics[f'{prefix}aurc_low'] < metrics[f'{prefix}aurc_high']
+  for score in selective.SCORES[1:]:
+    area = selective.aurc(score(logits), errors)
+    assert metrics[f'aurc_{score.__name__}'] == area
+  made = selective.guaranteed_threshold(choice.score(logits), errors, 0.1)
+  assert metrics['threshold_10'] == made.threshold
+  assert metrics['guaranteed_10'] == made.coverage
+
+
+def test_tables_and_figures(explained):
+  results = read_results(explained)
+  references = {row: reference_rows(results, row) for row in results.rows}
+  made = {layout.title: layout for layout in explanations.layouts(results.runs)}
+  selection = made['Selective classification on 30 test examples']
+  runs = results.runs[results.runs['row'] == 'baseline']
+  line = cells(selection, 'baseline')
+  mean, std = 100 * runs['aurc'].mean(), 100 * runs['aurc'].std(ddof=1)
+  assert line['AURC [%]'].text == f'{mean:.2f} ± {std:.2f}'
+  error = 100 * (1 - runs['tested_top1'])
+  assert line['error [%]'].text == f'{error.mean():.2f} ± {error.std():.2f}'
+  assert 'AURC in % by confidence score' in made
+  assert 'Coverage in % whose risk is guaranteed' in made
+  compared = explanations.comparison_layout(
+    results.runs, results.epochs, references
+  )
+  assert compared.header[-2:] == ['AURC', 'AURC, normalised']
+  pictures = {
+    name: figure
+    for name, _, figure in explanations.make_figures(
+      results.runs, results.epochs, results.diagrams, references
+    )
+  }
+  curves = results.diagrams['baseline']
+  left, right = pictures['selection'].axes
+  drawn = {line.get_label(): line for line in left.get_lines()}
+  expected = 100 * np.mean([d.risk for d in curves], axis=0)
+  np.testing.assert_allclose(drawn['baseline'].get_ydata(), expected)
+  drawn = {line.get_label(): line for line in right.get_lines()}
+  expected = 100 * np.mean([d.norm_risk for d in curves], axis=0)
+  np.testing.assert_allclose(drawn['baseline'].get_ydata(), expected)
+  _, gradients = pictures['logits'].axes
+  formula = gradients.get_lines()[-1]
+  assert formula.get_xdata().tolist() == pytest.approx([0, 2 / 3])
+  assert formula.get_ydata().tolist() == pytest.approx([2 / 3, 0])
+
+
+def test_pooled_logits_are_weighted_by_their_counts():
+  from tsla_jax.analysis.logit_gradients import measure_suppression
+
+  arrays = [noisy(seed=seed) for seed in range(2)]
+  parts = [measure_suppression(a['logits'], a['labels'], 1.0) for a in arrays]
+  whole = measure_suppression(
+    np.concatenate([a['logits'] for a in arrays]),
+    np.concatenate([a['labels'] for a in arrays]),
+    1.0,
+  )
+  left, right = figures.make_figure(2).axes
+  figures.draw_suppression(left, right, {'a': parts}, {'a': ('black', '-')})
+  many = whole.count >= 10
+  x, y = left.get_lines()[0].get_data()
+  np.testing.assert_allclose(x, whole.error_probability[many])
+  np.testing.assert_allclose(y, whole.max_logit[many])
+  _, y = right.get_lines()[0].get_data()
+  np.testing.assert_allclose(y, whole.suppression[many])
+
+
+def test_ties_that_matter_are_said(explained):
+  results = read_results(explained)
+  runs = results.runs.copy()
+  (first, *_) = explanations.layouts(runs[['row', 'seed', *runs.columns[2:]]])
+  runs['aurc_ties'] = 0.0
+  selection = explanations._selection_layout(runs)
+  assert not any('another order' in note.lower() for note in selection.notes)
+  runs.loc[1, 'aurc_ties'] = runs.loc[1, 'aurc'] / 2
+  selection = explanations._selection_layout(runs)
+  assert any('Another order' in note for note in selection.notes)
+  assert first.title.startswith('Calibration')
+
+
+def dense_arrays(images=6, side=12, seed=0):
+  """Images of pixels, some of them to be ignored."""
+  rng = np.random.default_rng(seed)
+  logits = rng.standard_normal((images, side, side, 4))
+  labels = logits.argmax(-1)
+  # Errors follow the shape of the logits, and not their scale.
+  score = selective.normalized_max_logit(logits.reshape(-1, 4), 2)
+  chance = 1 / (1 + np.exp(20 * (score - np.median(score))))
+  wrong = (rng.random(len(score)) < chance).reshape(labels.shape)
+  labels[wrong] = (labels[wrong] + 1) % 4
+  logits *= np.exp(2 * rng.standard_normal(labels.shape))[..., None]
+  labels[rng.random(labels.shape) < 0.1] = 255
+  return logits.astype(np.float32), labels.astype(np.uint8)
+
+
+def test_dense_predictions_are_those_of_their_pixels(tmp_path):
+  logits, labels = dense_arrays()
+  np.savez(tmp_path / 'a.npz', logits=logits[:3], labels=labels[:3])
+  np.savez(tmp_path / 'b.npz', logits=logits[3:5], labels=labels[3:5])
+  np.savez(tmp_path / 'c.npz', logits=logits[5], labels=labels[5])
+  paths = sorted(tmp_path.glob('*.npz'))
+  metrics, curves = measure_dense(paths, ignore_label=255, seed=0)
+  parts = []
+  for half in (0, 1):
+    z, y = logits[half::2].reshape(-1, 4), labels[half::2].ravel()
+    parts.append((z[y != 255].astype(np.float64), y[y != 255]))
+  (chosen, its), (tested, truth) = parts
+  choice = selective.select_p(chosen, its, share=1)
+  assert (metrics['chosen'], metrics['tested']) == (len(its), len(truth))
+  assert metrics['norm_p'] == choice.p is not None
+  errors = tested.argmax(1) != truth
+  assert metrics['tested_top1'] == pytest.approx(1 - errors.mean())
+  # Confidences are rounded to 11 bits of their mantissas, where some of the 400
+  # pixels meet.
+  for prefix, confidence, risk in (
+    ('', selective.log_odds(tested), curves.risk),
+    ('norm_', choice.score(tested), curves.norm_risk),
+  ):
+    exact = selective.risk_coverage(confidence, errors)
+    assert metrics[f'{prefix}aurc'] == pytest.approx(exact.aurc(), rel=2e-2)
+    assert metrics[f'{prefix}augrc'] == pytest.approx(exact.augrc(), rel=2e-2)
+    np.testing.assert_allclose(risk, risk_at_coverages(exact), atol=0.03)
+  other, _ = measure_dense(paths, ignore_label=255, seed=1)
+  assert other['tested'] == len(its)
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'ignore', 'message'),
+  [
+    ({}, None, r'label 255 of \d+ pixels; .* or be --ignore_label'),
+    ({'labels': np.zeros((6, 12, 11), int)}, 255, r'\[6, 12, 11\]; must be'),
+    ({'labels': np.zeros((6, 12, 12))}, 255, 'of type float64; integers'),
+    ({'logits': np.zeros((6, 12, 12, 1))}, 255, 'of 1 class; two at least'),
+    ({'logits': np.full((6, 12, 12, 4), np.nan)}, 255, 'row 0 is not finite'),
+    ({'labels': np.full((6, 12, 12), 255)}, 255, '0 images with labelled'),
+  ],
+)
+def test_bad_dense_files_are_named(tmp_path, arrays, ignore, message):
+  logits, labels = dense_arrays()
+  np.savez(
+    tmp_path / 'bad.npz', **{'logits': logits, 'labels': labels} | arrays
+  )
+  with pytest.raises(InputError, match=message) as error:
+    measure_dense([tmp_path / 'bad.npz'], ignore)
+  assert '\n' not in str(error.value)
