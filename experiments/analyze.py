@@ -89,7 +89,7 @@ def main() -> None:
     if not os.path.isfile(path):
       raise InputError(f"--predictions: '{path}' is no file; give an .npz")
   for path in folders:
-    if not os.path.isdir(path) or not list(path.glob('*.npz')):
+    if not os.path.isdir(path) or not _files(path):
       raise InputError(f"--dense: '{path}' is no directory with .npz files")
   from tsla_jax.records import lock_directory
 
@@ -98,6 +98,10 @@ def main() -> None:
   if len(tables) > 1 or (tables and titles):
     raise InputError(
       f"--run: '{tables[0]}' is a table; give it without other tables and runs"
+    )
+  if tables and _PREDICT_TRAIN.value:
+    raise InputError(
+      f"--predict_train: '{tables[0]}' is a table; give its runs one by one"
     )
   output = _output([*runs, *files, *folders])
   # Whether it can be written is known before anything is computed.
@@ -141,12 +145,14 @@ def _analyze(
     found.append(analysis.analyze_files(some, _SEED.value))
   if folders:
     some = {
-      name: sorted(path.glob('*.npz'))
-      for name, path in named.items()
-      if path in folders
+      name: _files(path) for name, path in named.items() if path in folders
     }
     found.append(analysis.analyze_dense(some, _IGNORE_LABEL.value, _SEED.value))
   return analysis.join(found)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(path for path in folder.glob('*.npz') if path.is_file())
 
 
 def _output(given: list[pathlib.Path]) -> pathlib.Path:

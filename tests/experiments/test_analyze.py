@@ -212,8 +212,12 @@ def test_selective_classification_of_a_table_and_of_pixels(
     'selection.png',
     'logits.png',
   }
-  done = door(root, 'analyze', f'--dense={folder}')
-  check_refused(done, 'a.npz', '--ignore_label')
+  flags = (f'--dense={folder}', f'--output={tmp_path / "pixels_out"}')
+  check_refused(door(root, 'analyze', *flags), 'a.npz', '--ignore_label')
+  code, printed, errors = door(root, 'analyze', *flags, '--ignore_label=255')
+  assert code == 0, errors
+  assert 'Selective classification on' in printed
+  assert (tmp_path / 'pixels_out' / 'figures' / 'selection.png').is_file()
   done = door(
     root,
     'analyze',

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.reporting.conftest import make_predictions
 from tests.reporting.test_tables import cells
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.predictions import held_out_split
@@ -21,13 +20,16 @@ from tsla_jax.reporting.results import read_results, reference_rows
 
 
 def noisy(count=600, seed=0):
-  """Predictions of which many are wrong."""
-  arrays = make_predictions(seed, count)
+  """Predictions whose errors follow the shape of the logits, not the scale."""
   rng = np.random.default_rng(seed)
-  arrays['labels'] = np.where(
-    rng.random(count) < 0.2, rng.integers(0, 3, count), arrays['labels']
-  )
-  return arrays
+  logits = rng.standard_normal((count, 4))
+  score = selective.normalized_max_logit(logits, 2)
+  wrong = rng.random(count) < 1 / (1 + np.exp(20 * (score - 0.7)))
+  labels = (logits.argmax(1) + wrong) % 4
+  return {
+    'logits': logits * np.exp(rng.standard_normal((count, 1))),
+    'labels': labels,
+  }
 
 
 def test_measurements_are_those_of_the_library(tmp_path):
@@ -40,7 +42,7 @@ def test_measurements_are_those_of_the_library(tmp_path):
   choice = selective.select_p(
     arrays['logits'][first], arrays['labels'][first], share=1
   )
-  assert metrics['norm_p'] == choice.p or choice.p is None
+  assert metrics['norm_p'] == choice.p is not None
   logits = arrays['logits'][second]
   errors = logits.argmax(1) != arrays['labels'][second]
   for prefix, score, risk in (
@@ -56,7 +58,9 @@ def test_measurements_are_those_of_the_library(tmp_path):
       assert metrics[prefix + name] == metric(confidence, errors)
     covered = selective.coverage_at_risk(confidence, errors, 0.05)
     assert metrics[f'{prefix}coverage_5'] == covered
-    some = [0, 50, len(COVERAGES) - 1]
+    few = COVERAGES * len(errors) < 10
+    assert np.isnan(risk[few]).all() and not np.isnan(risk[~few]).any()
+    some = [60, 100, len(COVERAGES) - 1]
     assert risk[some].tolist() == [
       selective.risk_at_coverage(confidence, errors, COVERAGES[i]) for i in some
     ]
@@ -85,7 +89,14 @@ def test_tables_and_figures(explained):
   compared = explanations.comparison_layout(
     results.runs, results.epochs, references
   )
-  assert compared.header[-2:] == ['AURC', 'AURC, normalised']
+  names = ['AURC [points]', 'AURC, normalised [points]']
+  assert compared.header[-2:] == names
+  others = results.runs[results.runs['row'] == 'LSR, theta 0.1']
+  mean = 100 * (others['aurc'].to_numpy() - runs['aurc'].to_numpy()).mean()
+  assert compared.rows[0][-2].text.startswith(f'{mean:+.2f}')
+  guaranteed = cells(made['Coverage in % whose risk is guaranteed'], 'baseline')
+  mean, std = (100 * f(runs['guaranteed_10']) for f in (np.mean, np.std))
+  assert guaranteed['risk of 10 %'].text.startswith(f'{mean:.2f} ±')
   pictures = {
     name: figure
     for name, _, figure in explanations.make_figures(
@@ -129,14 +140,22 @@ def test_pooled_logits_are_weighted_by_their_counts():
 def test_ties_that_matter_are_said(explained):
   results = read_results(explained)
   runs = results.runs.copy()
-  (first, *_) = explanations.layouts(runs[['row', 'seed', *runs.columns[2:]]])
   runs['aurc_ties'] = 0.0
   selection = explanations._selection_layout(runs)
   assert not any('another order' in note.lower() for note in selection.notes)
-  runs.loc[1, 'aurc_ties'] = runs.loc[1, 'aurc'] / 2
+  runs.loc[:, 'aurc'] = 0.5
+  runs.loc[0, 'aurc_ties'] = 0.004  # less than a hundredth
   selection = explanations._selection_layout(runs)
-  assert any('Another order' in note for note in selection.notes)
-  assert first.title.startswith('Calibration')
+  assert not any('Another order' in note for note in selection.notes)
+  last = runs.index[-1]
+  runs.loc[last, ['aurc', 'aurc_ties']] = 0.001, 0.0005
+  selection = explanations._selection_layout(runs)
+  (note,) = (note for note in selection.notes if 'Another order' in note)
+  assert f'AURC of {runs["row"][last]} by 0.05 points, of 0.1' in note
+  runs.loc[:2, 'norm_p'] = 1.0, np.nan, 5.0
+  selection = explanations._selection_layout(runs)
+  line = cells(selection, 'baseline, normalised')
+  assert line['p'].text == '1 to 5 (2 of 3)'
 
 
 def dense_arrays(images=6, side=12, seed=0):
@@ -152,6 +171,22 @@ def dense_arrays(images=6, side=12, seed=0):
   logits *= np.exp(2 * rng.standard_normal(labels.shape))[..., None]
   labels[rng.random(labels.shape) < 0.1] = 255
   return logits.astype(np.float32), labels.astype(np.uint8)
+
+
+def test_ties_are_measured(tmp_path):
+  arrays = noisy()
+  arrays['logits'] = np.round(arrays['logits'])
+  np.savez(tmp_path / 'p.npz', **arrays)
+  metrics, _ = measure(read_predictions(tmp_path / 'p.npz'))
+  assert metrics['aurc_ties'] > 0.001
+
+
+def test_files_of_other_models_are_not_counted_together(tmp_path):
+  logits, labels = dense_arrays()
+  np.savez(tmp_path / 'a.npz', logits=logits, labels=labels)
+  np.savez(tmp_path / 'b.npz', logits=logits[..., :3], labels=labels % 3)
+  with pytest.raises(InputError, match='b.npz.* 3 classes, and of 4 in'):
+    measure_dense(sorted(tmp_path.glob('*.npz')), 255)
 
 
 def test_dense_predictions_are_those_of_their_pixels(tmp_path):

@@ -7,9 +7,10 @@ Fix It" (arXiv:2403.14715) shows how smoothing ruins the ranking by confidence,
 and how normalised logits mend it.
 
 Equal confidences are one point of the curve: nothing tells which of them to
-answer first. What their order could make of an area is bounded by
-`aurc_bounds`. Arrays are of examples, in any order; everything is float64, and
-made for millions.
+answer first. `aurc_bounds` tells what their order could make of an area. Arrays
+are of examples, in any order; everything is float64, and made for millions.
+Intervals of any metric are those of `predictions.bootstrap_interval(metric,
+confidence, errors)`.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ class RiskCoverage:
     return float(area + self.coverage[0] * rate[0] / 2)
 
   def oracle_aurc(self, convention: Convention = 'trapezoid') -> float:
-    """The least area that any ranking of as many errors has."""
+    """The least area of any ranking of as many errors that has no ties."""
     return _ordered_aurc(
       np.array([self.count.sum()]),
       np.array([self.errors.sum()]),
@@ -115,7 +116,7 @@ class RiskCoverage:
     return float(np.sum(self.errors * above) / pairs)
 
   def aurc_bounds(self, convention: Convention = 'trapezoid') -> Interval:
-    """The area in the best and in the worst order of equal confidences."""
+    """The area in the best and worst order of ties; see the function."""
     best, worst = (
       _ordered_aurc(self.count, self.errors, convention, errors_first=first)
       for first in (False, True)
@@ -170,7 +171,8 @@ class ScoreCounts:
   For more examples than fit in memory, as the pixels of a segmentation. It
   takes 16 MB whatever their number. Confidences are rounded to 11 bits of their
   mantissas, so give one that tells sure predictions apart (`log_odds`, not
-  `msp`); `RiskCoverage.aurc_bounds` bounds what the rounding may hide.
+  `msp`); `RiskCoverage.aurc_bounds` bounds what the rounding may hide, if the
+  confidences have no ties of their own.
 
   Attributes:
     count: `[2^20]`, by the order of the rounded confidences.
@@ -211,14 +213,16 @@ class ScoreCounts:
 def _key(confidence: np.ndarray) -> np.ndarray:
   """Integers in the order of the confidences."""
   # Adding 0 makes -0 a 0.
-  bits = (confidence.astype(np.float32) + np.float32(0)).view(np.int32)
+  largest = np.finfo(np.float32).max
+  values = np.clip(confidence, -largest, largest).astype(np.float32)
+  bits = (values + np.float32(0)).view(np.int32)
   # Of negative floats the larger number is the lesser.
   ordered = np.where(bits < 0, ~bits, bits ^ np.int32(-(2**31)))
   return (ordered.view(np.uint32) >> (32 - _KEY_BITS)).astype(np.int64)
 
 
 def _value(key: np.ndarray) -> np.ndarray:
-  """The least confidence of each key."""
+  """The least float32 of each key."""
   ordered = (key << (32 - _KEY_BITS)).astype(np.uint32).view(np.int32)
   bits = np.where(ordered < 0, ordered ^ np.int32(-(2**31)), ~ordered)
   return bits.view(np.float32).astype(np.float64)
@@ -261,14 +265,18 @@ def excess_aurc(
   errors: np.ndarray,
   convention: Convention = 'trapezoid',
 ) -> float:
-  """The area above that of an oracle, which ranks all errors last."""
+  """The area above that of an oracle, which ranks all errors last.
+
+  The oracle has no ties; a confidence that has may be a little below it, since
+  curves are straight between their points.
+  """
   return risk_coverage(confidence, errors).excess_aurc(convention)
 
 
 def normalized_aurc(confidence: np.ndarray, errors: np.ndarray) -> float:
   """The excess area, 0 for an oracle and 1 for a constant confidence.
 
-  Of 'trapezoid'. NaN without errors, or with nothing else.
+  Of 'trapezoid'; below 0 as `excess_aurc` may be. NaN without errors, or with nothing else.
   """
   return risk_coverage(confidence, errors).normalized_aurc()
 
@@ -307,7 +315,9 @@ def aurc_bounds(
   """The areas in the best and in the worst order of equal confidences.
 
   What a program that does not merge ties may report, by the chance of its
-  sorting. Far apart, they say that the confidence is too coarse to be judged.
+  sorting. Far from each other, or from the area itself (which need not lie
+  between them, a point of many examples being joined to the next by a straight
+  line), they say that the confidence is too coarse to be judged.
   """
   return risk_coverage(confidence, errors).aurc_bounds(convention)
 
@@ -352,17 +362,27 @@ def _ordered_aurc(
   return float((sums.sum() + (first - last) / 2) / total)
 
 
+def _logits(logits: np.ndarray) -> np.ndarray:
+  """As float64 `[N, K]`."""
+  logits = np.asarray(logits, np.float64)
+  if logits.ndim != 2:
+    raise InputError(
+      f'logits: an array of shape {list(logits.shape)}; must be [N, K]'
+    )
+  return logits
+
+
 def msp(logits: np.ndarray) -> np.ndarray:
   """Maximum softmax probability `[N]` of logits `[N, K]`.
 
   Predictions that are ahead by more than 36 all have 1 in float64.
   """
-  return softmax(logits).max(axis=1)
+  return softmax(_logits(logits)).max(axis=1)
 
 
 def log_odds(logits: np.ndarray) -> np.ndarray:
   """The logarithm of `msp / (1 - msp)`, `[N]`, which never saturates."""
-  z = np.sort(np.asarray(logits, np.float64), axis=1)
+  z = np.sort(_logits(logits), axis=1)
   if z.shape[1] < 2:
     raise InputError('odds are between two classes at least')
   return z[:, -1] - special.logsumexp(z[:, :-1], axis=1)
@@ -370,33 +390,33 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
 
 def max_logit(logits: np.ndarray) -> np.ndarray:
   """The largest logit, `[N]`."""
-  return np.asarray(logits, np.float64).max(axis=1)
+  return _logits(logits).max(axis=1)
 
 
 def logit_margin(logits: np.ndarray) -> np.ndarray:
   """The largest logit less the second, `[N]`."""
-  return _margin(np.asarray(logits, np.float64))
+  return _margin(_logits(logits))
 
 
 def softmax_margin(logits: np.ndarray) -> np.ndarray:
   """The largest probability less the second, `[N]`."""
-  return _margin(softmax(logits))
+  return _margin(softmax(_logits(logits)))
 
 
 def neg_entropy(logits: np.ndarray) -> np.ndarray:
   """`sum_k p_k log p_k`, `[N]`."""
-  logp = log_softmax(logits)
+  logp = log_softmax(_logits(logits))
   return np.sum(np.exp(logp) * logp, axis=1)
 
 
 def doctor(logits: np.ndarray) -> np.ndarray:
   """`sum_k p_k^2`, `[N]` (Granese et al. 2021)."""
-  return np.square(softmax(logits)).sum(axis=1)
+  return np.square(softmax(_logits(logits))).sum(axis=1)
 
 
 def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """`T log sum_k exp(z_k / T)`, `[N]` (Liu et al. 2020)."""
-  scaled = np.asarray(logits, np.float64) / temperature
+  scaled = _logits(logits) / temperature
   return temperature * special.logsumexp(scaled, axis=1)
 
 
@@ -426,14 +446,18 @@ def normalized_max_logit(
       does not see.
 
   Returns:
-    From -1 to 1; 0 where all logits are equal.
+    From -1 to 1; 0 where all logits are equal (and centred), or 0.
   """
-  if not p > 0:
-    raise InputError(f'p: {p}; must be above 0')
-  z = np.asarray(logits, np.float64)
+  if not p >= 0.01:
+    raise InputError(f'p: {p}; must be at least 0.01, or the norm overflows')
+  z = _logits(logits)
+  rounding = 0.0
   if centered:
+    # What is left of equal logits is the rounding error of their mean.
+    rounding = z.shape[1] * np.finfo(float).eps * np.abs(z).max(axis=1)
     z = z - z.mean(axis=1, keepdims=True)
-  largest = np.abs(z).max(axis=1, keepdims=True)
+  largest = np.abs(z).max(axis=1)
+  largest = np.where(largest > rounding, largest, 0)[:, None]
   scaled = np.divide(z, largest, out=np.zeros_like(z), where=largest > 0)
   norm = _norms(np.abs(scaled), p)
   top = scaled.max(axis=1)
@@ -539,11 +563,11 @@ class Guarantee:
   """A threshold whose risk is bounded for examples to come.
 
   Attributes:
-    threshold: answer where the confidence is at least this; infinite if no
-      threshold can be vouched for.
+    threshold: answer where the confidence is at least this: infinite if no
+      threshold can be vouched for, minus infinity if all may be answered.
     coverage: the share of the tested examples that it answers.
     risk: the share of these that is wrong.
-    bound: what the risk is at most, with the confidence asked for, were this
+    bound: what the risk is at most with a probability of 1 - alpha, were this
       the only threshold tried (Clopper and Pearson).
   """
 
@@ -551,6 +575,10 @@ class Guarantee:
   coverage: float
   risk: float
   bound: float
+
+
+# One would end with an error among the surest; more cost each of them power.
+_STARTS = 2
 
 
 def guaranteed_threshold(
@@ -566,10 +594,12 @@ def guaranteed_threshold(
   """The lowest threshold whose risk is at most `risk`, with 1 - alpha.
 
   Thresholds are taken from the confidences of a part of the examples, whose
-  errors are not looked at. On the others they are tested from the highest on,
-  each by the exact binomial test of "its risk is above `risk`" at level alpha,
-  until one is not rejected: fixed-sequence testing, which holds the chance that
-  any wrong threshold is vouched for to alpha, however many there are.
+  errors are not looked at. On the others they are tested from high to low, each
+  by the exact binomial test of "its risk is above `risk`", until one is not
+  rejected: fixed-sequence testing, which holds the chance that any wrong
+  threshold is vouched for to the level of the tests, however many there are. An
+  error among the surest would end that at once, so there are two sequences,
+  with a start each and half of alpha.
 
   Args:
     confidence: `[N]`, chosen on other examples.
@@ -595,10 +625,13 @@ def guaranteed_threshold(
   nothing = Guarantee(np.inf, 0.0, 0.0, 1.0)
   tested = order[size:]
   # Without an error among them, as many can be vouched for at the least.
-  least = np.log(alpha) / np.log1p(-risk)
+  level = alpha / _STARTS
+  least = np.log(level) / np.log1p(-risk)
   if not size or len(tested) < least:
     return nothing
-  shares = np.linspace(min(1.5 * least / len(tested), 1), 1, num_thresholds)
+  # And as many are most probably above the first threshold.
+  first = (least + 3 * np.sqrt(least)) / len(tested)
+  shares = np.linspace(min(first, 1), 1, num_thresholds)
   thresholds = np.quantile(confidence[order[:size]], 1 - shares)
   # The last one answers whatever there may be.
   thresholds = np.append(np.unique(thresholds)[::-1], -np.inf)
@@ -609,13 +642,18 @@ def guaranteed_threshold(
   )
   selected = np.searchsorted(-ranked, -thresholds, side='right')
   found = np.where(selected > 0, wrong[np.maximum(selected - 1, 0)], 0)
-  rejected = stats.binom.cdf(found, selected, risk) <= alpha
-  passed = np.argmin(rejected) if not rejected.all() else len(rejected)
-  if not passed:
+  rejected = stats.binom.cdf(found, selected, risk) <= level
+  ends = [
+    start + np.argmin(np.append(rejected[start:], False))
+    for start in range(0, len(rejected), -(-len(rejected) // _STARTS))
+    if rejected[start]
+  ]
+  if not ends:
     return nothing
-  count, bad = int(selected[passed - 1]), int(found[passed - 1])
+  last = max(ends) - 1
+  count, bad = int(selected[last]), int(found[last])
   return Guarantee(
-    threshold=float(thresholds[passed - 1]),
+    threshold=float(thresholds[last]),
     coverage=count / len(tested),
     risk=bad / count,
     bound=float(stats.beta.ppf(1 - alpha, bad + 1, count - bad))
@@ -628,7 +666,12 @@ def _check(
   confidence: np.ndarray, errors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Both as arrays of float64 and int64."""
-  confidence = np.asarray(confidence, np.float64)
+  confidence = np.asarray(confidence)
+  if confidence.dtype.kind not in 'fiub':
+    raise InputError(
+      f'confidence: of type {confidence.dtype}; must be real numbers'
+    )
+  confidence = confidence.astype(np.float64)
   if confidence.ndim != 1 or not len(confidence):
     raise InputError(
       f'confidence: an array of shape {list(confidence.shape)}; must be [N],'

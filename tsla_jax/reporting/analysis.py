@@ -33,13 +33,15 @@ class Analysis:
     diagrams: curves, by row.
     references: the rows that a row is compared with.
     notes: what was left out and why, in sentences.
+    of_collapse: likewise, of neural collapse.
   """
 
   runs: pd.DataFrame
   epochs: pd.DataFrame
   diagrams: Mapping[str, Sequence[Diagrams]]
   references: Mapping[str, Mapping[str, str]]
-  notes: Sequence[str]
+  notes: Sequence[str] = ()
+  of_collapse: Sequence[str] = ()
 
 
 def analyze_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Analysis:
@@ -52,7 +54,7 @@ def analyze_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Analysis:
   Raises:
     InputError: names the file and what is wrong with it.
   """
-  runs, diagrams, notes = [], {}, []
+  runs, diagrams, notes, of_collapse = [], {}, [], []
   for name, path in paths.items():
     predictions = read_predictions(path)
     line = {'row': name, 'seed': 0, 'drop_epoch': None}
@@ -66,8 +68,10 @@ def analyze_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Analysis:
       )
     collapse, said = measure_collapse(predictions)
     runs.append(line | collapse)
-    notes += [f'{name}: {text}' for text in said]
-  return Analysis(pd.DataFrame(runs), pd.DataFrame(), diagrams, {}, notes)
+    of_collapse += [f'{name}: {text}' for text in said]
+  return Analysis(
+    pd.DataFrame(runs), pd.DataFrame(), diagrams, {}, notes, of_collapse
+  )
 
 
 def analyze_table(path: pathlib.Path, seed: int = 0) -> Analysis:
@@ -118,7 +122,7 @@ def analyze_dense(
     metrics, its = dense.measure_dense(files, ignore_label, seed)
     runs.append({'row': name, 'seed': 0, 'drop_epoch': None} | metrics)
     diagrams[name] = [its]
-  return Analysis(pd.DataFrame(runs), pd.DataFrame(), diagrams, {}, [])
+  return Analysis(pd.DataFrame(runs), pd.DataFrame(), diagrams, {})
 
 
 def analyze_runs(
@@ -140,15 +144,15 @@ def analyze_runs(
     split_seed=seed,
     intervals=True,
   )
-  runs, notes = results.runs, []
+  runs, notes, of_collapse = results.runs, [], []
   for i, path in enumerate(paths):
     predictions = read_run(path)
     if 'train' in predictions.parts:
       collapse, said = measure_collapse(predictions)
       runs.loc[i, list(collapse)] = list(collapse.values())
-      notes += [f'{path}: {text}' for text in said]
+      of_collapse += [f'{path}: {text}' for text in said]
     elif pd.isna(runs.loc[i, 'nc1']):
-      notes.append(
+      of_collapse.append(
         f'{path}: neural collapse was not measured during training'
         ' (analysis.neural_collapse_every); --predict_train measures it now'
       )
@@ -162,7 +166,9 @@ def analyze_runs(
       ' cannot be compared'
     )
   references = {row: reference_rows(results, row) for row in results.configs}
-  return Analysis(runs, results.epochs, results.diagrams, references, notes)
+  return Analysis(
+    runs, results.epochs, results.diagrams, references, notes, of_collapse
+  )
 
 
 def join(analyses: Sequence[Analysis]) -> Analysis:
@@ -173,6 +179,7 @@ def join(analyses: Sequence[Analysis]) -> Analysis:
     diagrams={k: v for a in analyses for k, v in a.diagrams.items()},
     references={k: v for a in analyses for k, v in a.references.items()},
     notes=[note for a in analyses for note in a.notes],
+    of_collapse=[note for a in analyses for note in a.of_collapse],
   )
 
 
@@ -209,16 +216,18 @@ def draw(
       analysis,
       runs=analysis.runs.drop(columns=others),
       epochs=pd.DataFrame(),
+      of_collapse=(),
     )
+  notes = [*analysis.notes, *analysis.of_collapse]
   layouts = explanations.layouts(analysis.runs)
   if not layouts:
-    raise InputError(f'nothing can be measured: {"; ".join(analysis.notes)}')
+    raise InputError(f'nothing can be measured: {"; ".join(notes)}')
   compared = explanations.comparison_layout(
     analysis.runs, analysis.epochs, analysis.references
   )
   layouts += [compared] if compared else []
   text = '\n'.join(map(tables.to_markdown, layouts))
-  text += '\n' + ''.join(f'- {note}\n' for note in analysis.notes)
+  text += '\n' + ''.join(f'- {note}\n' for note in notes)
   pictures = explanations.make_figures(
     analysis.runs,
     analysis.epochs,

@@ -17,6 +17,7 @@ from tsla_jax.errors import InputError
 from tsla_jax.reporting.measures import (
   Diagrams,
   describe_curve,
+  effect_of_ties,
   risk_at_coverages,
 )
 from tsla_jax.reporting.predictions import read_arrays
@@ -50,9 +51,15 @@ def measure_dense(
   scores = [('msp', selective.log_odds)]
   scores += [(p, _normalised(p)) for p in selective.GRID]
   counts = [{name: ScoreCounts.zeros() for name, _ in scores} for _ in range(2)]
-  image = 0
+  image, classes = 0, None
   for path in tqdm.tqdm(paths, unit='file', disable=None, leave=False):
     for logits, labels in _images(path, ignore_label):
+      classes = classes or logits.shape[1]
+      if logits.shape[1] != classes:
+        raise InputError(
+          f"'{path}': logits of {logits.shape[1]} classes, and of {classes} in"
+          ' the files before; give models apart'
+        )
       half = counts[(image + seed) % 2]
       image += 1
       for start in range(0, len(labels), _CHUNK):
@@ -72,13 +79,12 @@ def measure_dense(
   areas = {name: curve.aurc() for name, curve in chosen.items()}
   best = min(areas, key=areas.get)
   plain, normalised = tested['msp'], tested[best]
-  bounds = plain.aurc_bounds()
   metrics = {
     'chosen': chosen['msp'].count.sum(),
     'tested': plain.count.sum(),
     'tested_top1': 1 - plain.error_rate,
     'norm_p': np.nan if best == 'msp' else best,
-    'aurc_ties': bounds.high - bounds.low,
+    'aurc_ties': effect_of_ties(plain),
     **describe_curve(plain),
     **describe_curve(normalised, 'norm_'),
   }

@@ -17,7 +17,7 @@ from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.reporting import figures
 from tsla_jax.reporting.measures import COVERAGES, RISKS, Diagrams
 from tsla_jax.reporting.results import Difference, paired_difference
-from tsla_jax.reporting.tables import Cell, Layout
+from tsla_jax.reporting.tables import Cell, Layout, difference_cell
 
 # Metrics of calibration: title, factor, format.
 _CALIBRATION = {
@@ -62,7 +62,7 @@ def layouts(runs: pd.DataFrame) -> list[Layout]:
   if 'aurc' in runs and runs['aurc'].notna().any():
     made.append(_selection_layout(runs[runs['aurc'].notna()]))
     made.append(_scores_layout(runs[runs['aurc'].notna()]))
-    if runs['guaranteed_5'].notna().any():
+    if 'guaranteed_5' in runs and runs['guaranteed_5'].notna().any():
       made.append(_guarantee_layout(runs[runs['guaranteed_5'].notna()]))
   if 'nc1' in runs and runs['nc1'].notna().any():
     made.append(_collapse_layout(runs[runs['nc1'].notna()]))
@@ -164,14 +164,17 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
     ' a risk: the most that can be answered with that share of errors, chosen'
     f' on the very examples. {_SPREAD}'
   ]
-  moved = 100 * runs['aurc_ties']
-  if (moved > runs['aurc']).any():  # by more than a hundredth of it
-    worst = runs.loc[moved.idxmax(), 'row']
+  share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
+  if share.max() > 0.01:
+    worst = runs.loc[share.idxmax()]
     notes.append(
       'Equal confidences are one point. Another order of them could move the'
-      f' AURC of {worst} by {moved.max():.2g} %: its confidence is too coarse'
-      ' to be judged more closely.'
+      f' AURC of {worst["row"]} by {100 * worst["aurc_ties"]:.2g} points, of'
+      f' {100 * worst["aurc"]:.2g}: its confidence is too coarse to be judged'
+      ' more closely.'
     )
+  if runs['tested'].nunique() > 1:
+    notes.append('Not all of these are measured on as many examples.')
   return Layout(
     f'Selective classification on {_counts(runs["tested"])} test examples',
     ['Method', 'p', 'error [%]', *columns.values()],
@@ -201,10 +204,11 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
     ['Method', 'score', *(f'risk of {name} %' for name in names)],
     rows,
     [
-      'Thresholds of the chosen score, and what they answer of the tested'
-      ' examples: with a probability of 95 % their risk is no larger on others'
-      ' of the same kind (exact binomial tests, from the highest of fixed'
-      f' thresholds on). 0 where so few examples can vouch for none. {_SPREAD}'
+      'Thresholds of the chosen score, and what they answer of those four'
+      ' fifths of the tested examples that they did not come from: with a'
+      ' probability of 95 % their risk is no larger on others of the same kind'
+      ' (exact binomial tests, from the highest of fixed thresholds on). 0'
+      f' where no threshold could be vouched for. {_SPREAD}'
     ],
   )
 
@@ -295,7 +299,8 @@ def comparison_layout(
   if 'ece' in runs and runs['ece'].notna().any():
     columns += [('NLL', 'nll'), ('ECE', 'ece')]
   if 'aurc' in runs and runs['aurc'].notna().any():
-    columns += [('AURC', 'aurc'), ('AURC, normalised', 'norm_aurc')]
+    columns += [('AURC [points]', 'aurc')]
+    columns += [('AURC, normalised [points]', 'norm_aurc')]
   rows = []
   for row, others in references.items():
     for reference, other in others.items():
@@ -305,9 +310,12 @@ def comparison_layout(
           pair = _nc2_at_equal_nc1(runs, epochs, row, other)
         else:
           pair = (values(row, key), values(other, key))
-        # Where all are positive, a factor says more than a difference.
-        difference = paired_difference(*(np.log(v[v > 0]) for v in pair))
-        cells.append(_factor_cell(difference))
+        if key in ('aurc', 'norm_aurc'):  # which may be 0
+          cells.append(difference_cell(paired_difference(*pair)))
+        else:
+          # Where all are positive, a factor says more than a difference.
+          difference = paired_difference(*(np.log(v[v > 0]) for v in pair))
+          cells.append(_factor_cell(difference))
       rows.append(cells)
   if not columns or not rows:
     return None
@@ -315,6 +323,11 @@ def comparison_layout(
     ' NC2 (of features) at equal NC1: where each of the two first reaches the'
     ' least NC1 that both reach.'
     if ('NC2 at equal NC1', None) in columns
+    else ''
+  )
+  of_aurc = (
+    ' AURC: differences in percentage points.'
+    if 'aurc' in (key for _, key in columns)
     else ''
   )
   return Layout(
@@ -325,7 +338,7 @@ def comparison_layout(
       'Geometric means of the factors by which a metric differs, with the 95 %'
       ' interval of the paired t-test of the logarithms; bold where it leaves'
       ' out 1. Fewer than 3 seeds have none. Intervals are not corrected for'
-      f' the number of comparisons.{of_nc2}'
+      f' the number of comparisons.{of_nc2}{of_aurc}'
     ],
   )
 
@@ -509,8 +522,9 @@ def make_figures(
     add(
       'selection',
       'Risk (the share of the answered that is wrong) against coverage (the'
-      ' share that is answered), mean over the seeds and a band of one standard'
-      ' deviation.',
+      ' share that is answered), from 10 examples on, mean over the seeds.'
+      ' Models for which no norm is better than the softmax have the latter on'
+      ' the right, too.',
       figure,
     )
   suppressed = {
@@ -525,11 +539,11 @@ def make_figures(
     add(
       'logits',
       'Left: the largest logit, above the mean of all, against the predicted'
-      ' probability of error. Smoothing holds sure predictions down most.'
-      ' Right: what smoothing adds to the gradient in the largest logit, for a'
-      ' theta of 1, above 0 where it holds down; the line is what a calibrated'
-      ' model has, 1 - P(error) - 1/K. All seeds together, bins of fewer than'
-      ' 10 examples left out.',
+      ' probability of error. Smoothing is expected to hold sure predictions'
+      ' down most. Right: what smoothing adds to the gradient in the largest'
+      ' logit, for a theta of 1, above 0 where it holds down; the line is what'
+      ' a calibrated model has, 1 - P(error) - 1/K. All seeds together, bins'
+      ' of fewer than 10 examples left out.',
       figure,
     )
   reliabilities = {

@@ -386,28 +386,20 @@ def draw_risk_coverage(
   styles: Mapping[str, tuple[Any, Any]],
   log: bool = False,
 ) -> None:
-  """Risk against coverage, the mean over the seeds and a band of one deviation.
+  """Risk against coverage, the mean over the seeds.
 
   Args:
     axes: to draw on.
     coverages: `[C]`.
-    risks: of each row `[seeds, C]`, in percent.
+    risks: of each row `[seeds, C]`, in percent; NaN is left out.
     styles: colour and line style of each row.
     log: coverage on a logarithmic axis.
   """
   for row, values in risks.items():
     color, style = styles[row]
-    mean, spread = values.mean(axis=0), values.std(axis=0)
+    mean = values.mean(axis=0)
     axes.plot(
       coverages, mean, color=color, linestyle=style, linewidth=1.4, label=row
-    )
-    axes.fill_between(
-      coverages,
-      np.maximum(mean - spread, 0),
-      mean + spread,
-      color=color,
-      alpha=0.12,
-      linewidth=0,
     )
   if log:
     set_logarithmic(axes.xaxis)
@@ -442,9 +434,9 @@ def draw_suppression(
     error = mean('error_probability')
     logits.plot(error, mean('max_logit'), linewidth=1.4, **look)
     gradients.plot(error, mean('suppression'), linewidth=1.4, **look)
-  classes = next(iter(measured.values()))[0].num_classes
-  ends = np.array([0, 1 - 1 / classes])
-  gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
+  for classes in {one.num_classes for its in measured.values() for one in its}:
+    ends = np.array([0, 1 - 1 / classes])
+    gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
   logits.set_ylabel('largest logit')
   gradients.set_ylabel('added gradient, theta 1')
 

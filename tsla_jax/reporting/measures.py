@@ -194,8 +194,7 @@ def measure_selection(
       metrics[f'{prefix}aurc_low'] = ends.low
       metrics[f'{prefix}aurc_high'] = ends.high
     if not prefix:
-      bounds = curve.aurc_bounds()
-      metrics['aurc_ties'] = bounds.high - bounds.low
+      metrics['aurc_ties'] = effect_of_ties(curve)
   for risk in RISKS:
     made = selective.guaranteed_threshold(confidence, errors, risk)
     metrics[f'guaranteed_{100 * risk:.0f}'] = made.coverage
@@ -222,10 +221,17 @@ def describe_curve(
   }
 
 
+def effect_of_ties(curve: selective.RiskCoverage) -> float:
+  """How far apart areas are that other orders of ties, or none, would have."""
+  bounds, area = curve.aurc_bounds(), curve.aurc()
+  return max(bounds.high, area) - min(bounds.low, area)
+
+
 def risk_at_coverages(curve: selective.RiskCoverage) -> np.ndarray:
-  """The risks at `COVERAGES`."""
+  """The risks at `COVERAGES`; NaN where fewer than 10 examples are answered."""
   first = np.searchsorted(curve.coverage, COVERAGES - 1e-12)
-  return curve.risk[first]
+  few = COVERAGES * curve.count.sum() < 10
+  return np.where(few, np.nan, curve.risk[first])
 
 
 def measure_collapse(

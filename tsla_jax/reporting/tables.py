@@ -113,7 +113,7 @@ def comparison_layout(results: Results) -> Layout:
         difference = paired_difference(
           *(finished_values(results, name, key) for name in pair)
         )
-        cells.append(_difference_cell(difference))
+        cells.append(difference_cell(difference))
     rows.append(cells)
   return Layout(
     'Differences in top-1, in percentage points, paired by seed',
@@ -153,7 +153,8 @@ def _published_cell(value: Sequence[float | None] | None) -> Cell:
   return Cell(f'{mean:.2f} ± {deviation:.2f}')
 
 
-def _difference_cell(d: Difference) -> Cell:
+def difference_cell(d: Difference) -> Cell:
+  """A difference of fractions, in percentage points, with its interval."""
   if not d.count:
     return Cell('-')
   text = f'{100 * d.mean:+.2f}'
