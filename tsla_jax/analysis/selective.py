@@ -276,7 +276,8 @@ def excess_aurc(
 def normalized_aurc(confidence: np.ndarray, errors: np.ndarray) -> float:
   """The excess area, 0 for an oracle and 1 for a constant confidence.
 
-  Of 'trapezoid'; below 0 as `excess_aurc` may be. NaN without errors, or with nothing else.
+  Of 'trapezoid'; below 0 as `excess_aurc` may be. NaN without errors, or with
+  nothing else.
   """
   return risk_coverage(confidence, errors).normalized_aurc()
 
