@@ -15,6 +15,7 @@ from tests.reporting.test_tables import cells
 from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.reporting import explanations, figures, page, tables
+from tsla_jax.reporting.pictures import draw_explanations, pool
 from tsla_jax.reporting.results import read_results, reference_rows
 
 
@@ -83,7 +84,7 @@ def test_pooled_diagrams_are_that_of_all_examples():
     softmax(np.concatenate([p['logits'] for p in parts])),
     np.concatenate([p['labels'] for p in parts]),
   )
-  pooled = explanations.pool(diagrams)
+  pooled = pool(diagrams)
   for name in ('low', 'high', 'count', 'confidence', 'accuracy'):
     np.testing.assert_allclose(getattr(pooled, name), getattr(whole, name))
 
@@ -120,9 +121,7 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   names = {'LSR, theta 0.1': 0.1, 'TSLA(2)': 0.4, 'baseline': 0.0}
   runs['theta'] = runs['row'].map(names)
   references = {row: reference_rows(results, row) for row in results.rows}
-  made = explanations.make_figures(
-    runs, results.epochs, results.diagrams, references
-  )
+  made = draw_explanations(runs, results.epochs, results.diagrams, references)
   (figure,) = (figure for name, _, figure in made if name == 'strength')
   left, _ = figure.axes
   handles, labels = left.get_legend_handles_labels()
@@ -135,7 +134,7 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   baseline = runs[runs['theta'] == 0]
   assert across == pytest.approx(100 * baseline['scaled_ece'].mean())
   # Without a baseline there is nothing to begin a sweep with.
-  made = explanations.make_figures(runs, results.epochs, results.diagrams, {})
+  made = draw_explanations(runs, results.epochs, results.diagrams, {})
   assert 'strength' not in {name for name, _, _ in made}
 
 
@@ -193,9 +192,7 @@ def test_limits_hold_the_bands_of_the_later_epochs(explained):
 
 def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
   results = read_results(explained)
-  made = explanations.make_figures(
-    results.runs, results.epochs, results.diagrams, {}
-  )
+  made = draw_explanations(results.runs, results.epochs, results.diagrams, {})
   (figure,) = (figure for name, _, figure in made if name == 'calibration')
   lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
   # The stand-in's confidence is .9, and its baseline right in .72 at the end.

@@ -15,6 +15,7 @@ from tsla_jax.reporting.measures import (
   measure,
   risk_at_coverages,
 )
+from tsla_jax.reporting.pictures import draw_explanations
 from tsla_jax.reporting.predictions import read_predictions
 from tsla_jax.reporting.results import read_results, reference_rows
 
@@ -99,7 +100,7 @@ def test_tables_and_figures(explained):
   assert guaranteed['risk of 10 %'].text.startswith(f'{mean:.2f} ±')
   pictures = {
     name: figure
-    for name, _, figure in explanations.make_figures(
+    for name, _, figure in draw_explanations(
       results.runs, results.epochs, results.diagrams, references
     )
   }

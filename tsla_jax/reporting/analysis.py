@@ -15,6 +15,7 @@ from tsla_jax.reporting.measures import (
   measure,
   measure_collapse,
 )
+from tsla_jax.reporting.pictures import draw_explanations
 from tsla_jax.reporting.predictions import read_predictions, read_run
 from tsla_jax.reporting.results import (
   read_results,
@@ -228,7 +229,7 @@ def draw(
   layouts += [compared] if compared else []
   text = '\n'.join(map(tables.to_markdown, layouts))
   text += '\n' + ''.join(f'- {note}\n' for note in notes)
-  pictures = explanations.make_figures(
+  pictures = draw_explanations(
     analysis.runs,
     analysis.epochs,
     analysis.diagrams,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tsla_jax.records import flatten, write_all
 from tsla_jax.reporting import explanations, figures, tables
+from tsla_jax.reporting.pictures import draw_explanations
 from tsla_jax.reporting.results import (
   COLUMNS,
   Results,
@@ -81,7 +82,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   }
   pictures = [
     *make_figures(results),
-    *explanations.make_figures(
+    *draw_explanations(
       results.runs, results.epochs, results.diagrams, references
     ),
   ]
