@@ -28,8 +28,12 @@ def lines(run):
   ]
 
 
-def test_collapse_is_that_of_the_training_set_in_evaluation(tmp_path, dataset):
-  measured = make_config(**{'analysis.neural_collapse_every': 2})
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_collapse_is_that_of_the_training_set_in_evaluation(
+  tmp_path, dataset, num_devices
+):
+  fields = {'num_devices': num_devices}
+  measured = make_config(**fields, **{'analysis.neural_collapse_every': 2})
   train_and_evaluate(measured, tmp_path / 'measured', dataset)
   found = lines(tmp_path / 'measured')
   assert [line['epoch'] for line in found if 'train_nc1' in line] == [0, 1, 3]
@@ -52,7 +56,7 @@ def test_collapse_is_that_of_the_training_set_in_evaluation(tmp_path, dataset):
     # Other batches sum in another order: float32 features to 1e-6.
     assert found[-1][f'train_{name}'] == pytest.approx(value, rel=1e-4), name
   # And measuring changes nothing else.
-  plain = make_config(**{'analysis.neural_collapse_every': 0})
+  plain = make_config(**fields, **{'analysis.neural_collapse_every': 0})
   train_and_evaluate(plain, tmp_path / 'plain', dataset)
   for line, other in zip(found, lines(tmp_path / 'plain'), strict=True):
     assert {k: v for k, v in line.items() if k in other} == other

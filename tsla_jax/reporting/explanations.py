@@ -1,4 +1,4 @@
-"""Calibration and neural collapse of models, as tables and figures.
+"""Calibration, selective risk and neural collapse of models, as tables.
 
 Models are the lines of a frame with 'row' (what it is called), 'seed', and
 metrics; a row is shown by its mean and standard deviation over the seeds.
