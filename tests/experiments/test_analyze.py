@@ -151,8 +151,6 @@ def test_training_predictions_give_what_was_measured_in_training(runs):
 
 def test_files_of_any_framework(root, tmp_path):
   np.savez(tmp_path / 'mine.npz', **make_predictions())
-  bare = make_predictions(1)
-  np.savez(tmp_path / 'bare.npz', logits=bare['logits'], labels=bare['labels'])
   code, printed, errors = door(
     root, 'analyze', f'--predictions={tmp_path / "mine.npz"}'
   )
@@ -162,19 +160,6 @@ def test_files_of_any_framework(root, tmp_path):
   assert 'mine: neural collapse is measured on the test split' in printed
   (line,) = pd.read_csv(output / 'metrics.csv').to_dict('records')
   assert line['classes'] == 3 and line['nc1'] > 0 and line['nll_low'] > 0
-
-  code, printed, errors = door(
-    root,
-    'analyze',
-    f'--predictions={tmp_path / "mine.npz"}',
-    f'--predictions={tmp_path / "bare.npz"}',
-    f'--output={tmp_path / "both"}',
-  )
-  assert code == 0, errors
-  assert "bare: no 'features', so neural collapse is left out" in printed
-  table = pd.read_csv(tmp_path / 'both' / 'metrics.csv')
-  assert list(table['row']) == ['mine', 'bare']
-  assert table['nc1'].isna().tolist() == [False, True]
 
 
 def test_selective_classification_of_a_table_and_of_pixels(
@@ -213,7 +198,6 @@ def test_selective_classification_of_a_table_and_of_pixels(
     'logits.png',
   }
   flags = (f'--dense={folder}', f'--output={tmp_path / "pixels_out"}')
-  check_refused(door(root, 'analyze', *flags), 'a.npz', '--ignore_label')
   code, printed, errors = door(root, 'analyze', *flags, '--ignore_label=255')
   assert code == 0, errors
   assert 'Selective classification on' in printed
@@ -236,18 +220,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
   done = door(root, 'analyze', f'--predictions={tmp_path / "holes.npz"}')
   check_refused(done, 'holes.npz', 'row 3 is not finite')
   check_refused(door(root, 'analyze'), 'give --run=DIR, --predictions=')
-  done = door(root, 'analyze', f'--run={tmp_path}')
-  check_refused(done, 'holds no run')
   (tmp_path / 'table.json').write_text('{}')
-  one = make_predictions(split=np.array('train'))
-  np.savez(
-    tmp_path / 'one.npz',
-    logits=one['logits'],
-    labels=one['labels'],
-    split=one['split'],
-  )
-  done = door(root, 'analyze', f'--predictions={tmp_path / "one.npz"}')
-  check_refused(done, 'nothing can be measured', 'no examples of the split')
   np.savez(tmp_path / 'fine.npz', **make_predictions())
   done = door(
     root,
@@ -256,7 +229,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
     f'--output={tmp_path / "table.json" / "x"}',
   )
   check_refused(done, '--output', 'table.json')
-  names = {'holes.npz', 'table.json', 'one.npz', 'fine.npz'}
+  names = {'holes.npz', 'table.json', 'fine.npz'}
   assert {p.name for p in tmp_path.iterdir()} == names
 
 
@@ -267,11 +240,6 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
   (run / 'config.json').write_text(record.replace('"theta"', '"tehta"'))
   check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'lacks')
   (run / 'config.json').write_text(record)
-  # Predictions of other weights.
-  others = make_predictions(count=64, classes=10, split=np.array('train'))
-  np.savez(run / 'predictions_train.npz', **others)
-  done = door(root, 'analyze', f'--run={run}')
-  check_refused(done, 'not of the weights', '--predict_train')
   (run / 'diverged.json').write_text('{"reason": "too wild"}')
   check_refused(door(root, 'analyze', f'--run={run}'), 'ended early: too wild')
   assert not (run / 'analysis').exists()

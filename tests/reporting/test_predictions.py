@@ -10,12 +10,13 @@ from tsla_jax.analysis import calibration
 from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import held_out_split, softmax
 from tsla_jax.errors import InputError
+from tsla_jax.reporting import analysis
 from tsla_jax.reporting.measures import (
   CALIBRATION_COLUMNS,
   measure,
   measure_collapse,
 )
-from tsla_jax.reporting.predictions import read_predictions
+from tsla_jax.reporting.predictions import read_predictions, read_run
 
 
 def save(path, **changes):
@@ -194,6 +195,26 @@ def test_one_text_may_say_the_split_of_all(tmp_path):
   assert set(predictions.parts) == {'train'}
   with pytest.raises(InputError, match="no examples of the split 'test'"):
     predictions.chosen_and_tested()
+
+
+def test_training_predictions_of_other_weights_are_refused(tmp_path):
+  save(tmp_path / 'predictions.npz')
+  train = tmp_path / 'predictions_train.npz'
+  save(train, split=np.array('train'))
+  assert set(read_run(tmp_path).parts) == {'train', 'test'}
+  weights = 2 * make_predictions()['weights']
+  for changes in ({'weights': weights, 'split': np.array('train')}, {}):
+    save(train, **changes)
+    with pytest.raises(InputError, match='not of the weights .* --predict_tra'):
+      read_run(tmp_path)
+
+
+def test_what_leaves_nothing_to_measure_is_refused(tmp_path):
+  path = save(tmp_path / 'p.npz', split=np.array('train'), features=None)
+  found = analysis.analyze_files({'p': path})
+  with pytest.raises(InputError, match='be measured: p: no examples of the s'):
+    analysis.draw(found, tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_classes_in_another_order_are_noticed(tmp_path):
