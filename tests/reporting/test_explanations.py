@@ -107,7 +107,7 @@ def test_the_report_shows_them(explained):
     assert title in text
     assert title in (explained / 'table.md').read_text()
     assert title in (explained / 'table.tex').read_text()
-  assert 'Calibration and neural collapse: ' in printed
+  assert 'selective risk, neural collapse: ' in printed
   table = pd.read_csv(explained / 'results.csv')
   assert table['ece'].notna().all() and table['nc1'].notna().all()
   before = {p: p.read_bytes() for p in explained.rglob('*') if p.is_file()}

@@ -26,14 +26,14 @@ from tsla_jax.reporting.tables import Cell, Layout
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2em auto;
-  max-width: 76em; padding: 0 1.5em; }
+  max-width: 92em; padding: 0 1.5em; }
 h1 { font-size: 1.6em; margin-bottom: .2em; }
 h2 { font-size: 1.2em; margin: 2em 0 .4em; }
 p, li { max-width: 52em; }
 table { border-collapse: collapse; margin: .6em 0; font-size: .92em;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .3em 0; color: #555; }
-th, td { padding: .25em .8em; text-align: right; white-space: nowrap; }
+th, td { padding: .25em .6em; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { white-space: normal; vertical-align: bottom; }
 thead th { border-top: 2px solid; border-bottom: 1px solid; }
@@ -99,7 +99,9 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   write_all(workdir, content, mend='draw the results with --redraw')
   told = '\n'.join(map(tables.to_markdown, layouts[:2]))
   if len(layouts) > 2:
-    told += f'\nCalibration and neural collapse: {workdir / "table.md"}'
+    told += (
+      f'\nCalibration, selective risk, neural collapse: {workdir / "table.md"}'
+    )
   return (
     f'\n{told}\nResults: {workdir / "results.csv"}\n'
     f'Report: {workdir / "report.html"}'
