@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from tsla_jax.analysis import confidence as confidence_scores
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.predictions import bootstrap_interval, softmax
 from tsla_jax.errors import InputError
@@ -54,15 +55,6 @@ def test_golden_values():
   assert selective.normalized_aurc(*both) == pytest.approx(0.15873, abs=5e-7)
   assert selective.coverage_at_risk(*both, 0.25) == pytest.approx(4 / 6)
   assert selective.risk_at_coverage(*both, 0.8) == pytest.approx(0.4)
-
-
-def test_golden_normalisation():
-  z = np.array([[4.0, 1.0, 0.0, -1.0, 0.0]])
-  assert selective.normalized_max_logit(z, 2)[0] == pytest.approx(
-    0.8318, abs=5e-6
-  )
-  plain = selective.normalized_max_logit(z, 2, centered=False)
-  assert plain[0] == pytest.approx(0.942809, abs=5e-7)
 
 
 @settings(max_examples=300, deadline=None)
@@ -196,89 +188,6 @@ def test_one_sample():
       assert bounds.low == bounds.high == error
 
 
-def test_scores():
-  logits = np.array([[3.0, 1.0, 0.0], [0.2, 0.1, 0.0], [50.0, 0.0, -5.0]])
-  p = softmax(logits)
-  np.testing.assert_allclose(selective.msp(logits), p.max(1))
-  np.testing.assert_allclose(selective.max_logit(logits), [3, 0.2, 50])
-  np.testing.assert_allclose(selective.logit_margin(logits), [2, 0.1, 50])
-  np.testing.assert_allclose(
-    selective.softmax_margin(logits), p[:, 0] - p[:, 1]
-  )
-  entropy = -np.sum(p * np.log(p), axis=1)
-  np.testing.assert_allclose(selective.neg_entropy(logits), -entropy)
-  np.testing.assert_allclose(selective.doctor(logits), (p**2).sum(1))
-  energy = 2 * np.log(np.exp(logits / 2).sum(1))
-  np.testing.assert_allclose(selective.energy(logits, 2.0), energy)
-  for score in selective.SCORES:
-    assert score(logits.astype(np.float32)).dtype == np.float64
-    # All rank the second last.
-    assert score(logits).argmin() == 1
-
-
-def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
-  rng = np.random.default_rng(0)
-  logits = rng.standard_normal((50, 7))
-  for p in (0.5, 1, 2, 7.5, np.inf):
-    score = selective.normalized_max_logit(logits, p)
-    np.testing.assert_allclose(
-      selective.normalized_max_logit(1e200 * logits + 0, p), score
-    )
-    np.testing.assert_allclose(
-      selective.normalized_max_logit(logits + 3, p), score
-    )
-    z = logits - logits.mean(1, keepdims=True)
-    norm = np.sum(np.abs(z) ** p, 1) ** (1 / p) if p < np.inf else abs(z).max(1)
-    np.testing.assert_allclose(score, z.max(1) / norm)
-  # The mean of equal logits is rounded, and means nothing.
-  for value, classes in ((0.1, 3), (0.1, 7), (1e8 + 0.1, 3), (0.0, 4)):
-    equal = np.full((1, classes), value)
-    assert selective.normalized_max_logit(equal, 2)[0] == 0
-  assert selective.normalized_max_logit(np.array([[0.1, 0.1 + 1e-9]]), 2) > 0.7
-  with pytest.raises(InputError, match='p: 0; must be at least 0.01'):
-    selective.normalized_max_logit(logits, 0)
-
-
-def planted(p, count=4000, seed=0):
-  """Logits whose errors follow their max over a p-norm, at any scale."""
-  rng = np.random.default_rng(seed)
-  logits = rng.standard_normal((count, 8)) ** 3
-  score = selective.normalized_max_logit(logits, p)
-  wrong = rng.random(count) < 1 / (1 + np.exp(40 * (score - np.median(score))))
-  labels = logits.argmax(1)
-  labels = np.where(wrong, (labels + 1) % 8, labels)
-  scale = np.exp(2 * rng.standard_normal((count, 1)))
-  return scale * logits, labels
-
-
-@pytest.mark.parametrize('p', [1, 3])
-def test_a_planted_p_is_found(p):
-  logits, labels = planted(p)
-  selection = selective.select_p(logits, labels)
-  assert selection.p == p
-  assert selection.aurc[p] < selection.aurc_msp
-  errors = logits.argmax(1) != labels
-  tested = selection.tested
-  better = selective.aurc(selection.score(logits[tested]), errors[tested])
-  plain = selective.aurc(selective.msp(logits[tested]), errors[tested])
-  assert better < plain
-  assert not set(selection.chosen) & set(tested)
-  assert len(selection.chosen) + len(tested) == len(labels)
-
-
-def test_without_a_better_norm_the_softmax_stays():
-  rng = np.random.default_rng(0)
-  logits = 3 * rng.standard_normal((4000, 8))
-  chances = softmax(logits).cumsum(1)
-  labels = (rng.random((4000, 1)) > chances[:, :-1]).sum(1)
-  selection = selective.select_p(logits, labels)
-  assert selection.p is None
-  np.testing.assert_array_equal(selection.score(logits), selective.msp(logits))
-  # All of the examples, where others are to be tested on.
-  whole = selective.select_p(logits, labels, share=1)
-  assert len(whole.chosen) == 4000 and len(whole.tested) == 0
-
-
 @pytest.mark.parametrize(('risk', 'alpha'), [(0.05, 0.1), (0.1, 0.05)])
 def test_the_guarantee_holds_in_simulation(risk, alpha):
   """P(error) is .3 (1 - c) for a uniform c, so above t the risk is .15 (1 - t).
@@ -348,7 +257,7 @@ def test_rounded_counts_are_near_the_curve_and_their_bounds_hold_it():
   rng = np.random.default_rng(0)
   logits = 4 * rng.standard_normal((20_000, 6))
   errors = rng.random(20_000) > softmax(logits).max(1)
-  confidence = selective.log_odds(logits)
+  confidence = confidence_scores.log_odds(logits)
   curve = selective.risk_coverage(confidence, errors)
   counts = selective.ScoreCounts.zeros()
   halves = [counts, counts]
@@ -377,16 +286,6 @@ def test_rounding_keeps_the_order_of_all_floats():
   assert np.all(back <= exact)
   with pytest.raises(InputError, match='no examples'):
     selective.ScoreCounts.zeros().finalize()
-
-
-def test_log_odds_rank_where_probabilities_saturate():
-  logits = np.array([[2.0, 0.0, 0.0], [60.0, 0.0, 0.0], [80.0, 0.0, 0.0]])
-  p = selective.msp(logits[:1])
-  assert selective.log_odds(logits[:1])[0] == pytest.approx(
-    np.log(p / (1 - p))[0]
-  )
-  assert selective.msp(logits)[1] == selective.msp(logits)[2] == 1
-  assert selective.log_odds(logits)[1] < selective.log_odds(logits)[2]
 
 
 def test_intervals_by_the_bootstrap():
@@ -425,8 +324,3 @@ def test_bad_options_are_named():
     selective.risk_at_coverage(CONFIDENCE, ERRORS, 0)
   with pytest.raises(InputError, match='risk: 1.5; must be between 0 and 1'):
     selective.guaranteed_threshold(CONFIDENCE, ERRORS, 1.5)
-  for score in (*selective.SCORES, selective.log_odds):
-    with pytest.raises(InputError, match=r'logits: an array of shape \[3\]'):
-      score(np.ones(3))
-  with pytest.raises(InputError, match='two classes'):
-    selective.logit_margin(np.ones((3, 1)))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tsla_jax.analysis import unconstrained_descent
 from tsla_jax.analysis import unconstrained_features as ufm
 from tsla_jax.errors import InputError
 
@@ -57,7 +58,7 @@ def test_closed_form_is_what_a_solver_finds(arguments):
   assert norm(ufm.gradient(*point, *rest)) < 1e-8
   value = ufm.objective(*point, *rest)
   assert value == pytest.approx(minimizer.loss, abs=1e-12)
-  found = ufm.solve(*arguments, weight_decay_b=1e-3)
+  found = unconstrained_descent.solve(*arguments, weight_decay_b=1e-3)
   assert found.gradient_norm < 1e-6
   assert found.loss == pytest.approx(minimizer.loss, abs=1e-6)
   for ours, theirs in zip(point, (found.weights, found.features), strict=False):
@@ -74,7 +75,7 @@ def test_no_solver_gets_below_it():
   arguments = (5, 4, 3, 0.2, 2e-3, 1e-3)
   minimizer = ufm.global_minimizer(*arguments)
   for seed in range(5):
-    found = ufm.solve(*arguments, seed=seed)
+    found = unconstrained_descent.solve(*arguments, seed=seed)
     assert found.loss == pytest.approx(minimizer.loss, abs=1e-10)
 
 
@@ -239,7 +240,7 @@ def test_rotations_are_minimisers_too():
 def test_descent_collapses_faster_and_further_with_smoothing():
   ends = []
   for delta in (0.0, 0.1):
-    path = ufm.gradient_descent_path(
+    path = unconstrained_descent.gradient_descent_path(
       10, 10, 20, delta, 5e-3, 1e-4, learning_rate=1.0
     )
     assert path.steps.tolist() == list(range(0, 3001, 50))
@@ -254,7 +255,7 @@ def test_descent_collapses_faster_and_further_with_smoothing():
 
 
 def test_a_descent_that_diverges_ends():
-  path = ufm.gradient_descent_path(
+  path = unconstrained_descent.gradient_descent_path(
     3, 3, 2, 0.0, 1.0, 1.0, learning_rate=100.0, num_steps=500, every=10
   )
   assert 0 < len(path.steps) < 51
@@ -293,6 +294,6 @@ def test_a_joint_hessian_that_is_too_large_is_refused():
 
 def test_the_solver_does_without_a_formula():
   """Two dimensions for four classes: no frame fits, and a minimum is there."""
-  found = ufm.solve(4, 2, 3, 0.1, 1e-2, 1e-2)
+  found = unconstrained_descent.solve(4, 2, 3, 0.1, 1e-2, 1e-2)
   assert found.gradient_norm < 1e-6
   assert found.loss > ufm.global_minimizer(4, 3, 3, 0.1, 1e-2, 1e-2).loss

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.reporting.test_tables import cells
+from tsla_jax.analysis import confidence as scores
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.predictions import held_out_split
 from tsla_jax.errors import InputError
@@ -24,7 +25,7 @@ def noisy(count=600, seed=0):
   """Predictions whose errors follow the shape of the logits, not the scale."""
   rng = np.random.default_rng(seed)
   logits = rng.standard_normal((count, 4))
-  score = selective.normalized_max_logit(logits, 2)
+  score = scores.normalized_max_logit(logits, 2)
   wrong = rng.random(count) < 1 / (1 + np.exp(20 * (score - 0.5)))
   labels = (logits.argmax(1) + wrong) % 4
   return {
@@ -40,14 +41,14 @@ def test_measurements_are_those_of_the_library(tmp_path):
   metrics, curves = measure(predictions, intervals=True)
   assert set(SELECTION_COLUMNS) < set(metrics)
   first, second = held_out_split(arrays['labels'])
-  choice = selective.select_p(
+  choice = scores.select_p(
     arrays['logits'][first], arrays['labels'][first], share=1
   )
   assert metrics['norm_p'] == choice.p is not None
   logits = arrays['logits'][second]
   errors = logits.argmax(1) != arrays['labels'][second]
   for prefix, score, risk in (
-    ('', selective.msp, curves.risk),
+    ('', scores.msp, curves.risk),
     ('norm_', choice.score, curves.norm_risk),
   ):
     confidence = score(logits)
@@ -66,7 +67,7 @@ def test_measurements_are_those_of_the_library(tmp_path):
       selective.risk_at_coverage(confidence, errors, COVERAGES[i]) for i in some
     ]
     assert metrics[f'{prefix}aurc_low'] < metrics[f'{prefix}aurc_high']
-  for score in selective.SCORES[1:]:
+  for score in scores.SCORES[1:]:
     area = selective.aurc(score(logits), errors)
     assert metrics[f'aurc_{score.__name__}'] == area
   made = selective.guaranteed_threshold(choice.score(logits), errors, 0.1)
@@ -168,7 +169,7 @@ def dense_arrays(images=6, side=12, seed=0):
   logits = rng.standard_normal((images, side, side, 4))
   labels = logits.argmax(-1)
   # Errors follow the shape of the logits, and not their scale.
-  score = selective.normalized_max_logit(logits.reshape(-1, 4), 2)
+  score = scores.normalized_max_logit(logits.reshape(-1, 4), 2)
   chance = 1 / (1 + np.exp(20 * (score - np.median(score))))
   wrong = (rng.random(len(score)) < chance).reshape(labels.shape)
   labels[wrong] = (labels[wrong] + 1) % 4
@@ -205,7 +206,7 @@ def test_dense_predictions_are_those_of_their_pixels(tmp_path):
     z, y = logits[half::2].reshape(-1, 4), labels[half::2].ravel()
     parts.append((z[y != 255].astype(np.float64), y[y != 255]))
   (chosen, its), (tested, truth) = parts
-  choice = selective.select_p(chosen, its, share=1)
+  choice = scores.select_p(chosen, its, share=1)
   assert (metrics['chosen'], metrics['tested']) == (len(its), len(truth))
   assert metrics['norm_p'] == choice.p is not None
   errors = tested.argmax(1) != truth
@@ -213,7 +214,7 @@ def test_dense_predictions_are_those_of_their_pixels(tmp_path):
   # Confidences are rounded to 11 bits of their mantissas, where some of the 400
   # pixels meet.
   for prefix, confidence, risk in (
-    ('', selective.log_odds(tested), curves.risk),
+    ('', scores.log_odds(tested), curves.risk),
     ('norm_', choice.score(tested), curves.norm_risk),
   ):
     exact = selective.risk_coverage(confidence, errors)

@@ -10,7 +10,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from tsla_jax.analysis import selective
+from tsla_jax.analysis.confidence import (
+  GRID,
+  log_odds,
+  normalized_max_logit,
+)
 from tsla_jax.analysis.predictions import check_finite
 from tsla_jax.analysis.selective import ScoreCounts
 from tsla_jax.errors import InputError
@@ -48,8 +52,8 @@ def measure_dense(
     InputError: names the file and what is wrong with it; or if there are too
       few images.
   """
-  scores = [('msp', selective.log_odds)]
-  scores += [(p, _normalised(p)) for p in selective.GRID]
+  scores = [('msp', log_odds)]
+  scores += [(p, _normalised(p)) for p in GRID]
   counts = [{name: ScoreCounts.zeros() for name, _ in scores} for _ in range(2)]
   image, classes = 0, None
   for path in tqdm.tqdm(paths, unit='file', disable=None, leave=False):
@@ -93,7 +97,7 @@ def measure_dense(
 
 
 def _normalised(p: float):
-  return lambda logits: selective.normalized_max_logit(logits, p)
+  return lambda logits: normalized_max_logit(logits, p)
 
 
 def _images(

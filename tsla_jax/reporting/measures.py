@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from tsla_jax.analysis import calibration, logit_gradients, selective
+from tsla_jax.analysis import confidence as scores
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.logit_gradients import Suppression
 from tsla_jax.analysis.neural_collapse import neural_collapse
@@ -48,7 +49,7 @@ SELECTION_COLUMNS = (
     for kind in ('guaranteed', 'threshold')
     for r in RISKS
   ),
-  *(f'aurc_{score.__name__}' for score in selective.SCORES[1:]),
+  *(f'aurc_{score.__name__}' for score in scores.SCORES[1:]),
 )
 
 # Coverages that curves are drawn at, close to each other on either axis.
@@ -181,10 +182,10 @@ def measure_selection(
     worse; thresholds are of what is chosen); the risks at `COVERAGES` without
     and with normalisation.
   """
-  choice = selective.select_p(chosen.logits, chosen.labels, share=1)
+  choice = scores.select_p(chosen.logits, chosen.labels, share=1)
   errors = tested.logits.argmax(axis=1) != tested.labels
   metrics, risks = {'norm_p': np.nan if choice.p is None else choice.p}, []
-  for prefix, score in (('', selective.msp), ('norm_', choice.score)):
+  for prefix, score in (('', scores.msp), ('norm_', choice.score)):
     confidence = score(tested.logits)
     curve = selective.risk_coverage(confidence, errors)
     metrics |= describe_curve(curve, prefix)
@@ -200,7 +201,7 @@ def measure_selection(
     metrics[f'guaranteed_{100 * risk:.0f}'] = made.coverage
     metrics[f'threshold_{100 * risk:.0f}'] = made.threshold
   several = tested.logits.shape[1] > 1
-  for score in selective.SCORES[1:] if several else ():
+  for score in scores.SCORES[1:] if several else ():
     name = f'aurc_{score.__name__}'
     metrics[name] = selective.aurc(score(tested.logits), errors)
   return metrics, *risks

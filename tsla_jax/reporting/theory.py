@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tsla_jax.analysis import unconstrained_descent
 from tsla_jax.analysis import unconstrained_features as ufm
 from tsla_jax.errors import InputError
 from tsla_jax.records import write_all
@@ -151,7 +152,7 @@ def compare_with_solver(setting: Setting) -> pd.DataFrame:
   for smoothing in np.linspace(0, 0.9, 10):
     arguments = setting.model(float(smoothing))
     minimizer = ufm.global_minimizer(*arguments)
-    found = ufm.solve(*arguments)
+    found = unconstrained_descent.solve(*arguments)
     features = np.repeat(
       minimizer.class_means, setting.samples_per_class, axis=0
     )
@@ -209,7 +210,7 @@ def descend(
   for smoothing, factor, seed in progress(list(grid)):
     arguments = setting.model(smoothing)
     rate = factor * setting.learning_rate
-    path = ufm.gradient_descent_path(
+    path = unconstrained_descent.gradient_descent_path(
       *arguments,
       learning_rate=rate,
       num_steps=setting.num_steps,

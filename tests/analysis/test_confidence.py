@@ -1,0 +1,118 @@
+"""Confidence scores, and norms that are chosen for their ranking."""
+
+import numpy as np
+import pytest
+
+from tsla_jax.analysis import confidence, selective
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.errors import InputError
+
+
+def test_golden_normalisation():
+  z = np.array([[4.0, 1.0, 0.0, -1.0, 0.0]])
+  assert confidence.normalized_max_logit(z, 2)[0] == pytest.approx(
+    0.8318, abs=5e-6
+  )
+  plain = confidence.normalized_max_logit(z, 2, centered=False)
+  assert plain[0] == pytest.approx(0.942809, abs=5e-7)
+
+
+def test_scores():
+  logits = np.array([[3.0, 1.0, 0.0], [0.2, 0.1, 0.0], [50.0, 0.0, -5.0]])
+  p = softmax(logits)
+  np.testing.assert_allclose(confidence.msp(logits), p.max(1))
+  np.testing.assert_allclose(confidence.max_logit(logits), [3, 0.2, 50])
+  np.testing.assert_allclose(confidence.logit_margin(logits), [2, 0.1, 50])
+  np.testing.assert_allclose(
+    confidence.softmax_margin(logits), p[:, 0] - p[:, 1]
+  )
+  entropy = -np.sum(p * np.log(p), axis=1)
+  np.testing.assert_allclose(confidence.neg_entropy(logits), -entropy)
+  np.testing.assert_allclose(confidence.doctor(logits), (p**2).sum(1))
+  energy = 2 * np.log(np.exp(logits / 2).sum(1))
+  np.testing.assert_allclose(confidence.energy(logits, 2.0), energy)
+  for score in confidence.SCORES:
+    assert score(logits.astype(np.float32)).dtype == np.float64
+    # All rank the second last.
+    assert score(logits).argmin() == 1
+
+
+def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
+  rng = np.random.default_rng(0)
+  logits = rng.standard_normal((50, 7))
+  for p in (0.5, 1, 2, 7.5, np.inf):
+    score = confidence.normalized_max_logit(logits, p)
+    np.testing.assert_allclose(
+      confidence.normalized_max_logit(1e200 * logits + 0, p), score
+    )
+    np.testing.assert_allclose(
+      confidence.normalized_max_logit(logits + 3, p), score
+    )
+    z = logits - logits.mean(1, keepdims=True)
+    norm = np.sum(np.abs(z) ** p, 1) ** (1 / p) if p < np.inf else abs(z).max(1)
+    np.testing.assert_allclose(score, z.max(1) / norm)
+  # The mean of equal logits is rounded, and means nothing.
+  for value, classes in ((0.1, 3), (0.1, 7), (1e8 + 0.1, 3), (0.0, 4)):
+    equal = np.full((1, classes), value)
+    assert confidence.normalized_max_logit(equal, 2)[0] == 0
+  assert confidence.normalized_max_logit(np.array([[0.1, 0.1 + 1e-9]]), 2) > 0.7
+  with pytest.raises(InputError, match='p: 0; must be at least 0.01'):
+    confidence.normalized_max_logit(logits, 0)
+
+
+def planted(p, count=4000, seed=0):
+  """Logits whose errors follow their max over a p-norm, at any scale."""
+  rng = np.random.default_rng(seed)
+  logits = rng.standard_normal((count, 8)) ** 3
+  score = confidence.normalized_max_logit(logits, p)
+  wrong = rng.random(count) < 1 / (1 + np.exp(40 * (score - np.median(score))))
+  labels = logits.argmax(1)
+  labels = np.where(wrong, (labels + 1) % 8, labels)
+  scale = np.exp(2 * rng.standard_normal((count, 1)))
+  return scale * logits, labels
+
+
+@pytest.mark.parametrize('p', [1, 3])
+def test_a_planted_p_is_found(p):
+  logits, labels = planted(p)
+  selection = confidence.select_p(logits, labels)
+  assert selection.p == p
+  assert selection.aurc[p] < selection.aurc_msp
+  errors = logits.argmax(1) != labels
+  tested = selection.tested
+  better = selective.aurc(selection.score(logits[tested]), errors[tested])
+  plain = selective.aurc(confidence.msp(logits[tested]), errors[tested])
+  assert better < plain
+  assert not set(selection.chosen) & set(tested)
+  assert len(selection.chosen) + len(tested) == len(labels)
+
+
+def test_without_a_better_norm_the_softmax_stays():
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.standard_normal((4000, 8))
+  chances = softmax(logits).cumsum(1)
+  labels = (rng.random((4000, 1)) > chances[:, :-1]).sum(1)
+  selection = confidence.select_p(logits, labels)
+  assert selection.p is None
+  np.testing.assert_array_equal(selection.score(logits), confidence.msp(logits))
+  # All of the examples, where others are to be tested on.
+  whole = confidence.select_p(logits, labels, share=1)
+  assert len(whole.chosen) == 4000 and len(whole.tested) == 0
+
+
+def test_log_odds_rank_where_probabilities_saturate():
+  logits = np.array([[2.0, 0.0, 0.0], [60.0, 0.0, 0.0], [80.0, 0.0, 0.0]])
+  p = confidence.msp(logits[:1])
+  assert confidence.log_odds(logits[:1])[0] == pytest.approx(
+    np.log(p / (1 - p))[0]
+  )
+  assert confidence.msp(logits)[1] == confidence.msp(logits)[2] == 1
+  assert confidence.log_odds(logits)[1] < confidence.log_odds(logits)[2]
+
+
+def test_bad_logits_are_named():
+  for score in (*confidence.SCORES, confidence.log_odds):
+    with pytest.raises(InputError, match=r'logits: an array of shape \[3\]'):
+      score(np.ones(3))
+  with pytest.raises(InputError, match='two classes'):
+    confidence.logit_margin(np.ones((3, 1)))
