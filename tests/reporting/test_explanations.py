@@ -14,17 +14,23 @@ from tests.reporting.test_page import FILES, Page
 from tests.reporting.test_tables import cells
 from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.predictions import softmax
-from tsla_jax.reporting import explanations, figures, page, tables
-from tsla_jax.reporting.pictures import draw_explanations, pool
+from tsla_jax.reporting import (
+  explanation_figures,
+  explanation_tables,
+  figures,
+  page,
+  tables,
+)
+from tsla_jax.reporting.explanation_figures import draw_explanations, pool
 from tsla_jax.reporting.results import read_results, reference_rows
 
 
 def layouts(results):
   references = {row: reference_rows(results, row) for row in results.rows}
-  compared = explanations.comparison_layout(
+  compared = explanation_tables.comparison_layout(
     results.runs, results.epochs, references
   )
-  return [*explanations.layouts(results.runs), compared]
+  return [*explanation_tables.layouts(results.runs), compared]
 
 
 def test_a_table_of_both(explained):
@@ -71,10 +77,12 @@ def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
 
 def test_value_at_level():
   falling, values = np.array([1.0, 0.1, 0.001]), np.array([5.0, 3.0, 1.0])
-  assert explanations.value_at_level(falling, values, 2.0) == 5
-  assert explanations.value_at_level(falling, values, 0.1) == 3
-  assert explanations.value_at_level(falling, values, 0.01) == pytest.approx(2)
-  assert math.isnan(explanations.value_at_level(falling, values, 1e-4))
+  assert explanation_tables.value_at_level(falling, values, 2.0) == 5
+  assert explanation_tables.value_at_level(falling, values, 0.1) == 3
+  assert explanation_tables.value_at_level(
+    falling, values, 0.01
+  ) == pytest.approx(2)
+  assert math.isnan(explanation_tables.value_at_level(falling, values, 1e-4))
 
 
 def test_pooled_diagrams_are_that_of_all_examples():
@@ -151,7 +159,7 @@ def test_logarithmic_curves_are_geometric_means(explained):
   np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
   styles = figures.row_styles(epochs)
   keys = ('train_nc1', 'train_nc2_features')
-  figures.draw_path(path, epochs, *keys, styles)
+  explanation_figures.draw_path(path, epochs, *keys, styles)
   x, y = path.get_lines()[0].get_data()
   np.testing.assert_allclose(y, np.sqrt(x))
 
@@ -205,7 +213,7 @@ def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
     confidence=np.array([0.3, 0.8]),
     accuracy=np.array([0.2, 0.7]),
   )
-  figures.draw_reliability(axes, {'a': thin}, {'a': ('black', '-')})
+  explanation_figures.draw_reliability(axes, {'a': thin}, {'a': ('black', '-')})
   assert axes.get_lines()[1].get_xdata().tolist() == [0.8]
 
 
@@ -214,7 +222,9 @@ def test_what_is_0_has_no_factor(explained):
   runs = results.runs.copy()
   runs.loc[runs['seed'] == 0, 'nc1'] = 0.0
   references = {'TSLA(2)': {'baseline': 'baseline'}}
-  compared = explanations.comparison_layout(runs, results.epochs, references)
+  compared = explanation_tables.comparison_layout(
+    runs, results.epochs, references
+  )
   line = dict(zip(compared.header, compared.rows[0], strict=True))
   assert line['NC1'].text == '0.05'  # of the other two seeds
 

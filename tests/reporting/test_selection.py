@@ -8,15 +8,19 @@ from tsla_jax.analysis import confidence as scores
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.predictions import held_out_split
 from tsla_jax.errors import InputError
-from tsla_jax.reporting import explanations, figures
+from tsla_jax.reporting import (
+  explanation_figures,
+  explanation_tables,
+  figures,
+)
 from tsla_jax.reporting.dense import measure_dense
+from tsla_jax.reporting.explanation_figures import draw_explanations
 from tsla_jax.reporting.measures import (
   COVERAGES,
   SELECTION_COLUMNS,
   measure,
   risk_at_coverages,
 )
-from tsla_jax.reporting.pictures import draw_explanations
 from tsla_jax.reporting.predictions import read_predictions
 from tsla_jax.reporting.results import read_results, reference_rows
 
@@ -78,7 +82,9 @@ def test_measurements_are_those_of_the_library(tmp_path):
 def test_tables_and_figures(explained):
   results = read_results(explained)
   references = {row: reference_rows(results, row) for row in results.rows}
-  made = {layout.title: layout for layout in explanations.layouts(results.runs)}
+  made = {
+    layout.title: layout for layout in explanation_tables.layouts(results.runs)
+  }
   selection = made['Selective classification on 30 test examples']
   runs = results.runs[results.runs['row'] == 'baseline']
   line = cells(selection, 'baseline')
@@ -88,7 +94,7 @@ def test_tables_and_figures(explained):
   assert line['error [%]'].text == f'{error.mean():.2f} ± {error.std():.2f}'
   assert 'AURC in % by confidence score' in made
   assert 'Coverage in % whose risk is guaranteed' in made
-  compared = explanations.comparison_layout(
+  compared = explanation_tables.comparison_layout(
     results.runs, results.epochs, references
   )
   names = ['AURC [points]', 'AURC, normalised [points]']
@@ -97,9 +103,9 @@ def test_tables_and_figures(explained):
   mean = 100 * (others['aurc'].to_numpy() - runs['aurc'].to_numpy()).mean()
   assert compared.rows[0][-2].text.startswith(f'{mean:+.2f}')
   some = results.runs.assign(guaranteed_10=0.5, threshold_10=0.25)
-  layout = explanations._guarantee_layout(some)
+  layout = explanation_tables._guarantee_layout(some)
   assert cells(layout, 'baseline')['risk of 10 %'].text == '50.00 ± 0.00'
-  layout = explanations._guarantee_layout(some[some['seed'] == 0])
+  layout = explanation_tables._guarantee_layout(some[some['seed'] == 0])
   text = cells(layout, 'baseline')['risk of 10 %'].text
   assert text == '50.00 from 0.25 on'
   pictures = {
@@ -133,7 +139,9 @@ def test_pooled_logits_are_weighted_by_their_counts():
     1.0,
   )
   left, right = figures.make_figure(2).axes
-  figures.draw_suppression(left, right, {'a': parts}, {'a': ('black', '-')})
+  explanation_figures.draw_suppression(
+    left, right, {'a': parts}, {'a': ('black', '-')}
+  )
   many = whole.count >= 10
   x, y = left.get_lines()[0].get_data()
   np.testing.assert_allclose(x, whole.error_probability[many])
@@ -146,19 +154,19 @@ def test_ties_that_matter_are_said(explained):
   results = read_results(explained)
   runs = results.runs.copy()
   runs['aurc_ties'] = 0.0
-  selection = explanations._selection_layout(runs)
+  selection = explanation_tables._selection_layout(runs)
   assert not any('another order' in note.lower() for note in selection.notes)
   runs.loc[:, 'aurc'] = 0.5
   runs.loc[0, 'aurc_ties'] = 0.004  # less than a hundredth
-  selection = explanations._selection_layout(runs)
+  selection = explanation_tables._selection_layout(runs)
   assert not any('Another order' in note for note in selection.notes)
   last = runs.index[-1]
   runs.loc[last, ['aurc', 'aurc_ties']] = 0.001, 0.0005
-  selection = explanations._selection_layout(runs)
+  selection = explanation_tables._selection_layout(runs)
   (note,) = (note for note in selection.notes if 'Another order' in note)
   assert f'AURC of {runs["row"][last]} by 0.05 points, of 0.1' in note
   runs.loc[:2, 'norm_p'] = 1.0, np.nan, 5.0
-  selection = explanations._selection_layout(runs)
+  selection = explanation_tables._selection_layout(runs)
   line = cells(selection, 'baseline, normalised')
   assert line['p'].text == '1 to 5 (2 of 3)'
 

@@ -8,14 +8,14 @@ import pandas as pd
 
 from tsla_jax.errors import InputError
 from tsla_jax.records import write_all
-from tsla_jax.reporting import dense, explanations, figures, tables
+from tsla_jax.reporting import dense, explanation_tables, figures, tables
+from tsla_jax.reporting.explanation_figures import draw_explanations
 from tsla_jax.reporting.measures import (
   SELECTION_COLUMNS,
   Diagrams,
   measure,
   measure_collapse,
 )
-from tsla_jax.reporting.pictures import draw_explanations
 from tsla_jax.reporting.predictions import read_predictions, read_run
 from tsla_jax.reporting.results import (
   read_results,
@@ -147,9 +147,8 @@ def analyze_runs(
   )
   runs, notes, of_collapse = results.runs, [], []
   for i, path in enumerate(paths):
-    predictions = read_run(path)
-    if 'train' in predictions.parts:
-      collapse, said = measure_collapse(predictions)
+    if (path / 'predictions_train.npz').is_file():
+      collapse, said = measure_collapse(read_run(path))
       runs.loc[i, list(collapse)] = list(collapse.values())
       of_collapse += [f'{path}: {text}' for text in said]
     elif pd.isna(runs.loc[i, 'nc1']):
@@ -220,13 +219,11 @@ def draw(
       of_collapse=(),
     )
   notes = [*analysis.notes, *analysis.of_collapse]
-  layouts = explanations.layouts(analysis.runs)
-  if not layouts:
-    raise InputError(f'nothing can be measured: {"; ".join(notes)}')
-  compared = explanations.comparison_layout(
+  layouts = explanation_tables.explain(
     analysis.runs, analysis.epochs, analysis.references
   )
-  layouts += [compared] if compared else []
+  if not layouts:
+    raise InputError(f'nothing can be measured: {"; ".join(notes)}')
   text = '\n'.join(map(tables.to_markdown, layouts))
   text += '\n' + ''.join(f'- {note}\n' for note in notes)
   pictures = draw_explanations(

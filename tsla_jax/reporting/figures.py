@@ -4,7 +4,6 @@ A frame has a line an epoch, with the fields of `metrics.jsonl`; that of a table
 has 'row', 'seed' and 'drop_epoch' too (`results.Results.epochs`).
 """
 
-import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,9 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from tsla_jax.analysis.calibration import Reliability
-from tsla_jax.analysis.logit_gradients import Suppression
 
 Picture = tuple[str, str, Figure]  # name, caption, figure
 
@@ -149,7 +145,7 @@ def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
   for name, run in runs:
     color, style = styles[name]
     label = 'theta' if name is None else name
-    theta = _own_part(run.set_index('epoch')['theta'], drawn)
+    theta = own_part(run.set_index('epoch')['theta'], drawn)
     _line(axes, theta.index, theta, label, color, style, steps=True)
   axes.set_ylabel('theta')
   axes.margins(y=0.15)
@@ -200,7 +196,8 @@ def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
   Rows with a drop run through a palette of even lightness, early to late, since
   they are steps of one quantity; rows without stand out.
   """
-  rows = epochs.drop_duplicates('row').set_index('row')['drop_epoch']
+  # Of the first seed that has begun.
+  rows = epochs.groupby('row', sort=False)['drop_epoch'].first()
   dropped = rows[rows.notna()].sort_values(kind='stable').index
   styles = {}
   for i, name in enumerate(dropped):
@@ -262,7 +259,7 @@ def draw_rows(
   for name, run in epochs.groupby('row', sort=False):
     color, style = styles[name]
     values = (scale * run[key]).transform(to).groupby(run['epoch'])
-    mean = _own_part(values.mean(), drawn)
+    mean = own_part(values.mean(), drawn)
     spread = values.std().fillna(0)[mean.index]
     # Few measurements are shown as such.
     marker = (
@@ -288,199 +285,12 @@ def draw_rows(
     axes.set_ylim(values.min() - margin, values.max() + margin)
 
 
-def draw_path(
-  axes: Axes,
-  epochs: pd.DataFrame,
-  along: str,
-  key: str,
-  styles: Mapping[str, tuple[Any, Any]],
-) -> None:
-  """A quantity of every row against another, as training goes on.
-
-  Geometric means over the seeds, epoch by epoch, on logarithmic axes; what a
-  row shares with an earlier one is drawn once.
-
-  Args:
-    axes: to draw on.
-    epochs: of a table.
-    along: the column of the horizontal axis.
-    key: that of the vertical one.
-    styles: colour and line style of each row.
-  """
-  epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
-  drawn: list[pd.Series] = []
-  for name, run in epochs.groupby('row', sort=False):
-    color, style = styles[name]
-    mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
-    own = _own_part(mean[key], drawn).index
-    path = np.exp(mean.loc[own])
-    axes.plot(
-      path[along],
-      path[key],
-      color=color,
-      linestyle=style,
-      linewidth=1.4,
-      marker='.',
-      markersize=4,
-      label=name,
-    )
-  set_logarithmic(axes.xaxis)
-  set_logarithmic(axes.yaxis)
-
-
 def set_logarithmic(axis: Axis) -> None:
   """Makes an axis logarithmic, its numbers legible over a decade or less."""
   getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
   axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
   axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
   axis.set_minor_formatter(ticker.NullFormatter())
-
-
-def draw_reliability(
-  axes: Axes,
-  diagrams: Mapping[str, Reliability],
-  styles: Mapping[str, tuple[Any, Any]],
-) -> None:
-  """Accuracy against confidence, the area of dots a bin's share.
-
-  Bins of fewer than 10 examples say little, and are left out.
-
-  Args:
-    axes: to draw on.
-    diagrams: by row.
-    styles: colour and line style of each row.
-  """
-  axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-  for row, diagram in diagrams.items():
-    color, style = styles[row]
-    many = diagram.count >= 10
-    confidence, accuracy = diagram.confidence[many], diagram.accuracy[many]
-    axes.plot(
-      confidence,
-      accuracy,
-      color=color,
-      linestyle=style,
-      linewidth=1.2,
-      label=row,
-    )
-    share = diagram.count[many] / diagram.count.sum()
-    axes.scatter(
-      confidence,
-      accuracy,
-      s=4 + 150 * share,
-      color=color,
-      alpha=0.5,
-      linewidth=0,
-    )
-  axes.set_xlabel('confidence')
-  axes.set_ylabel('accuracy')
-  axes.set_xlim(0, 1.02)
-  axes.set_ylim(0, 1.02)
-  axes.set_aspect('equal')
-
-
-def draw_risk_coverage(
-  axes: Axes,
-  coverages: np.ndarray,
-  risks: Mapping[str, np.ndarray],
-  styles: Mapping[str, tuple[Any, Any]],
-  log: bool = False,
-) -> None:
-  """Risk against coverage, the mean over the seeds.
-
-  Args:
-    axes: to draw on.
-    coverages: `[C]`.
-    risks: of each row `[seeds, C]`, in percent; NaN is left out.
-    styles: colour and line style of each row.
-    log: coverage on a logarithmic axis.
-  """
-  for row, values in risks.items():
-    color, style = styles[row]
-    mean = values.mean(axis=0)
-    axes.plot(
-      coverages, mean, color=color, linestyle=style, linewidth=1.4, label=row
-    )
-  if log:
-    set_logarithmic(axes.xaxis)
-  axes.set_ylim(bottom=0)
-  axes.set_ylabel('risk [%]')
-
-
-def draw_suppression(
-  logits: Axes,
-  gradients: Axes,
-  measured: Mapping[str, Sequence[Suppression]],
-  styles: Mapping[str, tuple[Any, Any]],
-) -> None:
-  """Largest logits, and what smoothing does to them, by probability of error.
-
-  Args:
-    logits: to draw the former on.
-    gradients: to draw the latter on, with the line of its formula.
-    measured: of each row, one a seed.
-    styles: colour and line style of each row.
-  """
-  for row, its in measured.items():
-    color, style = styles[row]
-    table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in its)
-    total = table.groupby('bin')['count'].sum()
-
-    def mean(key: str, table=table, total=total) -> pd.Series:
-      sums = (table[key] * table['count']).groupby(table['bin']).sum()
-      return (sums / total)[total >= 10]
-
-    look = {'color': color, 'linestyle': style, 'marker': '.', 'label': row}
-    error = mean('error_probability')
-    logits.plot(error, mean('max_logit'), linewidth=1.4, **look)
-    gradients.plot(error, mean('suppression'), linewidth=1.4, **look)
-  for classes in {one.num_classes for its in measured.values() for one in its}:
-    ends = np.array([0, 1 - 1 / classes])
-    gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
-  logits.set_ylabel('largest logit')
-  gradients.set_ylabel('added gradient, theta 1')
-
-
-def draw_by_theta(
-  axes: Axes, runs: pd.DataFrame, key: str, ylabel: str, scale: float = 1.0
-) -> None:
-  """A metric against the strength of smoothing, with and without a drop.
-
-  Args:
-    axes: to draw on.
-    runs: a line a model, with 'theta', 'drop_epoch', 'prior' and metrics.
-    key: which column; beside it there is `scaled_` key, with temperature.
-    ylabel: what it is called, with its unit.
-    scale: is multiplied with.
-  """
-  baseline = runs[runs['theta'] == 0]
-  across = scale * baseline[f'scaled_{key}'].mean()
-  if np.isfinite(across):
-    axes.axhline(
-      across, color=GREY, linestyle=':', label='baseline, temperature'
-    )
-  smoothed = runs[runs['theta'] != 0]
-  kinds = smoothed.groupby(['drop_epoch', 'prior'], dropna=False, sort=False)
-  colors = (ORANGE, BLUE, GREEN, 'black', '#CC79A7', '#56B4E9')
-  for i, ((drop, prior), models) in enumerate(kinds):
-    name = 'LSR' if pd.isna(drop) else f'TSLA({drop:.0f})'
-    name += '-pre' if prior == 'teacher' else ''
-    if pd.isna(drop):
-      models = pd.concat([baseline, models])
-    values = (scale * models[key]).groupby(models['theta']).agg(['mean', 'std'])
-    axes.errorbar(
-      values.index,
-      values['mean'],
-      values['std'].fillna(0),
-      color=colors[i % len(colors)],
-      marker='o',
-      markersize=4,
-      linewidth=1.4,
-      capsize=2,
-      label=name,
-    )
-  axes.set_xlabel('theta')
-  axes.set_ylabel(ylabel)
 
 
 def draw_drop(
@@ -505,13 +315,13 @@ def draw_drop(
     drawn: list[pd.Series] = []
     for name, color in ((kept, BLUE), (dropped, ORANGE)):
       mean = epochs[epochs['row'] == name].groupby('epoch')[key].mean()
-      mean = _own_part(mean, drawn)
+      mean = own_part(mean, drawn)
       _line(axes, mean.index, mean, f'{name}, {label}', color, style)
   axes.set_ylabel('training loss [nats]')
   axes.legend(fontsize=8)
 
 
-def _own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
+def own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
   """What of a curve is on no other, from the last point that is.
 
   Args:

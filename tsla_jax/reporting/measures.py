@@ -129,11 +129,11 @@ def measure_calibration(
   scaled, scaled_diagram = _calibration(tested, temperature, intervals)
   if temperature in calibration.temperature_bounds(chosen.logits):
     scaled, scaled_diagram = dict.fromkeys(scaled, np.nan), None
-  p = softmax(tested.logits)
+  right = tested.logits.argmax(axis=1) == tested.labels
   metrics = {
     'chosen': len(chosen.labels),
     'tested': len(tested.labels),
-    'tested_top1': float(np.mean(p.argmax(axis=1) == tested.labels)),
+    'tested_top1': float(np.mean(right)),
     **plain,
     'temperature': temperature,
     **{f'scaled_{name}': value for name, value in scaled.items()},

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tsla_jax.records import flatten, write_all
-from tsla_jax.reporting import explanations, figures, tables
-from tsla_jax.reporting.pictures import draw_explanations
+from tsla_jax.reporting import explanation_tables, figures, tables
+from tsla_jax.reporting.explanation_figures import draw_explanations
 from tsla_jax.reporting.results import (
   COLUMNS,
   Results,
@@ -64,14 +64,10 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   workdir = pathlib.Path(workdir)
   results = read_results(workdir)
   references = {row: reference_rows(results, row) for row in results.rows}
-  explained = explanations.comparison_layout(
-    results.runs, results.epochs, references
-  )
   layouts = [
     tables.results_layout(results),
     tables.comparison_layout(results),
-    *explanations.layouts(results.runs),
-    *([explained] if explained else []),
+    *explanation_tables.explain(results.runs, results.epochs, references),
   ]
   markdown = '\n'.join(map(tables.to_markdown, layouts))
   notes = describe(results)

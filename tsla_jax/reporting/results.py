@@ -1,4 +1,4 @@
-"""What the files of a table directory say, and its statistics."""
+"""What the files of runs and of tables say, and its statistics."""
 
 import dataclasses
 import json
@@ -199,11 +199,10 @@ def _read_run(
     return pd.DataFrame(map(json.loads, complete_lines(path / name)))
 
   epochs, timing = lines('metrics.jsonl'), lines('timing.jsonl')
-  summary = path / 'summary.json'
-  finished = (
-    summary.is_file()
-    and json.loads(summary.read_text())['num_epochs'] == num_epochs
-  )
+  summary = {'num_epochs': None}
+  if (path / 'summary.json').is_file():
+    summary = json.loads((path / 'summary.json').read_text())
+  finished = summary['num_epochs'] == num_epochs
   whole = len(epochs) == num_epochs if finished else True
   if not whole or (
     len(epochs) and list(epochs['epoch']) != [*range(len(epochs))]
@@ -211,7 +210,7 @@ def _read_run(
     raise ValueError('metrics.jsonl lacks epochs, or has them in disorder')
   epochs = epochs.apply(pd.to_numeric)  # null is NaN
   if finished:  # what is measured of the last epoch, though it was not due
-    for key, value in json.loads(summary.read_text()).get('last', {}).items():
+    for key, value in summary.get('last', {}).items():
       if key not in epochs or pd.isna(epochs[key].iloc[-1]):
         epochs.loc[epochs.index[-1], key] = value
   diverged = (path / 'diverged.json').is_file()

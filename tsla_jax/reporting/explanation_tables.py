@@ -59,14 +59,22 @@ def layouts(runs: pd.DataFrame) -> list[Layout]:
   return made
 
 
+def explain(
+  runs: pd.DataFrame,
+  epochs: pd.DataFrame,
+  references: Mapping[str, Mapping[str, str]],
+) -> list[Layout]:
+  """All tables there is something for; arguments as `comparison_layout`."""
+  compared = comparison_layout(runs, epochs, references)
+  return [*layouts(runs), *([] if compared is None else [compared])]
+
+
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
   def cells(name: str, models: pd.DataFrame, prefix: str) -> list[Cell]:
     at = _text(models['temperature'], '.3g') if prefix else '1'
     texts = [name, at, _text(100 * models['tested_top1'], '.2f')]
     for key, (_, factor, form) in _CALIBRATION.items():
-      ends = [prefix + key + end for end in ('_low', '_high')]
-      interval = [factor * models[end] for end in ends if end in models]
-      texts.append(_text(factor * models[prefix + key], form, interval))
+      texts.append(_text_of(models, prefix + key, factor, form))
     return [Cell(text) for text in texts]
 
   rows, undecided = [], 0
@@ -129,10 +137,7 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
 
   def cells(name: str, p: str, models: pd.DataFrame, prefix: str) -> list[Cell]:
     texts = [name, p, _text(100 * (1 - models['tested_top1']), '.2f')]
-    for key in columns:
-      ends = [prefix + key + end for end in ('_low', '_high')]
-      interval = [100 * models[end] for end in ends if end in models]
-      texts.append(_text(100 * models[prefix + key], '.2f', interval))
+    texts += (_text_of(models, prefix + key, 100, '.2f') for key in columns)
     return [Cell(text) for text in texts]
 
   rows = []
@@ -399,6 +404,13 @@ def _text(
     low, high = (format(end, form) for end in ends)
     text += f' [{low}, {high}]'
   return text
+
+
+def _text_of(models: pd.DataFrame, key: str, factor: float, form: str) -> str:
+  """`_text` of a metric, with its interval if it has one."""
+  ends = (key + end for end in ('_low', '_high'))
+  interval = [factor * models[end] for end in ends if end in models]
+  return _text(factor * models[key], form, interval)
 
 
 def _factor_cell(difference: Difference) -> Cell:
