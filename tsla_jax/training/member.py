@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.models import pretrained
@@ -149,6 +150,26 @@ class Member:
       'train_entropy_floor': sums['entropy_floor'] / count,
       'train_top1': sums['correct'] / count,
     }
+
+  def measure_collapse(
+    self, features: np.ndarray, head: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, float], list[str]]:
+    """Neural collapse of the training set.
+
+    Args:
+      features: `[N, d]` of the training examples, shown as in evaluation.
+      head: the classifier's parameters.
+
+    Returns:
+      What an epoch's line has of it, nothing if the features are not finite;
+      and what is to be known of the classes, in sentences.
+    """
+    if not np.isfinite(features).all():
+      return {}, []
+    labels = self.dataset.train.labels
+    collapse = neural_collapse(features, labels, head['kernel'].T, head['bias'])
+    line = {f'train_{name}': v for name, v in collapse.metrics().items()}
+    return line, collapse.remarks
 
   def is_best(self, line: Mapping[str, Any]) -> bool:
     """Whether an epoch is better than all before."""

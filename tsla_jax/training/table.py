@@ -14,7 +14,7 @@ from tsla_jax.training import config as config_lib
 from tsla_jax.training import experiment as experiment_lib
 from tsla_jax.training import parallel
 from tsla_jax.training.branching import Branch, Table, describe_plan, slug
-from tsla_jax.training.loop import train_in_lockstep
+from tsla_jax.training.lockstep import train_in_lockstep
 from tsla_jax.training.member import Member, describe_data
 from tsla_jax.training.progress import Progress
 from tsla_jax.training.run_directory import RunDirectory
