@@ -1,41 +1,18 @@
 """The doors to explanations: runs, files of any framework, theory."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.conftest import make_config, make_dataset
+from tests.doors import check_refused, door
 from tests.reporting.conftest import make_predictions
 from tests.reporting.test_selection import dense_arrays
 from tsla_jax.reporting import analysis
 from tsla_jax.training.loop import train_and_evaluate
-
-
-def door(root, name, *flags):
-  done = subprocess.run(
-    [sys.executable, f'experiments/{name}.py', *map(str, flags)],
-    cwd=root,
-    env=os.environ,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  return done.returncode, done.stdout, done.stderr
-
-
-def check_refused(done, *words):
-  code, _, errors = done
-  assert code == 2, errors
-  (line,) = errors.strip().splitlines()
-  assert line.startswith('error:')
-  for word in words:
-    assert word in line
 
 
 @pytest.fixture(scope='module')
@@ -52,10 +29,10 @@ def runs(tmp_path_factory):
 
 
 def test_a_run(root, runs):
-  code, printed, errors = door(root, 'analyze', f'--run={runs / "lsr0"}')
-  assert code == 0, errors
+  done = door(root, 'analyze', f'--run={runs / "lsr0"}')
+  assert done.returncode == 0, done.stderr
   output = runs / 'lsr0' / 'analysis'
-  assert printed.splitlines()[-1] == f'Results: {output}'
+  assert done.stdout.splitlines()[-1] == f'Results: {output}'
   assert {p.name for p in output.rglob('*.png')} == {
     'calibration.png',
     'collapse.png',
@@ -77,12 +54,14 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
   names = ('lsr0', 'lsr1', 'baseline0', 'baseline1')
   flags = [f'--run={runs / name}' for name in names]
   output = runs / 'compared'
-  code, printed, errors = door(root, 'analyze', *flags, f'--output={output}')
-  assert code == 0, errors
+  done = door(root, 'analyze', *flags, f'--output={output}')
+  assert done.returncode == 0, done.stderr
   table = pd.read_csv(output / 'metrics.csv')
   assert list(table['row']) == ['LSR, theta 0.1'] * 2 + ['baseline'] * 2
-  assert 'What the methods change, as factors, paired by seed' in printed
-  assert printed.count('neural collapse was not measured during training') == 2
+  assert 'What the methods change, as factors, paired by seed' in done.stdout
+  assert (
+    done.stdout.count('neural collapse was not measured during training') == 2
+  )
   # Its data were given as arrays.
   done = door(root, 'analyze', *flags[:1], '--predict_train')
   check_refused(done, 'lsr0', 'is not the data it was trained on')
@@ -98,7 +77,7 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
     make_dataset(seed=1),
   )
   np.savez(tmp_path / 'baseline.npz', **make_predictions())
-  code, printed, errors = door(
+  done = door(
     root,
     'analyze',
     f'--run={runs / "lsr0"}',
@@ -108,7 +87,7 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
     f'--predictions={tmp_path / "baseline.npz"}',
     f'--output={tmp_path / "out"}',
   )
-  assert code == 0, errors
+  assert done.returncode == 0, done.stderr
   table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
   assert list(table['row']) == [
     str(runs / 'lsr0'),
@@ -117,8 +96,8 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
     str(tmp_path / 'baseline.npz'),
   ]
   assert table['ece_low'].notna().all()
-  assert 'runs on different data (stand-in, stand-in)' in printed
-  assert 'nan' not in printed
+  assert 'runs on different data (stand-in, stand-in)' in done.stdout
+  assert 'nan' not in done.stdout
 
 
 def test_training_predictions_give_what_was_measured_in_training(runs):
@@ -139,13 +118,11 @@ def test_training_predictions_give_what_was_measured_in_training(runs):
 
 def test_files_of_any_framework(root, tmp_path):
   np.savez(tmp_path / 'mine.npz', **make_predictions())
-  code, printed, errors = door(
-    root, 'analyze', f'--predictions={tmp_path / "mine.npz"}'
-  )
-  assert code == 0, errors
+  done = door(root, 'analyze', f'--predictions={tmp_path / "mine.npz"}')
+  assert done.returncode == 0, done.stderr
   output = tmp_path / 'mine_analysis'
-  assert printed.splitlines()[-1] == f'Results: {output}'
-  assert 'mine: neural collapse is measured on the test split' in printed
+  assert done.stdout.splitlines()[-1] == f'Results: {output}'
+  assert 'mine: neural collapse is measured on the test split' in done.stdout
   (line,) = pd.read_csv(output / 'metrics.csv').to_dict('records')
   assert line['classes'] == 3 and line['nc1'] > 0 and line['nll_low'] > 0
 
@@ -165,7 +142,7 @@ def test_selective_classification_of_a_table_and_of_pixels(
   folder.mkdir()
   logits, labels = dense_arrays()
   np.savez(folder / 'a.npz', logits=logits, labels=labels)
-  code, printed, errors = door(
+  done = door(
     root,
     'analyze',
     f'--run={tmp_path / "table"}',
@@ -175,9 +152,9 @@ def test_selective_classification_of_a_table_and_of_pixels(
     '--log_coverage',
     f'--output={tmp_path / "out"}',
   )
-  assert code == 0, errors
-  assert 'Selective classification on' in printed
-  assert 'Calibration on' not in printed and 'NC1' not in printed
+  assert done.returncode == 0, done.stderr
+  assert 'Selective classification on' in done.stdout
+  assert 'Calibration on' not in done.stdout and 'NC1' not in done.stdout
   table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
   assert list(table['row']) == ['baseline', 'baseline', 'lsr', 'lsr', 'pixels']
   assert table['aurc'].notna().all() and 'ece' not in table
@@ -186,9 +163,9 @@ def test_selective_classification_of_a_table_and_of_pixels(
     'logits.png',
   }
   flags = (f'--dense={folder}', f'--output={tmp_path / "pixels_out"}')
-  code, printed, errors = door(root, 'analyze', *flags, '--ignore_label=255')
-  assert code == 0, errors
-  assert 'Selective classification on' in printed
+  done = door(root, 'analyze', *flags, '--ignore_label=255')
+  assert done.returncode == 0, done.stderr
+  assert 'Selective classification on' in done.stdout
   assert (tmp_path / 'pixels_out' / 'figures' / 'selection.png').is_file()
   done = door(
     root,
@@ -235,7 +212,7 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
 
 def test_theory(root, tmp_path):
   small = ('--num_classes=3', '--feature_dim=2', '--samples_per_class=2')
-  code, printed, errors = door(
+  done = door(
     root,
     'theory',
     'ufm',
@@ -245,8 +222,8 @@ def test_theory(root, tmp_path):
     '--smoothings=0,0.2',
     f'--output={tmp_path}',
   )
-  assert code == 0, errors
-  assert printed.splitlines()[-1] == f'Results: {tmp_path / "ufm"}'
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == f'Results: {tmp_path / "ufm"}'
   assert (tmp_path / 'ufm' / 'figures' / 'condition_numbers.png').is_file()
 
 

@@ -1,25 +1,15 @@
 """The door: bad input is one line and leaves nothing behind."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.data.test_sources import make_folder, truncate
+from tests.doors import door
 
 DIGITS = '--config=configs/digits.py'
 
 
 def run(root, *flags):
-  done = subprocess.run(
-    [sys.executable, 'experiments/main.py', *flags],
-    cwd=root,
-    env=os.environ,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
+  done = door(root, 'main', *flags)
   return done.returncode, done.stdout, done.stderr
 
 

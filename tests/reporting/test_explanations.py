@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.reporting.conftest import make_predictions
-from tests.reporting.test_page import FILES, Page
+from tests.reporting.test_page import FILES, Page, drawn
 from tests.reporting.test_tables import cells
 from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.predictions import softmax
@@ -99,14 +99,9 @@ def test_pooled_diagrams_are_that_of_all_examples():
 
 def test_the_report_shows_them(explained):
   printed = page.draw(explained)
-  made = {
-    str(p.relative_to(explained))
-    for p in explained.rglob('*')
-    if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
-  }
   more = ('collapse', 'norms', 'calibration', 'selection', 'logits')
   more += ('reliability',)
-  assert made == FILES | {
+  assert drawn(explained) == FILES | {
     f'figures/{n}.{k}' for n in more for k in ('png', 'svg')
   }
   text = (explained / 'report.html').read_text()

@@ -30,6 +30,15 @@ FILES = {
 }
 
 
+def drawn(workdir):
+  """The files of a table that are drawn from those of its runs."""
+  return {
+    str(p.relative_to(workdir))
+    for p in workdir.rglob('*')
+    if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
+  }
+
+
 class Page(html.parser.HTMLParser):
   """Checks that tags are closed; collects addresses, pictures and cells."""
 
@@ -58,12 +67,7 @@ class Page(html.parser.HTMLParser):
 
 def test_report_is_whole_and_needs_no_network(workdir):
   printed = page.draw(workdir)
-  made = {
-    str(p.relative_to(workdir))
-    for p in workdir.rglob('*')
-    if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
-  }
-  assert made == FILES
+  assert drawn(workdir) == FILES
   text = (workdir / 'report.html').read_text()
   parsed = Page(text)
   assert len(parsed.pictures) == 3

@@ -1,9 +1,6 @@
 """Teachers, their tables, and training with them."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.conftest import make_config, make_dataset
+from tests.doors import door
 from tests.models.test_pretrained import make_model, make_weights
 from tsla_jax.errors import InputError
 from tsla_jax.training import priors, teacher
@@ -166,17 +164,6 @@ def test_description():
   assert 'top-1 50.00%' in text and 'mean confidence 75.00%' in text
   # Gaps: 0 at 1, .5 at .5, and -.25 + .75 in one bin of two.
   assert 'calibration error 25.00%' in text
-
-
-def door(root, name, *flags):
-  return subprocess.run(
-    [sys.executable, f'experiments/{name}.py', *map(str, flags)],
-    cwd=root,
-    env=os.environ,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
 
 
 def test_digits_with_a_trained_teacher(root, tmp_path):
