@@ -14,7 +14,8 @@ demo: .venv/installed
 	  --config.data.label_noise=0.2 --workdir=runs/digits_table
 
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile \
+	  --no-loadscope-reorder
 
 lint: .venv/installed
 	.venv/bin/ruff check .

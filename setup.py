@@ -17,6 +17,7 @@ setuptools.setup(
   long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
   packages=setuptools.find_packages(include=['tsla_jax', 'tsla_jax.*']),
+  package_data={'tsla_jax.report': ['page.html']},
   python_requires='>=3.11,<3.14',
   install_requires=[
     'absl-py',
@@ -25,6 +26,7 @@ setuptools.setup(
     # TFDS needs it and does not declare it.
     'importlib_resources',
     'jax>=0.10,<0.13',
+    'jinja2',
     'matplotlib',
     'ml-collections>=1.0',
     'numpy',

@@ -1,16 +1,17 @@
 """Every field of a run, with what it means; other files change a few.
 
 A config is chosen with a method: `--config=configs/digits.py:baseline`, `:lsr`,
-`:tsla` or `:tsla,drop=40`, and with a teacher's prior `:lsr_pre`, `:tsla_pre`
-or `:tsla_pre,drop=40`; without one it is the file's own TSLA. Single fields
-follow as `--config.seed=1`.
+`:tsla`, `:tsla,drop=40` or `:tsla,drop=plateau`, and with a teacher's prior
+`:lsr_pre`, `:tsla_pre` or `:tsla_pre,drop=40`; without one it is the file's own
+TSLA. Single fields follow as `--config.seed=1`.
 """
 
 import dataclasses
-from typing import Any
 
 import ml_collections
 from ml_collections.config_dict import placeholder
+
+from tsla_jax.methods import Row, apply_method
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
@@ -18,50 +19,6 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   c = base()
   apply_method(c, method, drop_epoch=40)
   return c
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A row of a results table (`get_tables` of a config file).
-
-  Attributes:
-    method: as after the colon of `--config`.
-    name: what the table calls it; None: as the paper calls the method.
-    fields: other fields of the config that differ, by their dotted names.
-    top1: published best test top-1, mean and standard deviation in percent, if
-      there is one.
-    top5: likewise.
-  """
-
-  method: str
-  name: str | None = None
-  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-  top1: tuple[float, float | None] | None = None
-  top5: tuple[float, float | None] | None = None
-
-  def __post_init__(self):
-    if not isinstance(self.method, str):
-      raise ValueError(f'a row has the method {self.method!r}; give a text')
-    where = f"row '{self.name or self.method}'"
-    if not isinstance(self.name, str | None):
-      raise ValueError(f'{where}: the name must be a text')
-    if not isinstance(self.fields, dict) or 'seed' in self.fields:
-      raise ValueError(
-        f"{where}: fields must be a dictionary, as {{'smoothing.theta': 0.2}},"
-        ' and seeds are the same in all rows'
-      )
-    for key in ('top1', 'top5'):
-      value = getattr(self, key)
-      if value is not None and (
-        not isinstance(value, tuple | list)
-        or len(value) != 2
-        or not isinstance(value[0], int | float)
-        or not isinstance(value[1], int | float | None)
-      ):
-        raise ValueError(
-          f'{where}: {key} is {value!r}; give mean and standard deviation, as'
-          ' (82.31, 0.18)'
-        )
 
 
 def unpublished(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
@@ -92,12 +49,23 @@ def base() -> ml_collections.ConfigDict:
   # First epoch on one-hot labels (from 0), so as many epochs are smoothed.
   # None: theta stays.
   c.smoothing.drop_epoch = placeholder(int)
+  # A rule that finds the drop epoch instead: 'plateau' drops theta when the
+  # training loss above its floor has stalled. An extension of the paper.
+  c.smoothing.drop_rule = placeholder(str)
+  c.smoothing.patience = 3  # epochs without progress before the rule fires
+  c.smoothing.tolerance = 0.01  # the least relative progress that counts
   # How theta comes to 0 at the drop: 'two_stage' at once, or all the way from
   # the start along a 'linear' or 'cosine' ramp.
   c.smoothing.schedule = 'two_stage'
   # y_hat: 'uniform', 'class' (the classes' frequencies), or 'teacher'.
   c.smoothing.prior = 'uniform'
   c.smoothing.teacher = placeholder(str)  # table from experiments/teacher.py
+
+  c.loss = ml_collections.ConfigDict()
+  # On the smoothed labels: 'cross_entropy', or 'confidence_penalty', which
+  # subtracts `strength` times the entropy of the prediction.
+  c.loss.name = 'cross_entropy'
+  c.loss.strength = 0.0  # of the penalty
 
   c.data = ml_collections.ConfigDict()
   c.data.name = 'digits'  # 'digits', 'image_folder', or a TFDS data set
@@ -172,39 +140,3 @@ def base() -> ml_collections.ConfigDict:
   c.checkpoint.every_epochs = 0  # 0: not by epochs
 
   return c.lock()  # a misspelt field is an error from here on
-
-
-def apply_method(
-  config: ml_collections.ConfigDict, method: str, drop_epoch: int
-) -> None:
-  """Sets a config's smoothing to that of a method.
-
-  Args:
-    config: with the theta that the paper's LSR and TSLA use on its data set.
-    method: 'baseline', 'lsr', 'tsla' or 'tsla,drop=S'; 'lsr_pre', 'tsla_pre' or
-      'tsla_pre,drop=S' with a teacher's prior.
-    drop_epoch: S where the method doesn't say.
-
-  Raises:
-    ValueError: for anything else.
-  """
-  name, *options = method.split(',')
-  accepted = (
-    "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'lsr_pre', 'tsla_pre' or"
-    " 'tsla_pre,drop=EPOCH'"
-  )
-  if name not in ('baseline', 'lsr', 'tsla', 'lsr_pre', 'tsla_pre'):
-    raise ValueError(f"unknown method '{method}'; {accepted}")
-  if options:
-    key, _, value = options[0].partition('=')
-    if not name.startswith('tsla') or key != 'drop' or len(options) > 1:
-      raise ValueError(f"method '{method}' is not understood; {accepted}")
-    if not (value.isascii() and value.isdecimal()):
-      raise ValueError(f"method '{method}': drop={value} is not an epoch")
-    drop_epoch = int(value)
-  if name == 'baseline':
-    config.smoothing.theta = 0.0
-  if name.startswith('tsla'):
-    config.smoothing.drop_epoch = drop_epoch
-  if name.endswith('_pre'):
-    config.smoothing.prior = 'teacher'

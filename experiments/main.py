@@ -22,7 +22,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
 def main() -> None:
   """Runs what the flags say."""
   # Imported here, so that --help and flag errors come at once.
-  from tsla_jax.training.loop import train_and_evaluate
+  from tsla_jax.training.train import train_and_evaluate
 
   train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 

@@ -17,14 +17,13 @@ deterministic: the same bits at every start, at some 5 % of a GPU's speed;
 
 import importlib.util
 import pathlib
-from typing import Any
 
 import command_line
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from configs import default
+from tsla_jax import methods
 from tsla_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,7 +55,7 @@ def main() -> None:
   if not _WORKDIR.value and (_REDRAW.value or not _DRY_RUN.value):
     raise InputError('--workdir: not set; give the path of a directory')
   if _REDRAW.value:
-    from tsla_jax.reporting import page
+    from tsla_jax.report import page
 
     print(page.draw(_WORKDIR.value))
     return
@@ -67,41 +66,36 @@ def main() -> None:
 
     # So that a plan can be had while other processes hold the devices.
     jax.config.update('jax_platforms', 'cpu')
-  from tsla_jax.training import branching
-  from tsla_jax.training.table import train_table
+  from tsla_jax.training import plan
+  from tsla_jax.training.train import train_table
 
   path = config_flags.get_config_filename(flags.FLAGS['config'])
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  given = config_flags.get_override_values(flags.FLAGS['config'])
   name, rows = _rows(path)
-  configs = {}
-  for row in rows:
-    config = _config(row, overrides)
-    if _name(row, config) in configs:
-      raise InputError(
-        f"--table: two rows of '{name}' are named '{_name(row, config)}'; give"
-        ' one another name'
-      )
-    configs[_name(row, config)] = config
+  try:
+    configs = methods.make_rows(_CONFIG.value, rows, list(given))
+  except InputError as error:
+    raise InputError(f"--table: '{name}': {error}") from error
   if not 1 <= _SEEDS.value <= 1000:
     raise InputError(f'--seeds: {_SEEDS.value}; must be from 1 to 1000')
   first = _CONFIG.value.seed
-  table = branching.make_table(
+  table = plan.make_table(
     configs, range(first, first + _SEEDS.value), _WORKDIR.value or '.'
   )
   if _DRY_RUN.value:
-    print(branching.describe_plan(table, table.branches()))
+    print(plan.describe_plan(table))
     return
   record = {
     'table': name,
     'config_file': pathlib.Path(path).name,
-    'fields': {key: repr(value) for key, value in overrides.items()},
+    'fields': {key: repr(value) for key, value in given.items()},
     'published': {
       title: {'top1': row.top1, 'top5': row.top5}
       for title, row in zip(configs, rows, strict=True)
     },
   }
   train_table(table, record, over_batch=_PARALLEL.value == 'batch')
-  from tsla_jax.reporting import page
+  from tsla_jax.report import page
 
   print(page.draw(_WORKDIR.value))
 
@@ -147,40 +141,6 @@ def _rows(path: str) -> tuple[str, list[default.Row]]:
       f"--table: '{name}' of '{file}' must be a list of default.Row"
     )
   return name, list(rows)
-
-
-def _config(
-  row: default.Row, overrides: dict[str, Any]
-) -> ml_collections.ConfigDict:
-  """The config of a row: the file's, the command line's, the row's own."""
-  config = _CONFIG.value.copy_and_resolve_references()
-  if 'smoothing.drop_epoch' in overrides:
-    raise InputError(
-      '--config.smoothing.drop_epoch: the rows of a table have their own'
-    )
-  config.smoothing.drop_epoch = None  # the file's own method, undone
-  if 'deterministic' not in overrides:
-    config.deterministic = True
-  try:
-    default.apply_method(config, row.method, drop_epoch=0)
-    config.update_from_flattened_dict(row.fields)
-  except (ValueError, KeyError, TypeError) as error:
-    reason = str(error.args[0]).splitlines()[0]
-    raise InputError(
-      f"row '{row.name or row.method}': {reason} (configs/default.py has every"
-      ' field)'
-    ) from error
-  return config
-
-
-def _name(row: default.Row, config: ml_collections.ConfigDict) -> str:
-  """What the table calls a row: as the paper, and what else differs."""
-  if row.name is not None:
-    return row.name
-  from tsla_jax.training.member import method_name
-
-  fields = (f', {k.rpartition(".")[2]} {v}' for k, v in row.fields.items())
-  return method_name(config) + ''.join(fields)
 
 
 if __name__ == '__main__':

@@ -17,8 +17,6 @@
 import pathlib
 
 import command_line
-import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -59,7 +57,6 @@ def main() -> None:
     raise InputError(f"--output: '{output}'; must be a file ending in .npz")
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')
-  from tsla_jax.analysis.predictions import softmax
   from tsla_jax.training import priors, teacher
   from tsla_jax.training.config import load_dataset, resolve
 
@@ -69,94 +66,28 @@ def main() -> None:
   except OSError as error:
     raise InputError(f"--output: '{output}': {error}") from error
   dataset = load_dataset(config)
-  labels = dataset.train.labels
+  temperature = _TEMPERATURE.value
   if _KIND.value == 'run':
-    probabilities = _from_run(dataset)
+    probabilities = teacher.from_run(_RUN.value, dataset, temperature)
   else:
-    logits, features = _from_weights(dataset.train)
+    weights = (_WEIGHTS.value, _MODEL.value, _SIZE.value)
     if _KIND.value == 'frozen':
-      source = softmax(logits, _TEMPERATURE.value)
-      probabilities = teacher.map_by_counts(source, labels, dataset.num_classes)
+      probabilities = teacher.from_frozen(weights, dataset, temperature)
     else:
-      logits = teacher.cross_fitted_probe(
-        features,
-        labels,
-        dataset.num_classes,
+      probabilities = teacher.from_probe(
+        weights,
+        dataset,
+        temperature,
         strength=_STRENGTH.value,
         folds=_FOLDS.value,
         seed=config.seed,
       )
-      probabilities = softmax(logits, _TEMPERATURE.value)
   priors.save_teacher(output, probabilities, dataset)
   print(
-    f'Teacher of {dataset.name}: {teacher.describe(probabilities, labels)}.\n'
+    f'Teacher of {dataset.name}:'
+    f' {teacher.describe(probabilities, dataset.train.labels)}.\n'
     f'Train with --config.smoothing.teacher={_OUTPUT.value}'
   )
-
-
-def _from_run(dataset) -> np.ndarray:
-  """What a run's last epoch says."""
-  from tsla_jax.analysis.predictions import softmax
-  from tsla_jax.training import config, teacher
-  from tsla_jax.training.run_directory import RunDirectory
-  from tsla_jax.training.trained import load_model
-
-  model, variables = load_model(_RUN.value, best=False)
-  directory = RunDirectory(_RUN.value)
-  names = tuple(directory.data()['class_names'])
-  if names != dataset.class_names:
-    raise InputError(
-      f"--run: '{_RUN.value}' tells {len(names)} other classes apart than the"
-      f" {dataset.num_classes} of '{dataset.name}'"
-    )
-  view = config.augmentation(directory.config())
-  seen, given = directory.data()['image_shape'], dataset.train.images.shape[1:]
-  same = seen == list(given)
-  if view.crop_size is not None:  # sizes may differ then, channels may not
-    same = seen[-1] == given[-1]
-  if not same:
-    raise InputError(
-      f"--run: '{_RUN.value}' was trained on images of {seen}, and those of"
-      f" '{dataset.name}' are {list(given)}; set data.image_size likewise"
-    )
-  logits, _ = teacher.apply_model(model, variables, dataset.train, view)
-  return softmax(logits, _TEMPERATURE.value)
-
-
-def _from_weights(split) -> tuple[np.ndarray, np.ndarray]:
-  """Logits and features of pretrained weights."""
-  from tsla_jax.data.augment import Augmentation
-  from tsla_jax.models import pretrained, resnet
-  from tsla_jax.training import teacher
-
-  weights = pretrained.read_weights(_WEIGHTS.value)
-  if _KIND.value == 'frozen' and 'fc.weight' not in weights:
-    raise InputError(
-      f"--weights: '{_WEIGHTS.value}' has no head ('fc.weight'), which"
-      ' --kind=frozen needs; take --kind=probe'
-    )
-  classes = len(weights.get('fc.weight', [0, 0]))
-  model = resnet.create_model(_MODEL.value, classes)
-  shape = (1, _SIZE.value, _SIZE.value, 3)
-  variables = model.init(jax.random.PRNGKey(0), np.zeros(shape), train=False)
-  variables, report = pretrained.load_variables(
-    jax.tree.map(np.asarray, dict(variables)), weights
-  )
-  print(f'{_WEIGHTS.value}: {report}.')
-  if _KIND.value == 'frozen' and report.new:
-    raise InputError(
-      f"--weights: the head of '{_WEIGHTS.value}' does not fit; take"
-      ' --kind=probe'
-    )
-  view = Augmentation(
-    pad=0,
-    flip=False,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_size=_SIZE.value,
-    eval_crop=1.0,  # the whole of the shorter side: nothing is left to chance
-  )
-  return teacher.apply_model(model, variables, split, view)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""Checks and draws theory.
+"""Compute and draw theory.
 
   python experiments/theory.py ufm
   python experiments/theory.py ufm --num_classes=20 --feature_dim=32 \
     --smoothings=0,0.1 --seeds=1
 
-ufm: the unconstrained feature model under label smoothing. Its global minimiser
-in closed form against a solver, condition numbers against the smoothing by all
-definitions, and neural collapse along gradient descent, at equal and at tuned
-learning rates.
+ufm: the unconstrained feature model under label smoothing. The
+command compares the closed-form minimiser with L-BFGS, plots condition numbers
+against the smoothing, and tracks neural collapse under gradient descent at
+equal and at tuned learning rates.
 """
 
 import pathlib
@@ -18,9 +18,9 @@ from absl import flags
 from tsla_jax.errors import InputError
 
 _OUTPUT = flags.DEFINE_string(
-  'output', 'runs/theory', 'Directory to write to; ufm/ is made in it.'
+  'output', 'runs/theory', 'Directory to write to; results go to ufm/ in it.'
 )
-_CLASSES = flags.DEFINE_integer('num_classes', 10, 'Classes, K.')
+_CLASSES = flags.DEFINE_integer('num_classes', 10, 'Number of classes, K.')
 _DIM = flags.DEFINE_integer(
   'feature_dim', 10, 'Dimensions of the features, d: at least K-1.'
 )
@@ -34,24 +34,28 @@ _DECAY_H = flags.DEFINE_float(
 _SMOOTHINGS = flags.DEFINE_list(
   'smoothings',
   ['0', '0.1', '0.4'],
-  'Deltas, the theta of training, that descents compare.',
+  'Smoothing strengths that descents compare: delta, the theta of training.',
 )
 _RATE = flags.DEFINE_float(
-  'learning_rate', 1.0, 'Of descents at equal rates; tuned ones are around it.'
+  'learning_rate',
+  1.0,
+  'Learning rate of descents at equal rates; tuned rates are multiples of it.',
 )
-_STEPS = flags.DEFINE_integer('steps', 3000, 'Of a descent.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Random starts of each descent.')
+_STEPS = flags.DEFINE_integer('steps', 3000, 'Steps of each descent.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Number of random starts.')
 
 
 def ufm() -> None:
-  """The unconstrained feature model."""
+  """Draw the unconstrained feature model."""
   try:
     smoothings = tuple(dict.fromkeys(float(text) for text in _SMOOTHINGS.value))
   except ValueError as error:
-    raise InputError(f'--smoothings: {error}; numbers, as 0,0.1') from error
+    raise InputError(
+      f'--smoothings: {error}; give numbers, such as 0,0.1'
+    ) from error
   if not smoothings:
-    raise InputError('--smoothings: none; give numbers, as 0,0.1')
-  # A class of one feature has collapsed from the start.
+    raise InputError('--smoothings: none; give numbers, such as 0,0.1')
+  # A class with one feature is collapsed from the start.
   for flag, least in ((_STEPS, 100), (_SEEDS, 1), (_SAMPLES, 2)):
     if flag.value < least:
       raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
@@ -59,30 +63,22 @@ def ufm() -> None:
     raise InputError(
       f'--learning_rate: {_RATE.value}; must be above 0, below 1e6'
     )
-  import tqdm
+  # Imported here because a wrong flag should fail at once.
+  from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
+  from tsla_jax.report import theory
 
-  from tsla_jax.records import lock_directory
-  from tsla_jax.reporting import theory
-
-  setting = theory.Setting(
+  model = UnconstrainedFeatures(
     num_classes=_CLASSES.value,
     feature_dim=_DIM.value,
     samples_per_class=_SAMPLES.value,
+    smoothing=smoothings[0],
     weight_decay_w=_DECAY_W.value,
     weight_decay_h=_DECAY_H.value,
-    smoothings=smoothings,
-    learning_rate=_RATE.value,
-    num_steps=_STEPS.value,
-    seeds=_SEEDS.value,
   )
-
-  def progress(descents):
-    return tqdm.tqdm(descents, unit='descent', disable=None, leave=False)
-
-  output = pathlib.Path(_OUTPUT.value) / 'ufm'
-  # Whether it can be written is known before anything is computed.
-  with lock_directory(output, output / 'figures', name='--output'):
-    print(theory.draw_ufm(setting, output, progress))
+  setting = theory.Setting(
+    model, smoothings, _RATE.value, _STEPS.value, _SEEDS.value
+  )
+  print(theory.draw_ufm(setting, pathlib.Path(_OUTPUT.value) / 'ufm'))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Calibration by hand, by scikit-learn, and by construction."""
+"""Calibration against hand-computed values, scikit-learn and known models."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,18 @@ import sklearn.calibration
 import sklearn.metrics
 from scipy import optimize
 
-from tsla_jax.analysis import calibration
 from tsla_jax.analysis.calibration import (
   brier_score,
-  brier_score_interval,
+  calibration_error,
   expected_calibration_error,
-  expected_calibration_error_interval,
   fit_temperature,
+  log_losses,
   negative_log_likelihood,
-  negative_log_likelihood_interval,
   reliability,
+  squared_errors,
   temperature_bounds,
 )
-from tsla_jax.analysis.predictions import softmax
+from tsla_jax.analysis.predictions import bootstrap_interval, softmax
 from tsla_jax.errors import InputError
 
 
@@ -29,7 +28,7 @@ def of_top_label(confidence, correct):
 
 
 def some_predictions(count=2000, classes=5, sharpness=2.0, seed=0):
-  """Logits with labels drawn from a softmax that is less sure than they are."""
+  """Logits, and labels drawn from the softmax of logits / sharpness."""
   rng = np.random.default_rng(seed)
   logits = 2 * rng.standard_normal((count, classes))
   chances = softmax(logits).cumsum(axis=1)
@@ -196,36 +195,58 @@ def test_temperature_stays_within_its_bounds():
 def test_intervals():
   logits, labels = some_predictions(400)
   p = softmax(logits)
-  for plain, interval, argument in (
-    (negative_log_likelihood, negative_log_likelihood_interval, logits),
-    (brier_score, brier_score_interval, p),
-    (expected_calibration_error, expected_calibration_error_interval, p),
+  for metric, argument in (
+    (negative_log_likelihood, logits),
+    (brier_score, p),
+    (expected_calibration_error, p),
   ):
-    value, ends = plain(argument, labels), interval(argument, labels)
+    value = metric(argument, labels)
+    ends = bootstrap_interval(metric, argument, labels, method='basic')
     assert ends.low < value < ends.high
-    assert ends == interval(argument, labels)  # the draws are seeded
-    wider = interval(argument, labels, level=0.99)
+    # Resamples are seeded.
+    again = bootstrap_interval(metric, argument, labels, method='basic')
+    assert ends == again
+    wider = bootstrap_interval(
+      metric, argument, labels, method='basic', level=0.99
+    )
     assert wider.low < ends.low < ends.high < wider.high
-  one = brier_score_interval(p[:1], labels[:1])
+  one = bootstrap_interval(brier_score, p[:1], labels[:1])
   assert one.low == one.high == brier_score(p[:1], labels[:1])
 
 
+def test_intervals_of_losses_and_confidences_are_those_of_metrics():
+  """Faster, because the checks and the softmax are not repeated."""
+  logits, labels = some_predictions(400)
+  p = softmax(logits)
+  top = p.max(axis=1), p.argmax(axis=1) == labels
+  for slow, argument, fast, arrays in (
+    (negative_log_likelihood, logits, np.mean, [log_losses(logits, labels)]),
+    (brier_score, p, np.mean, [squared_errors(p, labels)]),
+    (expected_calibration_error, p, calibration_error, top),
+  ):
+    expected = bootstrap_interval(slow, argument, labels, num_resamples=20)
+    found = bootstrap_interval(fast, *arrays, num_resamples=20)
+    assert found == expected
+
+
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
-  logits, labels = some_predictions(4000)
-  losses = calibration._likelihoods(logits, labels)
-  ends = negative_log_likelihood_interval(logits, labels, num_resamples=4000)
+  losses = log_losses(*some_predictions(4000))
+  ends = bootstrap_interval(np.mean, losses, num_resamples=4000)
   half = 1.96 * losses.std() / np.sqrt(len(losses))
   # Ends are quantiles of 4000 draws, each known to 3 % of the half width.
   assert (ends.high - ends.low) / 2 == pytest.approx(half, rel=0.1)
 
 
-def test_the_interval_leans_against_the_bias_of_the_estimate():
-  """Redraws have larger errors still, and are mirrored at the estimate."""
+def test_the_basic_interval_leans_against_the_bias_of_the_estimate():
+  """Resamples have larger errors still, and are mirrored at the estimate."""
   for seed in range(5):
     logits, labels = some_predictions(300, sharpness=1.0, seed=seed)
     p = softmax(logits)
-    ends = expected_calibration_error_interval(p, labels, num_resamples=300)
-    error = expected_calibration_error(p, labels)
+    top = p.max(axis=1), p.argmax(axis=1) == labels
+    error = calibration_error(*top)
+    ends = bootstrap_interval(
+      calibration_error, *top, num_resamples=300, method='basic'
+    )
     assert ends.low < error > (ends.low + ends.high) / 2
 
 
@@ -250,17 +271,16 @@ def test_bad_input_is_named(probabilities, labels, message):
     assert '\n' not in str(error.value)
 
 
-def test_confidences_at_hand():
-  error = calibration.calibration_error([0.5, 1.0], [True, True])
-  assert error == 0.25
+def test_given_confidences():
+  assert calibration_error([0.5, 1.0], [True, True]) == 0.25
   for confidence, correct, message in (
-    ([0.5], [1, 1], r'shape \[1\], and of \[2\]'),
-    ([], [], 'of an example at least'),
+    ([0.5], [1, 1], r'of shape \[1\] and \[2\]; both'),
+    ([], [], 'for at least one example'),
     ([1.5], [1], 'must be from 0 to 1'),
     ([np.nan], [1], 'must be from 0 to 1'),
   ):
     with pytest.raises(InputError, match=message):
-      calibration.calibration_error(confidence, correct)
+      calibration_error(confidence, correct)
 
 
 def test_bad_options_are_named():

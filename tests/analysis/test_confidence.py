@@ -1,4 +1,4 @@
-"""Confidence scores, and norms that are chosen for their ranking."""
+"""Confidence scores, and the choice of a norm."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_scores():
   np.testing.assert_allclose(confidence.energy(logits, 2.0), energy)
   for score in confidence.SCORES:
     assert score(logits.astype(np.float32)).dtype == np.float64
-    # All rank the second last.
+    # All scores rank the second example last.
     assert score(logits).argmin() == 1
 
 
@@ -51,7 +51,7 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
     z = logits - logits.mean(1, keepdims=True)
     norm = np.sum(np.abs(z) ** p, 1) ** (1 / p) if p < np.inf else abs(z).max(1)
     np.testing.assert_allclose(score, z.max(1) / norm)
-  # The mean of equal logits is rounded, and means nothing.
+  # Centring equal logits leaves rounding errors, which do not count.
   for value, classes in ((0.1, 3), (0.1, 7), (1e8 + 0.1, 3), (0.0, 4)):
     equal = np.full((1, classes), value)
     assert confidence.normalized_max_logit(equal, 2)[0] == 0
@@ -61,7 +61,7 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
 
 
 def planted(p, count=4000, seed=0):
-  """Logits whose errors follow their max over a p-norm, at any scale."""
+  """Logits of random scales, whose errors depend on the max over a p-norm."""
   rng = np.random.default_rng(seed)
   logits = rng.standard_normal((count, 8)) ** 3
   score = confidence.normalized_max_logit(logits, p)
@@ -79,12 +79,12 @@ def test_a_planted_p_is_found(p):
   assert selection.p == p
   assert selection.aurc[p] < selection.aurc_msp
   errors = logits.argmax(1) != labels
-  tested = selection.tested
+  tested = selection.eval_index
   better = selective.aurc(selection.score(logits[tested]), errors[tested])
   plain = selective.aurc(confidence.msp(logits[tested]), errors[tested])
   assert better < plain
-  assert not set(selection.chosen) & set(tested)
-  assert len(selection.chosen) + len(tested) == len(labels)
+  assert not set(selection.tune_index) & set(tested)
+  assert len(selection.tune_index) + len(tested) == len(labels)
 
 
 def test_without_a_better_norm_the_softmax_stays():
@@ -95,9 +95,9 @@ def test_without_a_better_norm_the_softmax_stays():
   selection = confidence.select_p(logits, labels)
   assert selection.p is None
   np.testing.assert_array_equal(selection.score(logits), confidence.msp(logits))
-  # All of the examples, where others are to be tested on.
+  # A share of 1 chooses on all examples.
   whole = confidence.select_p(logits, labels, share=1)
-  assert len(whole.chosen) == 4000 and len(whole.tested) == 0
+  assert len(whole.tune_index) == 4000 and len(whole.eval_index) == 0
 
 
 def test_log_odds_rank_where_probabilities_saturate():
@@ -114,5 +114,7 @@ def test_bad_logits_are_named():
   for score in (*confidence.SCORES, confidence.log_odds):
     with pytest.raises(InputError, match=r'logits: an array of shape \[3\]'):
       score(np.ones(3))
-  with pytest.raises(InputError, match='two classes'):
+  with pytest.raises(
+    InputError, match='a margin needs logits of at least two classes'
+  ):
     confidence.logit_margin(np.ones((3, 1)))

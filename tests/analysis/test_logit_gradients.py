@@ -1,4 +1,4 @@
-"""Gradients against those of the loss that is trained on."""
+"""Logit gradients against those of the training loss."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def test_they_are_those_of_the_loss(theta):
     logits.astype(np.float32)
   )
   found = logit_gradients(logits, labels, theta)
-  # float32 on the other side.
+  # The expected gradients are float32.
   np.testing.assert_allclose(found, expected, atol=1e-6)
   np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-12)
 
@@ -47,8 +47,7 @@ def test_measured_suppression_is_the_formula_at_the_error_rate():
   np.testing.assert_allclose(found.suppression, expected, atol=1e-12)
   assert found.count.sum() == 4000 and found.num_classes == 6
   assert np.all(np.diff(found.error_probability) > 0)
-  # And at the predicted one, of a model that is calibrated: bins of some 400
-  # err by .025.
+  # The model is calibrated. Bins of some 400 examples err by .025.
   many = found.count > 100
   np.testing.assert_allclose(
     found.error_probability[many], found.error_rate[many], atol=0.08

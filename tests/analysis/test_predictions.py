@@ -1,4 +1,4 @@
-"""What all metrics of predictions share."""
+"""Softmax and splits of predictions."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_softmax():
   assert log_softmax(np.array([[1000.0, 0.0]])).tolist() == [[0, -1000]]
 
 
-def test_split_is_a_partition_that_only_labels_and_seed_decide():
+def test_split_is_a_partition_that_depends_on_labels_and_seed():
   labels = np.repeat(np.arange(10), 30)
   fit, test = held_out_split(labels)
   assert sorted([*fit, *test]) == list(range(300))
@@ -28,11 +28,11 @@ def test_split_is_a_partition_that_only_labels_and_seed_decide():
   assert len(held_out_split(labels, share=0.2)[0]) == 60
 
 
-def test_split_of_rare_classes_does_without_them():
+def test_split_of_rare_classes_is_not_stratified():
   fit, test = held_out_split(np.array([0, 0, 0, 1]))
   assert len(fit) == len(test) == 2
   assert sorted([*fit, *test]) == [0, 1, 2, 3]
-  # More classes than one part has room for.
+  # More classes than examples in a part.
   fit, test = held_out_split(np.arange(20) // 2, share=0.1)
   assert (len(fit), len(test)) == (2, 18)
 

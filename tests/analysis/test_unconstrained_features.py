@@ -1,13 +1,16 @@
 """The closed form against a solver, finite differences and golden numbers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from tsla_jax.analysis import unconstrained_descent
 from tsla_jax.analysis import unconstrained_features as ufm
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
 from tsla_jax.errors import InputError
 
-# K, d, n, delta, lw, lh: weak and strong decay, to where all is 0.
+# K, d, n, delta, lw, lh, with decays from weak to so strong that all is 0.
 GRID = [
   (2, 1, 5, 0.0, 5e-3, 5e-3),
   (2, 1, 3, 0.4, 1e-3, 1e-2),
@@ -31,7 +34,7 @@ GRID = [
   (15, 20, 2, 0.2, 2e-4, 2e-3),
   (20, 19, 2, 0.1, 5e-4, 5e-4),
   (20, 30, 3, 0.6, 1e-4, 1e-3),
-  # All is 0 from here on, by decay or by smoothing.
+  # Here decay or smoothing is so strong that the minimum is at 0.
   (2, 2, 4, 0.0, 0.5, 0.5),
   (5, 4, 10, 0.9, 1e-2, 1e-2),
   (10, 12, 3, 0.5, 5e-2, 5e-2),
@@ -39,44 +42,37 @@ GRID = [
 ]
 
 
-def whole(arguments):
-  """The closed form's weights, all its features, and its bias."""
-  k, _, n, *_ = arguments
-  minimizer = ufm.global_minimizer(*arguments)
-  features = np.repeat(minimizer.class_means, n, axis=0)
-  return minimizer, (minimizer.weights, features, np.zeros(k))
+def closed_form(model):
+  """The minimiser, and its weights, all its features and its bias."""
+  minimizer = model.minimizer()
+  features = np.repeat(minimizer.class_means, model.samples_per_class, axis=0)
+  return minimizer, (minimizer.weights, features, np.zeros(model.num_classes))
 
 
-def norm(parts):
-  return np.sqrt(sum(np.sum(np.square(part)) for part in parts))
-
-
-@pytest.mark.parametrize('arguments', GRID)
-def test_closed_form_is_what_a_solver_finds(arguments):
-  k, _, n, *rest = arguments
-  minimizer, point = whole(arguments)
-  assert norm(ufm.gradient(*point, *rest)) < 1e-8
-  value = ufm.objective(*point, *rest)
-  assert value == pytest.approx(minimizer.loss, abs=1e-12)
-  found = unconstrained_descent.solve(*arguments, weight_decay_b=1e-3)
+@pytest.mark.parametrize('settings', GRID)
+def test_closed_form_is_what_a_solver_finds(settings):
+  model = UnconstrainedFeatures(*settings, weight_decay_b=1e-3)
+  k, n = model.num_classes, model.samples_per_class
+  minimizer, point = closed_form(model)
+  assert model.gradient_norm(*point) < 1e-8
+  assert model.objective(*point) == pytest.approx(minimizer.loss, abs=1e-12)
+  found = model.solve()
   assert found.gradient_norm < 1e-6
   assert found.loss == pytest.approx(minimizer.loss, abs=1e-6)
   for ours, theirs in zip(point, (found.weights, found.features), strict=False):
-    assert norm([theirs]) == pytest.approx(norm([ours]), rel=1e-6, abs=1e-6)
-  logits = found.features @ found.weights.T + found.bias
-  p = np.exp(logits - logits.max(1, keepdims=True))
-  p /= p.sum(1, keepdims=True)
-  on_label = p[np.arange(n * k), np.repeat(np.arange(k), n)]
-  np.testing.assert_allclose(on_label, minimizer.probability, atol=1e-6)
+    expected = np.linalg.norm(ours)
+    assert np.linalg.norm(theirs) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+  p = softmax(found.features @ found.weights.T + found.bias)
+  of_label = p[np.arange(n * k), np.repeat(np.arange(k), n)]
+  np.testing.assert_allclose(of_label, minimizer.probability, atol=1e-6)
 
 
 def test_no_solver_gets_below_it():
-  """From other starts too: the minimum is global."""
-  arguments = (5, 4, 3, 0.2, 2e-3, 1e-3)
-  minimizer = ufm.global_minimizer(*arguments)
+  """All starts end at the same loss, so the minimum is global."""
+  model = UnconstrainedFeatures(5, 4, 3, 0.2, 2e-3, 1e-3)
+  minimum = model.minimizer().loss
   for seed in range(5):
-    found = unconstrained_descent.solve(*arguments, seed=seed)
-    assert found.loss == pytest.approx(minimizer.loss, abs=1e-10)
+    assert model.solve(seed=seed).loss == pytest.approx(minimum, abs=1e-10)
 
 
 def test_golden_numbers():
@@ -139,89 +135,86 @@ def differences(function, x, step=1e-5):
   return np.array(rows)
 
 
-def flat_gradient(shapes, settings):
-  sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+def on_vectors(function, point):
+  """A function of W, H and b as one of vectors, and the point as a vector."""
+  sizes = np.cumsum([part.size for part in point])[:-1]
 
-  def function(x):
+  def call(x):
     parts = [
-      part.reshape(shape)
-      for part, shape in zip(np.split(x, sizes), shapes, strict=True)
+      part.reshape(old.shape)
+      for part, old in zip(np.split(x, sizes), point, strict=True)
     ]
-    return np.concatenate([g.ravel() for g in ufm.gradient(*parts, *settings)])
+    value = function(*parts)
+    if isinstance(value, tuple):
+      return np.concatenate([part.ravel() for part in value])
+    return value
 
-  return function
+  return call, np.concatenate([part.ravel() for part in point])
 
 
 def test_gradient_and_hessian_are_those_of_the_objective():
+  model = UnconstrainedFeatures(3, 2, 2, 0.2, 3e-2, 2e-2, 1e-2)
   rng = np.random.default_rng(0)
-  shapes, settings = [(3, 2), (6, 2), (3,)], (0.2, 3e-2, 2e-2, 1e-2)
-  parts = [rng.standard_normal(shape) for shape in shapes]
-  x = np.concatenate([part.ravel() for part in parts])
-  function = flat_gradient(shapes, settings)
-
-  def value(x):
-    w, h, b = np.split(x, [6, 18])
-    return ufm.objective(w.reshape(3, 2), h.reshape(6, 2), b, *settings)
-
+  point = [rng.standard_normal(shape) for shape in ((3, 2), (6, 2), (3,))]
+  value, x = on_vectors(model.objective, point)
+  gradient, _ = on_vectors(model.gradient, point)
   # Central differences err by step^2 and by rounding over step: some 1e-10.
-  np.testing.assert_allclose(function(x), differences(value, x), atol=1e-9)
-  hessian = ufm.hessian(*parts, *settings)
-  np.testing.assert_allclose(hessian, differences(function, x), atol=1e-9)
+  np.testing.assert_allclose(gradient(x), differences(value, x), atol=1e-9)
+  hessian = model.hessian(*point)
+  np.testing.assert_allclose(hessian, differences(gradient, x), atol=1e-9)
   np.testing.assert_allclose(hessian, hessian.T, atol=1e-15)
 
 
-@pytest.mark.parametrize('arguments', [a for a in GRID if a[0] * a[1] <= 60])
-def test_condition_numbers_are_those_of_numerical_hessians(arguments):
-  k, d, _, *settings = arguments
-  delta, *_ = settings
-  minimizer, (weights, features, bias) = whole(arguments)
-  numbers = ufm.condition_numbers(*arguments)
+@pytest.mark.parametrize('settings', [s for s in GRID if s[0] * s[1] <= 60])
+def test_condition_numbers_are_those_of_numerical_hessians(settings):
+  model = UnconstrainedFeatures(*settings)
+  k, d, delta = model.num_classes, model.feature_dim, model.smoothing
+  minimizer, (weights, features, bias) = closed_form(model)
+  numbers = model.condition_numbers()
 
-  def softmax(z):
-    return np.exp(z) / np.exp(z).sum()
+  def condition(matrix, zeros=0):
+    spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)[zeros:]
+    return spectrum[-1] / spectrum[0]
 
   # The loss in the logits of an example of class 0.
   target = (1 - delta) * np.eye(k)[0] + delta / k
   logits = weights @ minimizer.class_means[0]
-  matrix = differences(lambda z: softmax(z) - target, logits)
-  spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)[1:]
-  assert numbers.loss == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
+  matrix = differences(lambda z: softmax(z[None])[0] - target, logits)
+  assert numbers.loss == pytest.approx(condition(matrix, zeros=1), rel=1e-5)
 
   # The objective in one feature.
   def slope(h):
     moved = features.copy()
     moved[0] = h
-    return ufm.gradient(weights, moved, bias, *settings)[1][0]
+    return model.gradient(weights, moved, bias)[1][0]
 
   matrix = differences(slope, features[0])
-  spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-  assert numbers.full == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
-  span = np.eye(d)[: k - 1]  # the minimiser's own coordinates
-  spectrum = np.linalg.eigvalsh(span @ matrix @ span.T)
-  assert numbers.subspace == pytest.approx(spectrum[-1] / spectrum[0], rel=1e-5)
+  assert numbers.full == pytest.approx(condition(matrix), rel=1e-5)
+  span = np.eye(d)[: k - 1]  # the coordinates that the minimiser is in
+  within = condition(span @ matrix @ span.T)
+  assert numbers.subspace == pytest.approx(within, rel=1e-5)
 
 
 @pytest.mark.parametrize('decay', [0.0, 1e-3])
 @pytest.mark.parametrize(
-  'arguments', [a for a in GRID if a[0] * a[1] * a[2] <= 100]
+  'settings', [s for s in GRID if s[0] * s[1] * s[2] <= 100]
 )
-def test_joint_condition_number_is_that_of_the_whole_hessian(arguments, decay):
-  k, d, _, *settings = arguments
-  minimizer, point = whole(arguments)
-  joint = ufm.joint_condition_number(*arguments, weight_decay_b=decay)
-  shapes = [part.shape for part in point]
-  x = np.concatenate([part.ravel() for part in point])
-  function = flat_gradient(shapes, (*settings, decay))
-  matrix = differences(function, x, step=1e-4)
+def test_joint_condition_number_is_that_of_the_whole_hessian(settings, decay):
+  model = UnconstrainedFeatures(*settings, decay)
+  k, d = model.num_classes, model.feature_dim
+  minimizer, point = closed_form(model)
+  joint = model.joint_condition_number()
+  gradient, x = on_vectors(model.gradient, point)
+  matrix = differences(gradient, x, step=1e-4)
   spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
   zeros = joint.nullity
-  # Differences leave zeros of some 1e-9, far below what is none.
+  # Differences leave zeros of some 1e-9, far below all other eigenvalues.
   assert np.all(np.abs(spectrum[:zeros]) < 1e-7)
   assert spectrum[zeros] > 1e-6
   assert joint.value == pytest.approx(spectrum[-1] / spectrum[zeros], rel=1e-3)
-  exact = np.linalg.eigvalsh(ufm.hessian(*point, *settings, decay))
+  exact = np.linalg.eigvalsh(model.hessian(*point))
   assert joint.value == pytest.approx(exact[-1] / exact[zeros], rel=1e-9)
-  # All rotations of the space, but those that leave the span alone.
+  # The rotations of the space, without those that keep the span fixed.
   rotations = 0
   if minimizer.logit_scale:
     rotations = d * (d - 1) // 2 - (d - k + 1) * (d - k) // 2
@@ -229,35 +222,32 @@ def test_joint_condition_number_is_that_of_the_whole_hessian(arguments, decay):
 
 
 def test_rotations_are_minimisers_too():
-  arguments = (4, 6, 3, 0.1, 1e-3, 1e-3)
-  _, (weights, features, bias) = whole(arguments)
+  model = UnconstrainedFeatures(4, 6, 3, 0.1, 1e-3, 1e-3)
+  _, (weights, features, bias) = closed_form(model)
   rng = np.random.default_rng(0)
   rotation, _ = np.linalg.qr(rng.standard_normal((6, 6)))
   turned = (weights @ rotation, features @ rotation, bias)
-  assert norm(ufm.gradient(*turned, *arguments[3:])) < 1e-12
+  assert model.gradient_norm(*turned) < 1e-12
 
 
 def test_descent_collapses_faster_and_further_with_smoothing():
   ends = []
   for delta in (0.0, 0.1):
-    path = unconstrained_descent.gradient_descent_path(
-      10, 10, 20, delta, 5e-3, 1e-4, learning_rate=1.0
-    )
+    model = UnconstrainedFeatures(10, 10, 20, delta, 5e-3, 1e-4)
+    path = model.descend(learning_rate=1.0)
     assert path.steps.tolist() == list(range(0, 3001, 50))
     assert len(path.loss) == len(path.collapse) == 61
-    minimum = ufm.global_minimizer(10, 10, 20, delta, 5e-3, 1e-4).loss
-    assert path.loss[0] > path.loss[-1] > minimum
+    assert path.loss[0] > path.loss[-1] > model.minimizer().loss
     ends.append(path.collapse[-1])
-  # formulas for a start of scale 1: about 1e-4 and 2e-7.
+  # Theory expects about 1e-4 and 2e-7 from a standard normal start.
   assert 1e-5 < ends[0].nc1 < 1e-3
   assert 1e-8 < ends[1].nc1 < 1e-6
   assert ends[1].nc2_features < ends[0].nc2_features / 10
 
 
 def test_a_descent_that_diverges_ends():
-  path = unconstrained_descent.gradient_descent_path(
-    3, 3, 2, 0.0, 1.0, 1.0, learning_rate=100.0, num_steps=500, every=10
-  )
+  model = UnconstrainedFeatures(3, 3, 2, 0.0, 1.0, 1.0)
+  path = model.descend(learning_rate=100.0, num_steps=500, every=10)
   assert 0 < len(path.steps) < 51
   assert np.isfinite(path.loss).all()
 
@@ -265,35 +255,36 @@ def test_a_descent_that_diverges_ends():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({0: 1}, 'num_classes: 1; must be at least 2'),
-    ({1: 2}, 'feature_dim: 2; must be at least 3'),
-    ({2: 0}, 'samples_per_class: 0'),
-    ({3: -0.1}, 'smoothing: -0.1; must be from 0 to 1'),
-    ({3: 1.1}, 'smoothing: 1.1'),
-    ({4: 0.0}, 'weight_decay_w: 0.0; must be above 0'),
-    ({5: -1.0}, 'weight_decay_h: -1.0'),
+    ({'num_classes': 1}, 'num_classes: 1; must be at least 2'),
+    ({'feature_dim': 2}, 'feature_dim: 2; must be at least 3'),
+    ({'feature_dim': 0}, 'feature_dim: 0; must be at least 1'),
+    ({'samples_per_class': 0}, 'samples_per_class: 0'),
+    ({'smoothing': -0.1}, 'smoothing: -0.1; must be from 0 to 1'),
+    ({'smoothing': 1.1}, 'smoothing: 1.1'),
+    ({'weight_decay_w': 0.0}, 'weight_decay_w: 0.0; must be above 0'),
+    ({'weight_decay_h': -1.0}, 'weight_decay_h: -1.0'),
+    ({'weight_decay_b': -1.0}, 'weight_decay_b: -1.0; must be at least 0'),
   ],
 )
 def test_bad_settings_are_named(changes, message):
-  arguments = [4, 5, 3, 0.1, 1e-3, 1e-3]
-  for place, value in changes.items():
-    arguments[place] = value
+  model = UnconstrainedFeatures(4, 5, 3, 0.1, 1e-3, 1e-3)
   for function in (
-    ufm.global_minimizer,
-    ufm.condition_numbers,
-    ufm.joint_condition_number,
+    UnconstrainedFeatures.minimizer,
+    UnconstrainedFeatures.condition_numbers,
+    UnconstrainedFeatures.joint_condition_number,
   ):
     with pytest.raises(InputError, match=message):
-      function(*arguments)
+      function(dataclasses.replace(model, **changes))
 
 
 def test_a_joint_hessian_that_is_too_large_is_refused():
+  model = UnconstrainedFeatures(100, 100, 5, 0.1, 1e-3, 1e-3)
   with pytest.raises(InputError, match='would have 20100 rows, and may have'):
-    ufm.joint_condition_number(100, 100, 5, 0.1, 1e-3, 1e-3)
+    model.joint_condition_number()
 
 
 def test_the_solver_does_without_a_formula():
-  """Two dimensions for four classes: no frame fits, and a minimum is there."""
-  found = unconstrained_descent.solve(4, 2, 3, 0.1, 1e-2, 1e-2)
+  """Two dimensions are too few for the closed form of four classes."""
+  found = UnconstrainedFeatures(4, 2, 3, 0.1, 1e-2, 1e-2).solve()
   assert found.gradient_norm < 1e-6
   assert found.loss > ufm.global_minimizer(4, 3, 3, 0.1, 1e-2, 1e-2).loss

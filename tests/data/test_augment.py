@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import smooth_image
 from tsla_jax.data import augment
 
 CROP = augment.Augmentation(pad=2, flip=True, mean=(0.5,), std=(0.25,))
@@ -64,14 +65,6 @@ def test_normalise():
   image = np.full((1, 1, 1, 1), 255, np.uint8)
   np.testing.assert_allclose(augment.normalise(image, CROP), 2.0)
   assert augment.normalise(image, CROP).dtype == jnp.float32
-
-
-def smooth_image(height, width, seed=0):
-  """As photographs are: neighbours are alike."""
-  rng = np.random.default_rng(seed)
-  noise = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
-  image = Image.fromarray(noise).resize((width, height), Image.BICUBIC)
-  return np.asarray(image)
 
 
 def store(image, canvas=(96, 144)):

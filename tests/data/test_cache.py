@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_augment import smooth_image
-from tests.data.test_sources import make_folder
+from tests.helpers import make_folder, smooth_image
 from tsla_jax.data import cache, sources
 from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError

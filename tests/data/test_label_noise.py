@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import make_config, make_dataset
+from tests.helpers import make_config, make_dataset
 from tsla_jax.data.dataset import add_label_noise
 from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib

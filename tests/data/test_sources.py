@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import make_dataset
+from tests.helpers import encode, make_dataset, make_folder, truncate
 from tsla_jax.data import sources
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
-
-
-def encode(array, kind):
-  file = io.BytesIO()
-  Image.fromarray(array.squeeze()).save(file, kind)
-  return file.getvalue()
 
 
 def prepare_tfds(
@@ -168,8 +162,8 @@ class Installed:
     pass
 
 sys.meta_path.insert(0, Installed())
-from tests.conftest import make_config
-from tsla_jax.training.loop import train_and_evaluate
+from tests.helpers import make_config
+from tsla_jax.training.train import train_and_evaluate
 config = make_config(**{{
   'data.name': 'toy_images', 'data.data_dir': {str(tmp_path)!r},
   'num_epochs': 3, 'batch_size': 10,
@@ -181,19 +175,6 @@ assert not {{'tensorflow', 'torch'}} & set(sys.modules)
     [sys.executable, '-c', code], check=True, cwd=root, env=os.environ
   )
   assert (tmp_path / 'run' / 'predictions.npz').is_file()
-
-
-def make_folder(directory, size=(9, 7)):
-  rng = np.random.default_rng(0)
-  for split, count in (('train', 3), ('test', 2)):
-    for name in ('ant', 'bee'):
-      parent = directory / split / name
-      parent.mkdir(parents=True)
-      for i in range(count):
-        array = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
-        (parent / f'{i}.png').write_bytes(encode(array, 'png'))
-  (directory / 'train' / '.DS_Store').write_text('hidden files are ignored')
-  return directory
 
 
 def test_image_folder(tmp_path):
@@ -213,12 +194,6 @@ def deep_image(folder):
   """16 bits a pixel, which Pillow would clip to 255."""
   ramp = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000
   Image.fromarray(ramp).save(folder / 'train' / 'bee' / 'deep.png')
-
-
-def truncate(folder):
-  array = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
-  data = encode(array.astype(np.uint8), 'jpeg')
-  (folder / 'train' / 'bee' / 'cut.jpg').write_bytes(data[: len(data) // 2])
 
 
 def other_size(folder):

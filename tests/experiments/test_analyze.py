@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import make_config, make_dataset
-from tests.doors import check_refused, door
-from tests.reporting.conftest import make_predictions
-from tests.reporting.test_selection import dense_arrays
-from tsla_jax.reporting import analysis
-from tsla_jax.training.loop import train_and_evaluate
+from tests.helpers import check_refused, door, make_config, make_dataset
+from tests.report_helpers import dense_arrays, make_predictions
+from tsla_jax.report import explain
+from tsla_jax.training.train import train_and_evaluate
 
 
 @pytest.fixture(scope='module')
@@ -102,14 +100,14 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
 
 def test_training_predictions_give_what_was_measured_in_training(runs):
   """Two ways to the same features; the batches differ, so to 1e-4."""
-  from tsla_jax.training.trained import predict_train
+  from tsla_jax.training.load import predict_train
 
   path = runs / 'lsr1'
-  paths = {path: ('lsr', 1, 4)}
+  paths = {path: ('lsr', 1)}
   (path / 'predictions_train.npz').unlink(missing_ok=True)
-  before = analysis.analyze_runs(paths).runs
+  before = explain.measure_runs(paths).runs
   predict_train(path, make_dataset())
-  after = analysis.analyze_runs(paths).runs
+  after = explain.measure_runs(paths).runs
   # Read from the file now, and not from the line of the last epoch.
   assert after['classes'][0] == 10 and 'classes' not in before
   for name in ('nc1', 'nc2_features', 'nc3', 'feature_norm', 'weight_norm'):
@@ -193,7 +191,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
     f'--predictions={tmp_path / "fine.npz"}',
     f'--output={tmp_path / "table.json" / "x"}',
   )
-  check_refused(done, '--output', 'table.json')
+  check_refused(done, 'output', 'table.json')
   names = {'holes.npz', 'table.json', 'fine.npz'}
   assert {p.name for p in tmp_path.iterdir()} == names
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.data.test_sources import make_folder, truncate
-from tests.doors import door
+from tests.helpers import door, make_folder, truncate
 
 DIGITS = '--config=configs/digits.py'
 

@@ -7,6 +7,8 @@ import pytest
 
 import tsla_jax
 from tsla_jax import smooth_labels, smoothed_cross_entropy
+from tsla_jax.label_smoothing import losses
+from tsla_jax.training.state import Batch, Hparams
 
 THETAS = (-0.2, 0.0, 0.1, 0.4, 1.0)
 BATCH, CLASSES = 32, 11
@@ -172,3 +174,54 @@ def test_leading_axes_and_public_names():
     loss, smoothed_cross_entropy(logits, targets), rtol=1e-6
   )
   assert set(tsla_jax.__all__) == {'smooth_labels', 'smoothed_cross_entropy'}
+
+
+def make_batch(mixed=False):
+  logits, labels, prior = inputs('per_example', 'integer')
+  other = np.roll(labels, 1)
+  mix = np.linspace(0.1, 0.9, BATCH, dtype=np.float32) if mixed else None
+  partner = Batch(None, other, np.roll(prior, 1, axis=0)) if mixed else None
+  return logits, Batch(None, labels, prior, mix, partner)
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+@pytest.mark.parametrize('strength', [0.0, 0.3, -0.2])
+def test_confidence_penalty(strength, mixed):
+  """Cross-entropy on the batch's labels less an entropy, in float64."""
+  logits, batch = make_batch(mixed)
+  hparams = Hparams(jnp.float32(0.2), jnp.float32(strength), {})
+  apply = losses.CONFIDENCE_PENALTY.apply
+
+  def total(logits):
+    values, floor, state = apply(logits, batch, hparams, ())
+    assert state == ()
+    return values.sum(), (values, floor)
+
+  gradient, (values, floor) = jax.grad(total, has_aux=True)(logits)
+  labels = np.asarray(smooth_labels(batch.label, CLASSES, 0.2, batch.prior))
+  if mixed:
+    share = batch.mix[:, None]
+    partner = batch.partner
+    other = smooth_labels(partner.label, CLASSES, 0.2, partner.prior)
+    labels = share * labels + (1 - share) * np.asarray(other)
+  expected, slope = reference(logits, labels, 0.0, None)
+  z = logits.astype(np.float64)
+  log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+  p = np.exp(log_p)
+  entropy = -(p * log_p).sum(-1)
+  np.testing.assert_allclose(values, expected - strength * entropy, rtol=1e-4)
+  slope = slope + strength * p * (log_p + entropy[:, None])
+  np.testing.assert_allclose(gradient, slope, atol=1e-5)
+  if strength >= 0:
+    assert np.all(values >= floor - 1e-6)
+
+
+def test_a_loss_of_strength_0_is_cross_entropy():
+  logits, batch = make_batch()
+  hparams = Hparams(jnp.float32(0.2), jnp.float32(0.0), {})
+  results = [
+    loss.apply(logits, batch, hparams, ())
+    for loss in (losses.CROSS_ENTROPY, losses.CONFIDENCE_PENALTY)
+  ]
+  for one, other in zip(*results, strict=True):
+    np.testing.assert_array_equal(one, other)

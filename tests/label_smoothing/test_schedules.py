@@ -28,6 +28,32 @@ def test_values(schedule, expected):
   np.testing.assert_array_equal(values, one_by_one)
 
 
+def test_a_drop_at_step_0_is_0_throughout():
+  for make in (schedules.two_stage, schedules.linear, schedules.cosine):
+    assert not np.any(make(0.1, 0)(STEPS))
+
+
+@pytest.mark.parametrize(
+  ('left', 'patience', 'expected'),
+  [
+    # Fallen by a half, by less than a tenth, and to a half once more.
+    ([2.0, 1.0, 0.95, 0.92, 0.4], 2, 4),
+    ([2.0, 1.0, 0.95, 0.92, 0.4], 1, 3),
+    ([2.0, 1.0, 0.95, 0.92, 0.4], 3, None),
+    # A rise is no progress, nor is coming back from it.
+    ([1.0, 3.0, 2.0, 0.95], 3, 4),
+    ([1.0, 0.5, 0.25], 1, None),
+    ([], 1, None),
+  ],
+)
+def test_plateau(left, patience, expected):
+  metrics = [{'train_loss': v + 0.3, 'train_entropy_floor': 0.3} for v in left]
+  assert schedules.plateau(metrics, patience, 0.1) == expected
+  if expected is not None:  # it does not depend on what comes after
+    assert schedules.plateau(metrics[:expected], patience, 0.1) == expected
+    assert schedules.plateau(metrics[: expected - 1], patience, 0.1) is None
+
+
 def test_second_stage_is_exactly_zero():
   for make in (schedules.two_stage, schedules.linear, schedules.cosine):
     assert not np.any(make(0.1, 7)(np.arange(7, 20)))

@@ -3,47 +3,14 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import make_config, make_dataset
+from tests.helpers import make_config, make_dataset, make_model, make_weights
 from tsla_jax.errors import InputError
-from tsla_jax.models import pretrained, resnet
-from tsla_jax.training.loop import train_and_evaluate
-
-
-def make_model(name='resnet18', classes=5, width=4, stem='imagenet', size=64):
-  model = resnet.create_model(name, classes, width=width, stem=stem)
-  variables = model.init(
-    jax.random.PRNGKey(0), jnp.zeros((1, size, size, 3)), train=False
-  )
-  return model, jax.tree.map(np.asarray, dict(variables))
-
-
-def make_weights(variables, seed=0):
-  """Random weights of this architecture, with statistics that matter."""
-  rng = np.random.default_rng(seed)
-  weights = {}
-
-  def add(path, value):
-    names = tuple(part.key for part in path[1:])
-    key = pretrained.torch_key(names)
-    shape = value.shape
-    if len(shape) == 4:
-      shape = (shape[3], shape[2], *shape[:2])
-    array = rng.normal(size=shape[::-1] if len(shape) == 2 else shape)
-    array /= np.sqrt(max(np.prod(array.shape[1:]), 1))
-    if names[-1] in ('scale', 'var'):
-      array = 0.5 + np.abs(array)
-    weights[key] = array.astype(np.float32)
-    if names[-1] == 'mean':
-      counter = key.replace('running_mean', 'num_batches_tracked')
-      weights[counter] = np.array(7)
-
-  jax.tree_util.tree_map_with_path(add, variables)
-  return weights
+from tsla_jax.models import pretrained
+from tsla_jax.training.train import train_and_evaluate
 
 
 def test_keys_are_torchvisions():
@@ -239,7 +206,7 @@ def test_training_starts_from_the_weights(tmp_path, capsys):
   )
   train_and_evaluate(config, tmp_path / 'run', dataset)
   assert '2 new (head/bias, head/kernel)' in capsys.readouterr().out
-  from tsla_jax.training.trained import load_model
+  from tsla_jax.training.load import load_model
 
   _, trained = load_model(tmp_path / 'run', best=False)
   np.testing.assert_array_equal(

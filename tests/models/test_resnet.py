@@ -120,6 +120,7 @@ def test_batch_norm_against_numpy():
     stats['var'], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5
   )
   y = norm.apply({**start, **new}, x, train=False)
+  stats = jax.tree.map(np.asarray, stats)
   np.testing.assert_allclose(
     y, (x - stats['mean']) / np.sqrt(stats['var'] + 1e-5), rtol=1e-4, atol=1e-5
   )

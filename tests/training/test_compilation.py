@@ -5,10 +5,10 @@ import collections
 import jax
 import pytest
 
-from tests.conftest import make_config
-from tsla_jax.training import branching, parallel, run_directory, step
-from tsla_jax.training.loop import train_and_evaluate
-from tsla_jax.training.table import train_table
+from tests.helpers import make_config
+from tsla_jax import rundir
+from tsla_jax.training import devices, plan, step
+from tsla_jax.training.train import train_and_evaluate, train_table
 
 COMPILE = '/jax/core/compile/backend_compile_duration'
 
@@ -27,30 +27,30 @@ class Events:
 
 @pytest.fixture
 def traces(monkeypatch):
-  """The loss of each trace of the train step, programs being made anew."""
-  losses = []
+  """Whether each trace of the train step mixes, programs being made anew."""
+  mixed = []
   original = step.train_step
 
   def counted(*args, **kwargs):
-    losses.append(kwargs['batch_loss'].__name__)
+    mixed.append(args[1].mix is not None)
     return original(*args, **kwargs)
 
   monkeypatch.setattr(step, 'train_step', counted)
-  parallel.compile_programs.cache_clear()
-  return losses
+  devices.compile_programs.cache_clear()
+  return mixed
 
 
 @pytest.fixture
 def per_epoch(monkeypatch):
   """The compilations so far at the end of each epoch, after its evaluation."""
   events, counts = Events(), []
-  append = run_directory.RunDirectory.append
+  append = rundir.RunDir.append
 
   def noting(self, metrics, timing):
     counts.append(events.counts[COMPILE])
     append(self, metrics, timing)
 
-  monkeypatch.setattr(run_directory.RunDirectory, 'append', noting)
+  monkeypatch.setattr(rundir.RunDir, 'append', noting)
   return counts
 
 
@@ -101,7 +101,7 @@ def test_mixup_is_a_program_of_its_own(tmp_path, dataset, traces):
   for alpha, method in ((0.0, 'lsr'), (0.2, 'lsr'), (0.2, 'tsla,drop=2')):
     config = make_config(method, **{'data.mixup_alpha': alpha})
     train_and_evaluate(config, tmp_path / f'{alpha}{method}', dataset)
-  assert traces == ['smoothed_loss', 'mixed_loss']
+  assert traces == [False, True]
 
 
 def test_restored_state_meets_the_same_program(tmp_path, dataset):
@@ -120,9 +120,9 @@ def test_five_methods_and_three_seeds_compile_once(
 ):
   methods = ('baseline', 'lsr', 'tsla,drop=1', 'tsla,drop=2', 'tsla,drop=3')
   configs = {m: make_config(m, **{'model.width': 6}) for m in methods}
-  table = branching.make_table(configs, (0, 3, 5), tmp_path)
+  table = plan.make_table(configs, (0, 3, 5), tmp_path)
   train_table(table, {'table': 'test'}, dataset=dataset)
-  assert traces == ['smoothed_loss']
+  assert traces == [False]
   assert len(per_epoch) == 3 * (4 + 4 + 3 + 2 + 1)
   assert per_epoch[0] > 0
   assert per_epoch[-1] == per_epoch[0]

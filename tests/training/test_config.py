@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.conftest import make_config, make_dataset
+from tests.helpers import make_config, make_dataset
 from tsla_jax.errors import InputError
-from tsla_jax.training.loop import train_and_evaluate
+from tsla_jax.training.train import train_and_evaluate
 
 
 @pytest.mark.parametrize(
@@ -15,11 +15,14 @@ from tsla_jax.training.loop import train_and_evaluate
     ({'seed': -1}, 'seed: -1; must be between'),
     ({'smoothing.drop_epoch': 4}, r'drop_epoch: 4; .* between 1 and 3'),
     ({'smoothing.drop_epoch': 0}, r'drop_epoch: 0; .* between 1 and 3'),
-    ({'smoothing.schedule': 'step'}, "schedule: unknown 'step'; .*cosine"),
-    ({'smoothing.prior': 'normal'}, "prior: unknown 'normal'; .*uniform"),
+    (
+      {'smoothing.schedule': 'step'},
+      "schedule: 'step'; must be one of .*cosine",
+    ),
+    ({'smoothing.prior': 'normal'}, "prior: 'normal'; must be one of uniform"),
     ({'smoothing.theta': float('nan')}, 'theta: nan; must be a finite'),
     ({'model.name': 'vgg'}, "model.name: unknown model 'vgg'"),
-    ({'model.dtype': 'float16'}, "dtype: unknown 'float16'; .*bfloat16"),
+    ({'model.dtype': 'float16'}, "dtype: 'float16'; must be one of .*bfloat16"),
     ({'optimizer.name': 'adamm'}, "optimizer.name: unknown .*'adamm'"),
     ({'optimizer.drop_epochs': (3, 2)}, 'drop_epochs: .* increasing'),
     ({'data.mean': (0.5, 0.5)}, 'data.mean: 2 values for the 1 channels'),

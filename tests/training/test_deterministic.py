@@ -6,13 +6,13 @@ import sys
 
 CODE = """
 import os
-from tsla_jax.training import parallel
-parallel.use_deterministic_ops()
+from tsla_jax.training import devices
+devices.use_deterministic_ops()
 import jax
 print(os.environ['XLA_FLAGS'])
 print(jax.config.jax_compilation_cache_dir)
 jax.jit(lambda x: x + 1)(1.0)
-parallel.use_deterministic_ops()  # as the next run of the process would
+devices.use_deterministic_ops()  # as the next run of the process would
 """
 
 

@@ -5,26 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import make_config, make_dataset
+from tests.helpers import make_config, make_dataset, make_run, train_an_epoch
 from tsla_jax import smooth_labels
-from tsla_jax.training import config as config_lib
-from tsla_jax.training import experiment as experiment_lib
-from tsla_jax.training import parallel, step
+from tsla_jax.training import devices, step
 
 
 def evaluate(batch_size, dataset, num_devices=1, theta=0.1):
-  config = config_lib.resolve(make_config(eval_batch_size=batch_size))
-  experiment = experiment_lib.make_experiment(
-    config, dataset, parallel.data_parallel(num_devices)
+  run = make_run(make_config(eval_batch_size=batch_size), dataset)
+  experiment, state, test_prior, _ = train_an_epoch(
+    devices.data_parallel(num_devices), [run]
   )
-  runs = [config_lib.make_run(config, dataset)]
-  state = experiment.init(runs)
-  prior, test_prior = experiment.place_priors(runs)
-  epoch = experiment.train_steps(state, runs, prior, 0)
-  for state, _ in epoch:
-    pass
   (metrics,) = experiment.evaluate(state, [theta], test_prior)
-  (scores,) = experiment.predict(state, test_prior, experiment.test)
+  (scores,) = experiment.scores(
+    state, [theta], test_prior, experiment.test, ('logits',)
+  )
   return metrics, scores['logits']
 
 

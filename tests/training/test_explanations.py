@@ -6,19 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import make_config, make_dataset
-from tests.runs import check_same_run
+from tests.helpers import check_same_run, make_config, make_dataset
 from tsla_jax.analysis.calibration import expected_calibration_error
 from tsla_jax.analysis.neural_collapse import neural_collapse
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.data import augment
 from tsla_jax.errors import InputError
-from tsla_jax.reporting.results import read_runs
-from tsla_jax.training import branching, config
+from tsla_jax.report.results import read_runs
+from tsla_jax.training import config, plan
 from tsla_jax.training.experiment import Experiment
-from tsla_jax.training.loop import train_and_evaluate
-from tsla_jax.training.table import train_table
-from tsla_jax.training.trained import load_model, predict_train
+from tsla_jax.training.load import load_model, predict_train
+from tsla_jax.training.train import train_and_evaluate, train_table
 
 
 def lines(run):
@@ -84,15 +82,13 @@ def test_a_run_killed_and_a_branch_have_the_same_measurements(
     'lsr': make_config('lsr', **fields),
     'tsla': make_config('tsla,drop=2', **fields),
   }
-  table = branching.make_table(configs, (0, 1), tmp_path / 'table')
+  table = plan.make_table(configs, (0, 1), tmp_path / 'table')
   train_table(table, {'table': 'test'}, dataset=dataset)
   for name in configs:
-    for seed in (0, 1):
-      alone = table.config(name, seed)
-      train_and_evaluate(alone, tmp_path / f'{name}{seed}', dataset)
-      check_same_run(
-        tmp_path / f'{name}{seed}', table.directory(name, seed).path
-      )
+    for run in table.runs(name):
+      alone = tmp_path / f'{name}{run.config.seed}'
+      train_and_evaluate(run.config, alone, dataset)
+      check_same_run(alone, run.directory.path)
   # Ended after two epochs, and gone on with.
   short = make_config('lsr', **fields, num_epochs=2)
   train_and_evaluate(short, tmp_path / 'resumed', dataset)
@@ -112,7 +108,7 @@ def test_the_last_epoch_is_measured_though_it_is_not_due(tmp_path, dataset):
   assert last['train_nc1'] == lines(tmp_path / 'b')[-1]['train_nc1']
   # What reads runs takes it from there; the line of the last epoch must not
   # depend on its being the last.
-  results = read_runs([('a', 0, tmp_path / 'a', 4)], {'rows': []})
+  results = read_runs([('a', 0, tmp_path / 'a', 4)])
   assert results.runs['nc1'][0] == last['train_nc1']
   assert results.epochs['train_nc1'].notna().tolist() == [
     True,
@@ -129,15 +125,15 @@ def test_the_last_epoch_is_measured_though_it_is_not_due(tmp_path, dataset):
 def test_features_that_are_not_finite_end_no_run(
   tmp_path, dataset, monkeypatch
 ):
-  predict = Experiment.predict
+  original = Experiment.scores
 
-  def holes(self, state, prior, split, names=('logits', 'features')):
-    scores = predict(self, state, prior, split, names)
+  def holes(self, state, theta, prior, split, names):
+    scores = original(self, state, theta, prior, split, names)
     if split is self.train:
       scores[0]['features'][0] = np.inf
     return scores
 
-  monkeypatch.setattr(Experiment, 'predict', holes)
+  monkeypatch.setattr(Experiment, 'scores', holes)
   config = make_config(**{'analysis.neural_collapse_every': 1})
   summary = train_and_evaluate(config, tmp_path, dataset)
   assert 'train_nc1' not in summary['last']
@@ -168,14 +164,9 @@ def test_predictions_of_the_training_set_go_when_training_goes_on(
     predict_train(tmp_path, make_dataset(seed=1))
 
 
-def test_what_is_measured_may_change_and_an_older_record_lacks_it(
-  tmp_path, dataset
-):
+def test_what_is_measured_may_change(tmp_path, dataset):
   config = make_config(num_epochs=3)
   train_and_evaluate(config, tmp_path, dataset)
-  record = json.loads((tmp_path / 'config.json').read_text())
-  del record['config']['analysis']
-  (tmp_path / 'config.json').write_text(json.dumps(record))
   config.analysis.neural_collapse_every = 1
   train_and_evaluate(config, tmp_path, dataset)  # finished before
   assert predict_train(tmp_path, dataset).is_file()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import make_config
+from tests.helpers import make_config
 from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import optimizers
@@ -203,10 +203,34 @@ def test_groups():
     optimizers.parameter_groups({'extra': {'kernel': np.zeros(3)}})
 
 
-def test_stepwise_drops_at_the_step():
-  schedule = optimizers.stepwise(0.1, (3, 5), 0.1)
-  values = jax.vmap(schedule)(np.arange(7))
-  np.testing.assert_allclose(values, [0.1] * 3 + [0.01] * 2 + [0.001] * 2)
+def rates(config):
+  """Learning rates of all steps, three an epoch."""
+  config = config_lib.resolve(config)
+  table = config_lib.hparams_table(config, 3, config.smoothing.drop_epoch)
+  return {group: of.ravel() for group, of in table.learning_rate.items()}
+
+
+def test_long_runs_are_laid_out_in_blocks():
+  """More steps than a block has; theta and rates drop in different ones."""
+  fields = {'num_epochs': 200, 'optimizer.drop_epochs': (60, 120)}
+  config = config_lib.resolve(make_config('tsla,drop=140', **fields))
+  table = config_lib.hparams_table(config, 195, 140)
+  assert table.theta.shape == (200, 195)
+  epochs = np.arange(200)
+  theta = np.where(epochs < 140, 0.1, 0)
+  rate = 0.1 * np.where(epochs < 60, 1, np.where(epochs < 120, 0.1, 0.01))
+  for found, expected in (
+    (table.theta, theta),
+    (table.learning_rate['head'], rate),
+  ):
+    np.testing.assert_allclose(found, np.repeat(expected[:, None], 195, 1))
+
+
+def test_learning_rates_drop_at_epochs():
+  config = make_config('lsr', **{'optimizer.drop_epochs': (1, 2)})
+  expected = [0.1] * 3 + [0.01] * 3 + [0.001] * 6
+  for found in rates(config).values():
+    np.testing.assert_allclose(found, expected)
 
 
 def test_the_second_stage_may_have_rates_of_its_own():
@@ -218,9 +242,9 @@ def test_the_second_stage_may_have_rates_of_its_own():
       'optimizer.drop_epochs': (),
     },
   )
-  rates = config_lib.hparams_table(config_lib.resolve(config), 3).learning_rate
-  np.testing.assert_allclose(rates['head'], [0.4] * 6 + [0.2] * 6)
-  np.testing.assert_allclose(rates['backbone'], [0.1] * 6 + [0.05] * 6)
+  found = rates(config)
+  np.testing.assert_allclose(found['head'], [0.4] * 6 + [0.2] * 6)
+  np.testing.assert_allclose(found['backbone'], [0.1] * 6 + [0.05] * 6)
   config = make_config('lsr', **{'optimizer.second_stage_factor': 0.5})
   with pytest.raises(InputError, match='there is no second stage'):
     config_lib.resolve(config)

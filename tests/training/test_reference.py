@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import make_config, make_dataset
+from tests.helpers import make_config, make_dataset, make_run, train_an_epoch
 from tsla_jax.data import pipeline
 from tsla_jax.models import resnet
-from tsla_jax.training import config as config_lib
-from tsla_jax.training import experiment as experiment_lib
-from tsla_jax.training import parallel
+from tsla_jax.training import devices
+from tsla_jax.training.state import Prior
 
 STEPS, BATCH, EPOCHS = 3, 16, 2
 
@@ -123,25 +122,26 @@ def test_training_equals_a_plain_loop(schedule, alpha):
   dataset = make_dataset(num_train=STEPS * BATCH + 5)
   prior = np.random.default_rng(0).random((len(dataset.train), 10)) ** 3
   prior = prior.astype(np.float16)
-  config = config_lib.resolve(
-    make_config(
-      'lsr',
-      **FIELDS,
-      **{'smoothing.schedule': schedule, 'data.mixup_alpha': alpha},
-    )
+  config = make_config(
+    'lsr',
+    **FIELDS,
+    **{'smoothing.schedule': schedule, 'data.mixup_alpha': alpha},
   )
-  topology = parallel.data_parallel(1)
-  experiment = experiment_lib.make_experiment(config, dataset, topology)
-  run = config_lib.make_run(config, dataset).replace(prior=prior)
-  state = experiment.init([run])
+  topology = devices.data_parallel(1)
+  run = make_run(config, dataset)
+  every = np.arange(len(prior), dtype=np.int32)
+  run.prior = Prior(prior, every)
+  experiment, *_ = train_an_epoch(topology, [run], steps=1)
+  state = experiment.init([5])
   placed, _ = experiment.place_priors([run])
   expected = plain_loop(
     dataset, prior.astype(np.float64), THETA[schedule], alpha
   )
   taken = 0
   for epoch in range(EPOCHS):
-    rest = experiment.train_steps(state, [run], placed, epoch)
-    for state, metrics in rest:
+    hparams = [run.hparams(epoch)]
+    trained = experiment.train_epoch(state, [5], epoch, hparams, placed)
+    for state, metrics in trained:
       loss, params, stats = next(expected)
       # Float32 rounding, through batch norms of 16 examples and six steps.
       assert float(metrics['loss'][0]) / BATCH == pytest.approx(loss, rel=1e-4)
@@ -173,19 +173,17 @@ def test_batch_statistics_of_bfloat16_are_float32():
 
 def test_bfloat16_run_keeps_parameters_and_outputs_in_float32():
   dataset = make_dataset()
-  topology = parallel.data_parallel(1)
+  topology = devices.data_parallel(1)
   first = {}
   for dtype in ('float32', 'bfloat16'):
-    config = config_lib.resolve(make_config(**{'model.dtype': dtype}))
-    experiment = experiment_lib.make_experiment(config, dataset, topology)
-    run = config_lib.make_run(config, dataset)
-    prior, test_prior = experiment.place_priors([run])
-    rest = experiment.train_steps(experiment.init([run]), [run], prior, 0)
-    losses = [(s, float(metrics['loss'][0]) / 16) for s, metrics in rest]
-    state, first[dtype] = losses[-1][0], losses[0][1]
+    run = make_run(make_config(**{'model.dtype': dtype}), dataset)
+    experiment, state, test_prior, sums = train_an_epoch(topology, [run])
+    first[dtype] = float(sums[0]['loss'][0]) / 16
     for leaf in jax.tree.leaves((state.params, state.batch_stats)):
       assert leaf.dtype == jnp.float32
-    (outputs,) = experiment.predict(state, test_prior, experiment.test)
+    (outputs,) = experiment.scores(
+      state, [0.0], test_prior, experiment.test, ('logits', 'features')
+    )
     assert outputs['logits'].dtype == outputs['features'].dtype == np.float32
   # The same step but for bfloat16's 8 bits, and not by chance the same bits.
   assert first['bfloat16'] == pytest.approx(first['float32'], rel=0.05)

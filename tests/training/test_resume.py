@@ -4,7 +4,6 @@ Real processes and real signals, on digits with a small batch, so that an epoch
 takes long enough to be killed in the middle of it.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -13,8 +12,8 @@ import time
 
 import pytest
 
-from tests.runs import check_same_run, read_checkpoints
-from tsla_jax.training.run_directory import RunDirectory
+from tests.helpers import check_same_run, read_steps
+from tsla_jax.rundir import RunDir
 
 # Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
 FLAGS = (
@@ -59,7 +58,7 @@ def whole(launch, tmp_path_factory):
 
 def wait_for_epochs(workdir, epochs, process):
   deadline = time.monotonic() + 200
-  while len(RunDirectory(workdir).metrics_lines()) < epochs:
+  while len(RunDir(workdir).lines()) < epochs:
     assert process.poll() is None, process.communicate()[0]
     assert time.monotonic() < deadline
     time.sleep(0.005)
@@ -77,20 +76,20 @@ def wait_for_saved_epochs(workdir, epochs, process):
 
 def latest_step(workdir):
   """By the names of the directories: nothing is opened while it is written."""
-  names = (path.name for path in (workdir / 'checkpoints').glob('*'))
-  return max((int(name) for name in names if name.isdigit()), default=None)
+  names = [path.name for path in (workdir / 'segments').glob('[!.]*-*')]
+  return max((int(name.split('-')[0]) for name in names), default=None)
 
 
 def wait_within_an_epoch(workdir):
   """Half as long as the shortest epoch took; a first one compiles."""
-  lines = RunDirectory(workdir).metrics_lines('timing.jsonl')
-  time.sleep(min(json.loads(line)['train_seconds'] for line in lines) / 2)
+  lines = RunDir(workdir).lines('timing.jsonl')
+  time.sleep(min(line['train_seconds'] for line in lines) / 2)
 
 
 def check_equal(workdir, whole):
   check_same_run(workdir, whole)
   assert len(list((workdir / 'tensorboard').iterdir())) == 1
-  timing = RunDirectory(workdir).metrics_lines('timing.jsonl')
+  timing = RunDir(workdir).lines('timing.jsonl')
   assert len(timing) == 5
 
 
@@ -113,7 +112,7 @@ def test_sigkill_in_the_middle_of_epochs(launch, whole, tmp_path):
     output, _ = process.communicate()
     assert ('Going on from step' in output) == bool(step)
     assert not (tmp_path / 'summary.json').exists()
-    assert len(RunDirectory(tmp_path).metrics_lines()) < 5
+    assert len(RunDir(tmp_path).lines()) < 5
     step = latest_step(tmp_path)
     assert (step is None) == (interval == 'every_epochs=100')
     step = step or 0
@@ -128,7 +127,7 @@ def test_sigkill_in_the_middle_of_epochs(launch, whole, tmp_path):
 def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
   # No checkpoints but the signals': what was done since would show.
   rarely = '--config.checkpoint.every_epochs=100'
-  steps, step = read_checkpoints(whole)[0] // 5, 0
+  steps, step = read_steps(whole)['last'] // 5, 0
   for number, code, epochs in (
     (signal.SIGTERM, 143, 2),
     (signal.SIGINT, 130, 3),
@@ -158,8 +157,8 @@ count = 0
 def killing(rename):
   def wrapped(source, target, *args, **kwargs):
     global count
-    last = str(target).rstrip('/').rsplit('/', 1)[-1]
-    completes = 'orbax-checkpoint-tmp' in str(source) and last.isdigit()
+    completes = str(source).endswith('.tmp') and str(target).endswith(
+      os.path.join('segments', os.path.basename(target)))
     count += completes
     if completes and count == 2 and MOMENT == 'before':
       os.kill(os.getpid(), signal.SIGKILL)
@@ -170,13 +169,11 @@ def killing(rename):
   return wrapped
 
 os.rename, os.replace = killing(os.rename), killing(os.replace)
-import pathlib
-pathlib.Path.rename = killing(pathlib.Path.rename)
 sys.argv[0] = 'experiments/main.py'
 sys.path.insert(0, 'experiments')
 runpy.run_path('experiments/main.py', run_name='__main__')
 """
-  steps = read_checkpoints(whole)[0] // 5
+  steps = read_steps(whole)['last'] // 5
   # Each epoch saved: the second is lost if it wasn't complete, nothing else.
   for moment, epochs in (('before', 1), ('after', 3)):
     process = launch(tmp_path, code=code.replace('MOMENT', repr(moment)))

@@ -2,18 +2,22 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import make_config, make_dataset
-from tests.doors import door
-from tests.models.test_pretrained import make_model, make_weights
+from tests.helpers import (
+  check_same_run,
+  door,
+  make_config,
+  make_dataset,
+  make_model,
+  make_weights,
+)
 from tsla_jax.errors import InputError
-from tsla_jax.training import priors, teacher
-from tsla_jax.training.loop import train_and_evaluate
-from tsla_jax.training.run_directory import RunDirectory
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import devices, plan, priors, step, teacher
+from tsla_jax.training.train import train_and_evaluate, train_table
 
 
 def random_table(dataset, seed=0):
@@ -35,13 +39,15 @@ def pre(table, method='tsla_pre,drop=2', **fields):
 def test_table_comes_back(table, dataset):
   config = pre(table)
   prior, test_prior = priors.make_priors(config, dataset)
-  assert prior.dtype == np.float16 and prior.shape == (64, 10)
-  np.testing.assert_allclose(prior, random_table(dataset), atol=1e-3)
+  assert prior.rows.dtype == np.float16 and prior.rows.shape == (64, 10)
+  each = prior.rows[prior.index]
+  np.testing.assert_allclose(each, random_table(dataset), atol=1e-3)
   # A test example gets the mean of its class.
   label = dataset.test.labels[7]
-  mean = prior[dataset.train.labels == label].mean(axis=0, dtype=np.float64)
-  np.testing.assert_allclose(test_prior[7], mean, atol=1e-3)
-  assert test_prior.shape == (30, 10)
+  mean = each[dataset.train.labels == label].mean(axis=0, dtype=np.float64)
+  found = test_prior.rows[test_prior.index]
+  np.testing.assert_allclose(found[7], mean, atol=1e-3)
+  assert found.shape == (30, 10)
 
 
 def test_table_of_another_data_set_is_refused(table, dataset):
@@ -79,7 +85,7 @@ def test_training_uses_the_table(tmp_path, table, dataset):
     ('uniform', make_config('tsla,drop=2')),
   ):
     train_and_evaluate(config, tmp_path / name, dataset)
-  lines = {n: RunDirectory(tmp_path / n).metrics() for n in ('pre', 'uniform')}
+  lines = {n: RunDir(tmp_path / n).lines() for n in ('pre', 'uniform')}
   first = [lines[n][0] for n in ('pre', 'uniform')]
   assert first[0]['train_loss'] != first[1]['train_loss']
   # Less even than the uniform prior, so of a lower floor.
@@ -96,18 +102,29 @@ def test_training_uses_the_table(tmp_path, table, dataset):
   train_and_evaluate(longer, tmp_path / 'pre', dataset)
 
 
-def test_pre_methods_are_the_executable_of_lsr(tmp_path, table, dataset):
-  compiled = []
-  fields = {'model.width': 6}
-  train_and_evaluate(make_config('lsr', **fields), tmp_path / 'a', dataset)
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: (
-      compiled.append(event) if 'backend_compile' in event else None
-    )
+def test_pre_methods_share_the_executable_and_the_bits_of_lsr(
+  tmp_path, table, dataset, monkeypatch
+):
+  """In a table; alone, LSR's prior is one row, and its bits are the same."""
+  traces = []
+  original = step.train_step
+  monkeypatch.setattr(
+    step, 'train_step', lambda *a, **k: traces.append(1) or original(*a, **k)
   )
-  for method in ('lsr_pre', 'tsla_pre,drop=2'):
-    train_and_evaluate(pre(table, method, **fields), tmp_path / method, dataset)
-  assert not compiled
+  devices.compile_programs.cache_clear()
+  fields = {'model.width': 6}
+  configs = {
+    'lsr': make_config('lsr', **fields),
+    'lsr_pre': pre(table, 'lsr_pre', **fields),
+    'tsla_pre': pre(table, 'tsla_pre,drop=2', **fields),
+  }
+  made = plan.make_table(configs, (0,), tmp_path / 'table')
+  train_table(made, {'table': 'test'}, dataset=dataset)
+  assert len(traces) == 1
+  for name, config in configs.items():
+    train_and_evaluate(config, tmp_path / name, dataset)
+    (run,) = made.runs(name)
+    check_same_run(run.directory.path, tmp_path / name)
 
 
 def test_probe_judges_what_it_has_not_seen():
@@ -192,7 +209,7 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
     *small,
   )
   assert done.returncode == 0, done.stderr
-  lines = RunDirectory(tmp_path / 'pre').metrics()
+  lines = RunDir(tmp_path / 'pre').lines()
   assert [line['theta'] > 0 for line in lines] == [True] * 3 + [False] * 3
   done = door(root, 'teacher', config, '--kind=run', f'--output={output}')
   assert done.returncode == 2

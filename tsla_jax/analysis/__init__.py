@@ -1,1 +1,1 @@
-"""What smoothing does, as pure functions on arrays."""
+"""Calibration, selective classification and neural collapse of arrays."""

@@ -1,9 +1,9 @@
-"""Calibration: whether confidences are frequencies of being right.
+"""Calibration: how well confidences match frequencies of correct predictions.
 
-Metrics take probabilities `[N, K]` (`predictions.softmax` of logits) or, where
-digits would be lost, logits; and labels `[N]`. They raise `InputError` for what
-is not finite, no distribution, or no class. The metrics return floats; their
-`..._interval` the bootstrap's `Interval`.
+Metrics take labels `[N]` and probabilities `[N, K]` (`predictions.softmax`), or
+logits where that is more accurate. They raise `InputError` for values that are
+not finite, rows that are not distributions, and labels that are not classes.
+`predictions.bootstrap_interval` gives their confidence intervals.
 """
 
 import dataclasses
@@ -13,8 +13,6 @@ import numpy as np
 from scipy import optimize
 
 from tsla_jax.analysis.predictions import (
-  Interval,
-  bootstrap_interval,
   check_probabilities,
   check_scores,
   log_softmax,
@@ -26,50 +24,29 @@ Kind = Literal['top_label', 'classwise']
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Mean of `-log p[label]` in nats; logarithms of probabilities will do."""
-  return float(_likelihoods(logits, labels).mean())
+  """Average `log_losses`, in nats."""
+  return float(log_losses(logits, labels).mean())
 
 
-def negative_log_likelihood_interval(
-  logits: np.ndarray, labels: np.ndarray, **options: Any
-) -> Interval:
-  """Interval of `negative_log_likelihood`.
+def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Compute `-log p[label]` of each example, `[N]`.
 
-  Args:
-    logits: `[N, K]`.
-    labels: `[N]`.
-    **options: of `bootstrap_interval`.
-
-  Returns:
-    The interval.
+  Log-probabilities may stand in for logits.
   """
-  return bootstrap_interval(np.mean, _likelihoods(logits, labels), **options)
-
-
-def _likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   logits, labels = check_scores(logits, labels)
   return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-  """Mean of `sum_k (p_k - y_k)^2` over all K classes, from 0 to 2.
+  """Average `squared_errors`, from 0 to 2.
 
-  Of two classes it is twice the score that looks at one of them.
+  For two classes this is twice the Brier score of one class.
   """
-  return float(_squared_errors(probabilities, labels).mean())
+  return float(squared_errors(probabilities, labels).mean())
 
 
-def brier_score_interval(
-  probabilities: np.ndarray, labels: np.ndarray, **options: Any
-) -> Interval:
-  """Interval of `brier_score`; options are those of `bootstrap_interval`."""
-  errors = _squared_errors(probabilities, labels)
-  return bootstrap_interval(np.mean, errors, **options)
-
-
-def _squared_errors(
-  probabilities: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+def squared_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Compute `sum_k (p_k - y_k)^2` of each example, `[N]`."""
   probabilities, labels = check_probabilities(probabilities, labels)
   errors = probabilities.copy()
   errors[np.arange(len(labels)), labels] -= 1
@@ -83,77 +60,35 @@ def expected_calibration_error(
   binning: Binning = 'width',
   kind: Kind = 'top_label',
 ) -> float:
-  """Mean gap between confidence and frequency over bins of confidence.
+  """Average the gap between confidence and accuracy over bins of confidence.
+
+  A finite sample biases the error upwards: by about `sqrt(num_bins / N)` times
+  the mean of `sqrt(p (1 - p))` where the true error is 0. So compute its
+  bootstrap interval with `method='basic'`.
 
   Args:
     probabilities: `[N, K]`.
     labels: `[N]`.
-    num_bins: how many.
-    binning: 'width': bins (low, high] of equal width, of which the first takes
-      a confidence of 0 and the last one of 1. 'mass': bins of equally many
-      examples, but that equal confidences are never parted.
-    kind: 'top_label': the probability of the predicted class, and how often it
-      is right. 'classwise': the probability of each class, and how often it is
-      the label; the mean over the K classes.
+    num_bins: the number of bins.
+    binning: 'width': bins (low, high] of equal width; the first also holds a
+      confidence of 0. 'mass': bins of equally many examples, where equal
+      confidences always share a bin.
+    kind: 'top_label': the probability of the predicted class, and whether it is
+      the label. 'classwise': the same of every class, averaged over the K
+      classes.
 
   Returns:
-    The error, from 0 to 1, bins weighted by their share of the examples. A
-    finite sample raises it: where it is 0 in truth, by some
-    `sqrt(num_bins / N)` times the mean of `sqrt(p (1 - p))`.
+    The error, from 0 to 1, with bins weighted by their number of examples.
   """
   probabilities, labels = check_probabilities(probabilities, labels)
   if _check_choice('kind', kind, Kind) == 'top_label':
     confidence, correct = _top_label(probabilities, labels)
     return calibration_error(confidence, correct, num_bins, binning)
-  return float(
-    np.mean(
-      [
-        calibration_error(confidence, labels == k, num_bins, binning)
-        for k, confidence in enumerate(probabilities.T)
-      ]
-    )
-  )
-
-
-def expected_calibration_error_interval(
-  probabilities: np.ndarray,
-  labels: np.ndarray,
-  num_bins: int = 15,
-  binning: Binning = 'width',
-  kind: Kind = 'top_label',
-  **options: Any,
-) -> Interval:
-  """Interval of `expected_calibration_error`; of 'classwise' it takes time.
-
-  By the basic bootstrap, since a finite sample raises the error: the interval
-  is below the estimate for the most part. It ends at 0.
-
-  Args:
-    probabilities: `[N, K]`.
-    labels: `[N]`.
-    num_bins: as there.
-    binning: as there.
-    kind: as there.
-    **options: of `bootstrap_interval`.
-
-  Returns:
-    The interval.
-  """
-  probabilities, labels = check_probabilities(probabilities, labels)
-  if _check_choice('kind', kind, Kind) == 'top_label':
-    arrays = _top_label(probabilities, labels)
-
-    def statistic(confidence: np.ndarray, correct: np.ndarray) -> float:
-      return calibration_error(confidence, correct, num_bins, binning)
-  else:
-    arrays = probabilities, labels
-
-    def statistic(p: np.ndarray, y: np.ndarray) -> float:
-      return expected_calibration_error(p, y, num_bins, binning, kind)
-
-  options = {'method': 'basic', **options}
-  ends = bootstrap_interval(statistic, *arrays, **options)
-  return Interval(max(ends.low, 0.0), max(ends.high, 0.0))
+  errors = [
+    calibration_error(confidence, labels == k, num_bins, binning)
+    for k, confidence in enumerate(probabilities.T)
+  ]
+  return float(np.mean(errors))
 
 
 def calibration_error(
@@ -162,13 +97,13 @@ def calibration_error(
   num_bins: int = 15,
   binning: Binning = 'width',
 ) -> float:
-  """`expected_calibration_error` of confidences that are at hand already.
+  """Compute the `expected_calibration_error` of given confidences.
 
   Args:
-    confidence: `[N]`, of predictions, from 0 to 1.
-    correct: `[N]`, whether they are right.
-    num_bins: as there.
-    binning: as there.
+    confidence: `[N]`, from 0 to 1.
+    correct: `[N]`, whether each prediction is correct.
+    num_bins: as in `expected_calibration_error`.
+    binning: as in `expected_calibration_error`.
 
   Returns:
     The error, from 0 to 1.
@@ -177,11 +112,13 @@ def calibration_error(
   correct = np.asarray(correct, np.float64)
   if confidence.shape != correct.shape or confidence.ndim != 1:
     raise InputError(
-      f'confidence: an array of shape {list(confidence.shape)}, and of'
-      f' {list(correct.shape)} for what is correct; must be [N] both'
+      f'confidence, correct: arrays of shape {list(confidence.shape)} and'
+      f' {list(correct.shape)}; both must be [N]'
     )
   if not np.all((confidence >= 0) & (confidence <= 1)) or not len(confidence):
-    raise InputError('confidence: must be from 0 to 1, of an example at least')
+    raise InputError(
+      'confidence: must be from 0 to 1, for at least one example'
+    )
   bins = _reliability(confidence, correct, num_bins, binning)
   gaps = np.abs(bins.confidence - bins.accuracy)
   return float(np.sum(bins.count * gaps) / len(confidence))
@@ -189,14 +126,14 @@ def calibration_error(
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-  """A reliability diagram: float64 arrays over the bins that have examples.
+  """A reliability diagram, as arrays over the bins that have examples.
 
   Attributes:
     low: lower ends of the bins.
-    high: upper ends.
-    count: examples in them.
+    high: upper ends of the bins.
+    count: the number of examples in each bin.
     confidence: their mean confidence.
-    accuracy: the share of them that is right.
+    accuracy: their accuracy.
   """
 
   low: np.ndarray
@@ -212,30 +149,33 @@ def reliability(
   num_bins: int = 15,
   binning: Binning = 'width',
 ) -> Reliability:
-  """Confidence of the predicted class against how often it is right.
+  """Compute the reliability diagram of the predicted classes.
 
   Args:
     probabilities: `[N, K]`.
     labels: `[N]`.
     num_bins: as in `expected_calibration_error`.
-    binning: likewise.
+    binning: as in `expected_calibration_error`.
 
   Returns:
-    The diagram; its gaps, weighted by counts, are the calibration error.
+    The diagram. The mean of its gaps, weighted by counts, is the expected
+    calibration error.
   """
   top = _top_label(*check_probabilities(probabilities, labels))
   return _reliability(*top, num_bins, binning)
 
 
 def temperature_bounds(logits: np.ndarray) -> tuple[float, float]:
-  """Temperatures by which logits are all but one-hot, or all but equal.
+  """Choose the range of temperatures that `fit_temperature` searches.
+
+  At the ends probabilities are nearly one-hot and nearly uniform.
 
   Args:
     logits: `[N, K]`, of any scale.
 
   Returns:
-    A thousandth and the thousandfold of their mean height above the mean of an
-    example's logits; or 1, if that is not between.
+    The mean distance from the largest to the average logit of an example,
+    divided and multiplied by 1000. The range is extended to include 1.
   """
   logits = np.asarray(logits, np.float64)
   height = float(np.mean(logits.max(axis=1) - logits.mean(axis=1)))
@@ -247,26 +187,27 @@ def fit_temperature(
   labels: np.ndarray,
   bounds: tuple[float, float] | None = None,
 ) -> float:
-  """The temperature T whose `softmax(logits / T)` makes the labels likeliest.
+  """Fit the temperature T that minimises the loss of `softmax(logits / T)`.
 
-  The mean negative log-likelihood is convex in 1/T, so the zero of its slope is
-  the optimum; T = 1 is within the bounds, so it is never worse than without.
+  The mean negative log-likelihood is convex in 1/T, so the zero of its
+  derivative is the optimum. T = 1 is within the bounds, so the result is never
+  worse than no temperature.
 
   Args:
-    logits: `[N, K]`, of predictions that no result is reported on
-      (`predictions.held_out_split`).
+    logits: `[N, K]`, of predictions that are not evaluated later; see
+      `predictions.held_out_split`.
     labels: `[N]`.
-    bounds: of T; None: `temperature_bounds`. Logits without an error want a T
-      of 0, useless ones a T without end: these get a bound.
+    bounds: of T; None for `temperature_bounds`.
 
   Returns:
-    T; 1 where all temperatures are alike, since every logit is.
+    T. It is a bound where the optimum is 0 (no prediction is wrong) or infinite
+    (the logits do not help), and 1 where all logits of an example are equal.
   """
   logits, labels = check_scores(logits, labels)
   bounds = temperature_bounds(logits) if bounds is None else bounds
   if not 0 < bounds[0] <= 1 <= bounds[1] < np.inf:
     raise InputError(f'bounds: {bounds}; must be above 0 and include 1')
-  # Differences alone matter, and those to the largest cannot overflow.
+  # Only differences matter; those to the largest logit cannot overflow.
   logits = logits - logits.max(axis=1, keepdims=True)
   of_label = logits[np.arange(len(labels)), labels]
 
@@ -295,9 +236,8 @@ def _check_choice(name: str, value: str, accepted: Any) -> str:
 def _top_label(
   probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Confidence of the predicted class, and whether it is right."""
-  predicted = probabilities.argmax(axis=1)
-  return probabilities.max(axis=1), predicted == labels
+  """Return the confidence of the predicted class, and whether it is correct."""
+  return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
 
 def _reliability(
@@ -305,14 +245,11 @@ def _reliability(
 ) -> Reliability:
   if num_bins < 1:
     raise InputError(f'num_bins: {num_bins}; must be at least 1')
-  if _check_choice('binning', binning, Binning) == 'width':
-    edges = np.arange(num_bins + 1) / num_bins
-  else:
-    # Values that occur, so that (low, high] never parts equal ones.
-    shares = np.arange(num_bins + 1) / num_bins
-    edges = np.quantile(confidence, shares, method='inverted_cdf')
-  inner = edges[1:-1]
-  index = np.searchsorted(inner, confidence, side='left')
+  edges = np.arange(num_bins + 1) / num_bins
+  if _check_choice('binning', binning, Binning) == 'mass':
+    # Edges are confidences that occur, so bins (low, high] never split ties.
+    edges = np.quantile(confidence, edges, method='inverted_cdf')
+  index = np.searchsorted(edges[1:-1], confidence, side='left')
   count = np.bincount(index, minlength=num_bins)
   used = count > 0
 

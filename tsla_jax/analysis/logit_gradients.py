@@ -1,11 +1,14 @@
-"""What smoothing does to each logit, and why it spoils the ranking.
+"""Gradients of the smoothed loss in the logits.
 
-The gradient of the loss on smoothed labels in the logits is
-`p - (1 - theta) y - theta / K`; less that of cross-entropy, `p - y`, it is
-`theta (y - 1 / K)`. On the largest logit, smoothing so adds a force that holds
-it down by `theta (1 - P_err - 1 / K)` in expectation: most where the prediction
-is right, and up where it is likely wrong ("Understanding Why Label Smoothing
-Degrades Selective Classification and How to Fix It", arXiv:2403.14715).
+With probabilities p, one-hot labels y and smoothing strength theta, the loss on
+smoothed labels has the gradient `p - (1 - theta) y - theta / K` in the logits.
+Cross-entropy has `p - y`, so smoothing adds `theta (y - 1 / K)`. For the
+largest logit the expected addition is `theta (1 - P_err - 1 / K)`, where P_err
+is the probability that the prediction is wrong. Smoothing thus suppresses the
+largest logit most where the prediction is likely right, and raises it where it
+is likely wrong. That makes confidences rank predictions worse ("Understanding
+Why Label Smoothing Degrades Selective Classification and How to Fix It",
+arXiv:2403.14715).
 """
 
 import dataclasses
@@ -19,15 +22,15 @@ from tsla_jax.errors import InputError
 def logit_gradients(
   logits: np.ndarray, labels: np.ndarray, theta: float
 ) -> np.ndarray:
-  """The loss' gradient in the logits of each example.
+  """Compute the gradient of the loss in the logits of each example.
 
   Args:
     logits: `[N, K]`.
     labels: `[N]`.
-    theta: the strength of uniform smoothing; 0 for cross-entropy.
+    theta: strength of uniform smoothing; 0 for cross-entropy.
 
   Returns:
-    `p - (1 - theta) y - theta / K`, `[N, K]`; steps go against it.
+    `p - (1 - theta) y - theta / K`, `[N, K]`.
   """
   logits, labels = check_scores(logits, labels)
   gradients = softmax(logits) - theta / logits.shape[1]
@@ -38,31 +41,33 @@ def logit_gradients(
 def expected_suppression(
   error_probability: np.ndarray, theta: float, num_classes: int
 ) -> np.ndarray:
-  """What smoothing adds to the gradient in the largest logit, on average.
+  """Compute the expected addition of smoothing to the largest logit's gradient.
 
   Args:
-    error_probability: that the prediction is wrong, of any shape.
-    theta: the strength of uniform smoothing.
+    error_probability: P_err, an array of any shape.
+    theta: strength of uniform smoothing.
     num_classes: K.
 
   Returns:
-    `theta (1 - P_err - 1 / K)`; above 0 holds the logit down.
+    `theta (1 - P_err - 1 / K)`. Positive values suppress the logit.
   """
   return theta * (1 - np.asarray(error_probability, float) - 1 / num_classes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suppression:
-  """Largest logits by the predicted probability of error, `[B]` each.
+  """Largest logits in bins of the predicted probability of error.
+
+  Arrays are `[B]`, over the bins that have examples.
 
   Attributes:
     num_classes: K.
-    bin: which of the bins these are, from the surest on.
-    count: examples in each bin, of the bins that have any.
-    error_probability: their mean of 1 - maximum softmax probability.
-    error_rate: the share of them that is wrong.
-    max_logit: the mean of their largest logits, centred over the classes.
-    suppression: the mean of what smoothing adds to the gradient there.
+    bin: index of each bin, from low to high probability of error.
+    count: the number of examples.
+    error_probability: mean of 1 - maximum softmax probability.
+    error_rate: the share of wrong predictions.
+    max_logit: mean of the largest logits, centred over the classes.
+    suppression: mean addition of smoothing to the largest logit's gradient.
   """
 
   num_classes: int
@@ -77,17 +82,18 @@ class Suppression:
 def measure_suppression(
   logits: np.ndarray, labels: np.ndarray, theta: float, num_bins: int = 10
 ) -> Suppression:
-  """Measures what smoothing would do to the largest logits of predictions.
+  """Measure how much smoothing would suppress the largest logits.
 
   Args:
     logits: `[N, K]`.
     labels: `[N]`.
-    theta: the strength that the gradients are compared at.
-    num_bins: of equal width in the predicted probability of error.
+    theta: strength of uniform smoothing.
+    num_bins: the number of bins, of equal width in the predicted probability of
+      error.
 
   Returns:
-    Means over the bins. `suppression` is `expected_suppression` at the error
-    rate, and so is it at the predicted probability if that is calibrated.
+    Means over the bins. `suppression` equals `expected_suppression` at the
+    error rate, and at the error probability if the model is calibrated.
   """
   if num_bins < 1:
     raise InputError(f'num_bins: {num_bins}; must be at least 1')
@@ -96,7 +102,6 @@ def measure_suppression(
   predicted = 1 - softmax(logits).max(axis=1)
   added = logit_gradients(logits, labels, theta)
   added -= logit_gradients(logits, labels, 0.0)
-  # The probability of error is below 1 - 1 / K.
   edges = np.linspace(0, 1, num_bins + 1)[1:-1]
   index = np.searchsorted(edges, predicted, side='right')
   count = np.bincount(index, minlength=num_bins)

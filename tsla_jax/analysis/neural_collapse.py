@@ -1,16 +1,17 @@
-"""Neural collapse: how near features and classifier are to a simplex frame.
+"""Neural collapse of features and classifier to a simplex frame.
 
-At the end of training the features of a class come together (NC1), the class
-means stand at equal lengths and angles (NC2), the classifier turns to them
-(NC3) and decides by the nearest of them (NC4): Papyan, Han and Donoho 2020.
-`neural_collapse` measures arrays; `ClassMoments` what does not fit in memory:
+At the end of training the features of a class converge to their mean (NC1), the
+centred class means reach equal norms and angles (NC2), the classifier aligns
+with them (NC3) and predicts the class of the nearest mean (NC4); see Papyan,
+Han and Donoho 2020. `neural_collapse` measures arrays. `ClassMoments` measures
+features that do not fit in memory:
 
   moments = ClassMoments.zeros(num_classes, dim)
   for features, labels in batches:
     moments = moments.update(features, labels)
   collapse = moments.finalize(weights, bias)
 
-and `count_disagreements` in a second pass what only NC4 needs.
+NC4 needs a second pass, with `count_disagreements`.
 """
 
 import dataclasses
@@ -20,86 +21,88 @@ import numpy as np
 from tsla_jax.analysis.predictions import check_finite, check_labels
 from tsla_jax.errors import InputError
 
-# Rows that are brought to float64 at a time.
+# Rows that are converted to float64 at a time.
 _CHUNK = 8192
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NeuralCollapse:
-  """Metrics of neural collapse; all but the norms are 0 at full collapse.
+  """Metrics of neural collapse. All but the norms are 0 at full collapse.
 
-  Over the K classes that have examples. With class means `mu_k`, their mean
-  `mu_G`, the centred means `M = [mu_k - mu_G]`, the classifier's rows `w_k` and
-  the simplex frame `E = (I - 1 1^T / K) / sqrt(K - 1)`. NaN where what a metric
-  needs is not there, or where it is 0 / 0: all class means at one point, or no
-  weights.
+  K counts the classes that have examples. With class means `mu_k` and their
+  mean `mu_G`, let `M = [mu_k - mu_G]` be the centred means, `W` the rows of the
+  classifier and `E = (I - 1 1^T / K) / sqrt(K - 1)` the simplex frame. A metric
+  is NaN if its inputs were not given, or if it is 0 / 0.
 
   Attributes:
-    nc1: variability within classes against that between them,
+    nc1: variability within classes relative to that between classes,
       `tr(Sigma_W pinv(Sigma_B)) / K`.
     nc2_features: `|| M^T M / ||M^T M||_F - E ||_F`.
-    nc2_classifier: the same of the classifier's rows.
+    nc2_classifier: the same for the rows of the classifier.
     nc3: alignment of both, `|| W M / ||W M||_F - E ||_F`.
-    nc4: share of the examples whose nearest class mean is not the class that
-      the classifier says (of all it knows).
-    equinorm: spread of the norms of the centred means, over their mean.
+    nc4: share of the examples where the class of the nearest mean differs from
+      the predicted class.
+    equinorm: standard deviation of the norms of the centred means, divided by
+      their mean.
     equiangle: standard deviation of the cosines of pairs of centred means.
-    equinorm_classifier: spread of the norms of the classifier's rows.
-    equiangle_classifier: standard deviation of the cosines of pairs of rows.
+    equinorm_classifier: `equinorm` of the rows of the classifier.
+    equiangle_classifier: `equiangle` of the rows of the classifier.
     self_duality: `|| W / ||W||_F - M^T / ||M||_F ||_F`.
-    bias_alignment: `|| W mu_G + b ||`, what the centre of all features adds,
-      over all classes of the classifier.
+    bias_alignment: `|| W mu_G + b ||`, over all classes of the classifier.
     feature_norm: mean norm of the features.
     mean_norm: `||M||_F / sqrt(K)`.
-    weight_norm: `||W||_F`, of all classes of the classifier.
-    nc2_floor: the least that nc2_features can be; above 0 where the features
-      have fewer than K-1 dimensions.
+    weight_norm: `||W||_F`, over all classes of the classifier.
+    nc2_floor: lower bound of nc2_features; above 0 if the features have fewer
+      than K-1 dimensions.
     classes: K.
-    empty_classes: classes without an example, which are left out.
-    single_classes: classes of a single example, which is its own mean: they
-      lower nc1.
+    empty_classes: the number of classes without an example.
+    single_classes: the number of classes with a single example. They lower nc1,
+      because the example equals its class mean.
   """
 
   nc1: float
   nc2_features: float
-  nc2_classifier: float
-  nc3: float
+  nc2_classifier: float = np.nan
+  nc3: float = np.nan
   nc4: float
   equinorm: float
   equiangle: float
-  equinorm_classifier: float
-  equiangle_classifier: float
-  self_duality: float
-  bias_alignment: float
+  equinorm_classifier: float = np.nan
+  equiangle_classifier: float = np.nan
+  self_duality: float = np.nan
+  bias_alignment: float = np.nan
   feature_norm: float
   mean_norm: float
-  weight_norm: float
+  weight_norm: float = np.nan
   nc2_floor: float
   classes: int
   empty_classes: int
   single_classes: int
 
   def metrics(self) -> dict[str, float]:
-    """What depends on the values of the features, by the names of `METRICS`."""
+    """Return the values of `METRICS` by name."""
     return {name: getattr(self, name) for name in METRICS}
 
   @property
   def remarks(self) -> list[str]:
-    """What is to be known of the classes, in sentences."""
-    told = []
+    """Warnings about classes and weights, as sentences."""
+    remarks = []
     if self.empty_classes:
-      told.append(f'classes without an example, left out: {self.empty_classes}')
+      remarks.append(
+        f'classes without an example, left out: {self.empty_classes}'
+      )
     if self.single_classes:
-      told.append(
+      remarks.append(
         f'classes of a single example, which lower NC1: {self.single_classes}'
       )
     if np.isnan(self.nc2_features):
-      told.append('the class means are at one point, so NC1 to NC4 are 0/0')
+      remarks.append('all class means are equal, so NC1 to NC4 are 0/0')
     if self.weight_norm == 0:
-      told.append("the classifier's weights are 0, so that NC2 and NC3 are 0/0")
-    return told
+      remarks.append("the classifier's weights are 0, so NC2 and NC3 are 0/0")
+    return remarks
 
 
+# Fields that do not depend on the values of the features.
 _OF_CLASSES = ('nc2_floor', 'classes', 'empty_classes', 'single_classes')
 METRICS = tuple(
   field.name
@@ -117,20 +120,20 @@ def neural_collapse(
   *,
   center_classifier: bool = False,
 ) -> NeuralCollapse:
-  """Measures neural collapse.
+  """Measure neural collapse.
 
   Args:
-    features: `[N, d]`, what the classifier sees; of the training set in
-      evaluation mode, if the metrics are to be those of the papers.
+    features: `[N, d]`, the inputs of the classifier. Papers use the training
+      set in evaluation mode.
     labels: `[N]`.
-    weights: the classifier's, `[K, d]`; None leaves out what needs them.
-    bias: `[K]`; None: there is none.
-    num_classes: K where there are no weights; else the rows of these.
-    center_classifier: take the mean off the classifier's rows first. Papyan et
+    weights: of the classifier, `[K, d]`. Without them their metrics are NaN.
+    bias: `[K]`; None for 0.
+    num_classes: K; needed without weights.
+    center_classifier: subtract the mean row of the classifier first. Papyan et
       al. and Zhu et al. do not.
 
   Returns:
-    The metrics, in float64.
+    The metrics, computed in float64.
 
   Raises:
     InputError: if shapes, labels or values are wrong.
@@ -139,11 +142,11 @@ def neural_collapse(
   if features.ndim != 2 or 0 in features.shape:
     raise InputError(
       f'features: an array of shape {list(features.shape)}; must be [N, d],'
-      ' with an example and a dimension at least'
+      ' with at least one example and one dimension'
     )
   if num_classes is None:
     if weights is None:
-      raise InputError('num_classes: not given, and no weights that say it')
+      raise InputError('num_classes: not given; needed without weights')
     num_classes = len(weights)
   moments = ClassMoments.zeros(num_classes, features.shape[1])
   moments = moments.update(features, labels)
@@ -157,16 +160,16 @@ def neural_collapse(
 
 @dataclasses.dataclass(frozen=True)
 class ClassMoments:
-  """Counts, means and scatter of features: an accumulator, never changed.
+  """An immutable accumulator of counts, means and scatter of features.
 
-  Sums are centred and merged by the formulas of Chan, Golub and LeVeque, so
-  that any batching, and any division among devices, gives the same to some 12
-  digits. Memory is that of a `[d, d]` matrix.
+  Sums are centred and merged by the formulas of Chan, Golub and LeVeque. So the
+  result does not depend on batches or devices, to about 12 digits.
 
   Attributes:
-    count: examples of each class, int64 `[K]`.
-    mean: float64 `[K, d]`; 0 for a class without examples.
-    scatter: `sum (h - mean of its class)(h - mean of its class)^T`, `[d, d]`.
+    count: the number of examples of each class, int64 `[K]`.
+    mean: of the features of each class, `[K, d]`; 0 without examples.
+    scatter: `sum (h - mu)(h - mu)^T` with the class mean mu of each feature h,
+      `[d, d]`.
     norms: sum of the norms of the features.
   """
 
@@ -177,7 +180,7 @@ class ClassMoments:
 
   @classmethod
   def zeros(cls, num_classes: int, dim: int) -> 'ClassMoments':
-    """Of no examples of K classes with features of `dim` dimensions."""
+    """Return moments of no examples, for features of `dim` dimensions."""
     return cls(
       count=np.zeros(num_classes, np.int64),
       mean=np.zeros((num_classes, dim)),
@@ -186,14 +189,14 @@ class ClassMoments:
     )
 
   def update(self, features: np.ndarray, labels: np.ndarray) -> 'ClassMoments':
-    """With examples more.
+    """Add examples.
 
     Args:
       features: `[N, d]`.
       labels: `[N]`.
 
     Returns:
-      The moments of both.
+      The moments of all examples.
 
     Raises:
       InputError: if shapes, labels or values are wrong.
@@ -214,9 +217,9 @@ class ClassMoments:
     return moments
 
   def merge(self, other: 'ClassMoments') -> 'ClassMoments':
-    """The moments of the examples of both."""
+    """Add the examples of other moments."""
     count = self.count + other.count
-    # A class that only one side has keeps that side's mean to the bit.
+    # A class with examples on one side only keeps its mean exactly.
     share = other.count / np.maximum(count, 1)
     shift = other.mean - self.mean
     mean = self.mean + share[:, None] * shift
@@ -237,12 +240,12 @@ class ClassMoments:
     *,
     center_classifier: bool = False,
   ) -> NeuralCollapse:
-    """The metrics of all examples so far.
+    """Compute the metrics of all examples.
 
     Args:
       weights: as in `neural_collapse`.
-      bias: likewise.
-      disagreements: from `count_disagreements`; None leaves out nc4.
+      bias: as in `neural_collapse`.
+      disagreements: from `count_disagreements`; nc4 is NaN without it.
       center_classifier: as in `neural_collapse`.
 
     Returns:
@@ -256,23 +259,12 @@ class ClassMoments:
     if classes < 2:
       raise InputError(
         f'labels: examples of {classes} of {len(used)} classes; neural collapse'
-        ' is between two at least'
+        ' needs at least two'
       )
     means = self.mean[used]
     centre = means.mean(axis=0)
     centred = means - centre
-    of_classifier = dict.fromkeys(
-      (
-        'nc2_classifier',
-        'nc3',
-        'equinorm_classifier',
-        'equiangle_classifier',
-        'self_duality',
-        'bias_alignment',
-        'weight_norm',
-      ),
-      np.nan,
-    )
+    of_classifier = {}
     if weights is not None:
       weights, bias = _check_classifier(weights, bias, self.mean.shape)
       rows = weights[used]
@@ -294,15 +286,15 @@ class ClassMoments:
       nc1=_variability(self.scatter / total, centred, rank),
       nc2_features=_distance_to_frame(centred @ centred.T),
       nc4=(
-        disagreements / total
-        if disagreements is not None and centred.any()
-        else np.nan
+        np.nan
+        if disagreements is None or not centred.any()
+        else disagreements / total
       ),
       equinorm=_spread_of_norms(centred),
       equiangle=_spread_of_angles(centred),
       feature_norm=self.norms / total,
       mean_norm=float(np.linalg.norm(centred) / np.sqrt(classes)),
-      # Of all matrices of this rank, a projection is nearest to the frame.
+      # Among matrices of this rank, a projection is nearest to the frame.
       nc2_floor=float(np.sqrt(2 - 2 * np.sqrt(rank / (classes - 1)))),
       classes=classes,
       empty_classes=int((~used).sum()),
@@ -317,41 +309,41 @@ def count_disagreements(
   weights: np.ndarray,
   bias: np.ndarray | None = None,
 ) -> int:
-  """How often the nearest class mean is not the class the classifier says.
+  """Count examples where the class of the nearest mean is not the prediction.
 
-  Counts of parts of the examples add up.
+  Counts of several batches may be added.
 
   Args:
     features: `[N, d]`.
-    moments: of all examples; a class without any is nearest to none.
-    weights: the classifier's, `[K, d]`.
-    bias: `[K]`, if there is one.
+    moments: of all examples. Classes without examples have no mean.
+    weights: of the classifier, `[K, d]`.
+    bias: `[K]`; None for 0.
 
   Returns:
-    The count. Between equally near means the first is taken.
+    The count. The first of equally near means counts as nearest.
   """
   features = np.asarray(features)
   weights, bias = _check_classifier(weights, bias, moments.mean.shape)
   used = np.flatnonzero(moments.count)
   means = moments.mean[used]
-  # ||h - mu||^2 without ||h||^2, which is the same for all. Around the centre,
-  # so that features far from 0 keep their digits.
+  # ||h - mu||^2 without ||h||^2, which is the same for all means. Centring
+  # keeps the precision of features far from 0.
   centre = means.mean(axis=0)
   means = means - centre
   offset = np.square(means).sum(axis=1) / 2
   count = 0
   for start in range(0, len(features), _CHUNK):
     chunk = np.asarray(features[start : start + _CHUNK], np.float64)
-    said = (chunk @ weights.T + bias).argmax(axis=1)
+    predicted = (chunk @ weights.T + bias).argmax(axis=1)
     nearest = ((chunk - centre) @ means.T - offset).argmax(axis=1)
-    count += int(np.count_nonzero(said != used[nearest]))
+    count += int(np.count_nonzero(predicted != used[nearest]))
   return count
 
 
 def _check_classifier(
   weights: np.ndarray, bias: np.ndarray | None, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both in float64; a bias of 0 where there is none."""
+  """Check both, and return them in float64, with a bias of 0 for None."""
   weights = np.asarray(weights, np.float64)
   if weights.shape != shape:
     raise InputError(
@@ -372,7 +364,7 @@ def _check_classifier(
 def _moments(
   features: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> ClassMoments:
-  """Of a chunk, in two passes."""
+  """Compute the moments of a chunk, in two passes."""
   count = np.bincount(labels, minlength=num_classes)
   order = np.argsort(labels, kind='stable')
   used = count > 0
@@ -390,10 +382,10 @@ def _moments(
 
 
 def _variability(within: np.ndarray, centred: np.ndarray, rank: int) -> float:
-  """`tr(Sigma_W pinv(Sigma_B)) / K`, from the means rather than `Sigma_B`.
+  """Compute `tr(Sigma_W pinv(Sigma_B)) / K` from the centred means.
 
-  A plain pseudo-inverse of `Sigma_B` takes its rounding errors for directions,
-  and can end below 0; K centred means span K-1 dimensions at most.
+  A pseudo-inverse of `Sigma_B` may invert rounding errors and yield negative
+  values. K centred means span at most K-1 dimensions.
   """
   _, scale, directions = np.linalg.svd(centred, full_matrices=False)
   tiny = scale[0] * max(centred.shape) * np.finfo(np.float64).eps
@@ -406,7 +398,7 @@ def _variability(within: np.ndarray, centred: np.ndarray, rank: int) -> float:
 
 
 def _distance_to_frame(gram: np.ndarray) -> float:
-  """Of a `[K, K]` matrix of norm 1 to the simplex frame of norm 1."""
+  """Compute the distance of a normalised `[K, K]` matrix to the frame."""
   classes, norm = len(gram), np.linalg.norm(gram)
   if not norm:
     return np.nan

@@ -1,11 +1,11 @@
-"""Predictions as arrays: what all their metrics share."""
+"""Checks, softmax, splits and bootstrap intervals of predictions."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedShuffleSplit
+from scipy import special
 
 from tsla_jax.errors import InputError
 
@@ -13,24 +13,24 @@ from tsla_jax.errors import InputError
 def check_scores(
   scores: np.ndarray, labels: np.ndarray, name: str = 'logits'
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Refuses predictions that no metric can be computed from.
+  """Check the shapes and values of predictions.
 
   Args:
     scores: `[N, K]`, logits or probabilities.
     labels: `[N]`, classes from 0 to K-1.
-    name: what the scores are called in messages.
+    name: of the scores, for messages.
 
   Returns:
-    Both, as float64 and int64.
+    Scores as float64 and labels as int64.
 
   Raises:
-    InputError: names the first row that is wrong.
+    InputError: names the first bad row.
   """
   scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
   if scores.ndim != 2 or 0 in scores.shape:
     raise InputError(
-      f'{name}: an array of shape {list(scores.shape)}; must be [N, K], with an'
-      ' example and a class at least'
+      f'{name}: an array of shape {list(scores.shape)}; must be [N, K], with'
+      ' at least one example and one class'
     )
   check_finite(scores, name)
   return scores, check_labels(labels, len(scores), scores.shape[1])
@@ -39,13 +39,13 @@ def check_scores(
 def check_labels(
   labels: np.ndarray, num_examples: int, num_classes: int
 ) -> np.ndarray:
-  """Refuses labels that are not classes of as many examples.
+  """Check that labels are classes, one for each example.
 
   Returns:
     The labels as int64, `[N]`.
 
   Raises:
-    InputError: names what is wrong.
+    InputError: names the first bad row.
   """
   labels = np.asarray(labels)
   if labels.shape != (num_examples,):
@@ -70,16 +70,15 @@ def check_labels(
 def check_probabilities(
   probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """`check_scores`, and refuses rows that are no distribution.
+  """Check that predictions are distributions over the classes.
 
   Returns:
-    Both, as float64 and int64; rows are not normalised.
+    Probabilities as float64, not normalised again, and labels as int64.
 
   Raises:
-    InputError: names the first row that is wrong.
+    InputError: names the first bad row.
   """
-  name = 'probabilities'
-  probabilities, labels = check_scores(probabilities, labels, name)
+  probabilities, labels = check_scores(probabilities, labels, 'probabilities')
   outside = (probabilities < 0) | (probabilities > 1)
   sums = probabilities.sum(axis=1)
   # A softmax in half precision errs by some 1e-3 over a thousand classes.
@@ -95,53 +94,52 @@ def check_probabilities(
 
 
 def check_finite(values: np.ndarray, name: str) -> None:
-  """Refuses rows `[N, ...]` with values that nothing can be made of.
+  """Check that all values of an array `[N, ...]` are finite.
 
   Raises:
-    InputError: names the first.
+    InputError: names the first bad row.
   """
   if not np.issubdtype(values.dtype, np.floating):
     return
-  # Squares of what is beyond would not be finite.
+  # Squares of larger values may overflow.
   fine = np.abs(values) <= min(1e100, float(np.finfo(values.dtype).max))
   bad = np.flatnonzero(~fine.all(axis=tuple(range(1, values.ndim))))
   if len(bad):
     raise InputError(
       f'{name}: row {bad[0]} is not finite, or beyond 1e100 ({len(bad)} of'
-      f' {len(values)} rows); leave them out, or find out what made them'
+      f' {len(values)} rows); remove these rows, or fix their source'
     )
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-  """Probabilities `[N, K]` of logits `[N, K]`, in float64."""
+  """Convert logits `[N, K]` to probabilities `[N, K]`, in float64."""
   return np.exp(log_softmax(logits, temperature))
 
 
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-  """Logarithms of `softmax`, `[N, K]`, which keep their digits near 0."""
+  """Compute the logarithm of `softmax`, accurate for small probabilities."""
   scaled = np.asarray(logits, np.float64) / temperature
-  scaled = scaled - scaled.max(axis=1, keepdims=True)
-  return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+  return special.log_softmax(scaled, axis=1)
 
 
 def held_out_split(
   labels: np.ndarray, share: float = 0.5, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Divides predictions into a part to choose on and a part to test on.
+  """Split predictions into one part to tune on and one to evaluate on.
 
-  What has a parameter (a temperature, a norm) would flatter itself on the
-  predictions that it was chosen on. The same labels, share and seed always give
-  the same parts, so that runs on one data set are tested on the same examples.
+  A metric is biased on the predictions that its temperature or norm was tuned
+  on. The same labels, share and seed always give the same split, so runs on one
+  data set are evaluated on the same examples.
 
   Args:
     labels: `[N]`.
-    share: of the examples that go to the first part.
+    share: of the examples in the first part.
     seed: of the draw.
 
   Returns:
-    Positions of the two parts, in increasing order. Each class is divided as
-    evenly as its examples allow, unless one has a single example: then the draw
-    does not look at classes.
+    Positions of the two parts, in increasing order. The split is stratified by
+    class, unless a class has a single example or a part is smaller than the
+    number of classes.
 
   Raises:
     InputError: if a part would be empty.
@@ -150,11 +148,14 @@ def held_out_split(
   size = round(share * count)
   if not 0 < size < count:
     raise InputError(
-      f'{count} examples cannot be divided into a share of {share} to choose on'
-      ' and the rest to test on'
+      f'{count} examples cannot be divided into a share of {share} to tune on'
+      ' and the rest to evaluate on'
     )
   classes, counts = np.unique(labels, return_counts=True)
   if counts.min() > 1 and len(classes) <= min(size, count - size):
+    # Imported late: it takes a second, which training need not wait.
+    from sklearn.model_selection import StratifiedShuffleSplit
+
     splitter = StratifiedShuffleSplit(
       1, train_size=size, test_size=count - size, random_state=seed
     )
@@ -182,29 +183,28 @@ def bootstrap_interval(
   seed: int = 0,
   method: Literal['percentile', 'basic'] = 'percentile',
 ) -> Interval:
-  """Interval of a statistic over redraws of the examples.
+  """Compute a bootstrap confidence interval.
 
   Args:
-    statistic: of arrays of examples.
-    *arrays: `[N, ...]` each.
-    num_resamples: redraws.
+    statistic: a function of `arrays`.
+    *arrays: `[N, ...]` each, resampled together.
+    num_resamples: the number of resamples.
     level: of confidence.
-    seed: of the redraws.
-    method: 'percentile' of the redraws; or 'basic', which mirrors them at the
-      estimate, and so takes out a part of the bias of a statistic that a finite
-      sample raises, where percentiles would add to it. An end may then lie
-      below what the statistic can be.
+    seed: of the resamples.
+    method: as in `scipy.stats.bootstrap`. 'basic' suits a statistic with an
+      upward bias in finite samples: it reduces the bias where 'percentile' adds
+      to it. The ends may then lie outside the range of the statistic.
 
   Returns:
-    The interval; of a single example it has no width.
+    The interval; for a single example it has no width.
   """
   count, rng = len(arrays[0]), np.random.default_rng(seed)
-  redraws = [
+  resamples = [
     statistic(*(values[rows] for values in arrays))
     for rows in (rng.integers(count, size=count) for _ in range(num_resamples))
   ]
   tail = (1 - level) / 2
-  low, high = np.quantile(redraws, [tail, 1 - tail])
+  low, high = np.quantile(resamples, [tail, 1 - tail])
   if method == 'basic':
     twice = 2 * statistic(*arrays)
     low, high = twice - high, twice - low

@@ -1,15 +1,16 @@
-"""Selective classification: which predictions to keep, and at what risk.
+"""Selective classification: rejecting uncertain predictions to lower the risk.
 
-A classifier answers where its confidence is at least a threshold. Coverage is
-the share that is answered, risk the share of the answered that is wrong.
-Here are the curve of both, its areas, and thresholds that hold on examples to
-come; confidences are in `confidence`.
+A selective classifier answers where its confidence is at least a threshold.
+Coverage is the share of examples that it answers. Risk is the share of wrong
+answers among them. This module computes the risk-coverage curve, its areas, and
+thresholds with a guaranteed risk. `confidence` computes confidences.
 
-Equal confidences are one point of the curve: nothing tells which of them to
-answer first. `aurc_bounds` tells what their order could make of an area. Arrays
-are of examples, in any order; everything is float64, and made for millions.
-Intervals of any metric are those of `predictions.bootstrap_interval(metric,
-confidence, errors)`.
+Examples of equal confidence form one point of the curve. `aurc_bounds` gives
+the range of an area over all ways to break ties. Arrays hold one value for each
+example, in any order: `confidence [N]`, where higher is more confident, and
+`errors [N]`, whether the prediction is wrong. Computations are in float64.
+`predictions.bootstrap_interval(metric, confidence, errors)` gives the interval
+of any metric.
 """
 
 import dataclasses
@@ -26,15 +27,14 @@ Convention = Literal['trapezoid', 'geifman', 'torch_uncertainty']
 
 @dataclasses.dataclass(frozen=True)
 class RiskCoverage:
-  """A risk-coverage curve: a point for each confidence that occurs.
+  """A risk-coverage curve, with one point for each distinct confidence.
 
   Attributes:
-    coverage: `[G]`, rising to 1: the share whose confidence is at least the
-      threshold.
-    risk: `[G]`, the share of these that is wrong.
-    threshold: `[G]`, falling.
-    count: `[G]`, examples of this very confidence.
-    errors: `[G]`, how many of them are wrong.
+    coverage: `[G]`, increasing to 1.
+    risk: `[G]`.
+    threshold: `[G]`, decreasing; the lowest confidence that is answered.
+    count: `[G]`, the number of examples with this confidence.
+    errors: `[G]`, the number of errors among them.
   """
 
   coverage: np.ndarray
@@ -45,69 +45,101 @@ class RiskCoverage:
 
   @property
   def error_rate(self) -> float:
-    """The risk of answering all."""
+    """Risk at full coverage."""
     return float(self.risk[-1])
 
   def aurc(self, convention: Convention = 'trapezoid') -> float:
-    """The area under the curve; see the function."""
-    if convention == 'geifman':
-      return float(np.sum(self.count * self.risk) / self.count.sum())
-    if convention == 'torch_uncertainty':
-      if len(self.risk) == 1:
-        return self.error_rate
-      area = np.trapezoid(self.risk, self.coverage)
-      return float(area / (1 - self.coverage[0]))
-    _check_convention(convention)
-    area = np.trapezoid(self.risk, self.coverage)
-    return float(area + self.coverage[0] * self.risk[0])
+    """Compute the area under the risk-coverage curve; lower is better.
+
+    Args:
+      convention: 'trapezoid': the integral from coverage 0, where the curve
+        starts at the risk of the first point. A constant confidence yields the
+        error rate. 'geifman': the mean over examples of the risk at their point
+        (Geifman et al. 2019). 'torch_uncertainty': the integral from the first
+        point on, divided by the range of coverage, as in that library.
+
+    Returns:
+      The area, from 0 to 1.
+    """
+    return _area(
+      convention,
+      total=self.count.sum(),
+      risks=np.sum(self.count * self.risk),
+      integral=np.trapezoid(self.risk, np.cumsum(self.count)),
+      first=(self.count[0], self.errors[0]),
+    )
 
   def augrc(self) -> float:
-    """The area under the generalised curve; see the function."""
+    """Compute the area under the generalised curve (Traub et al. 2024).
+
+    The generalised risk is the share of all examples that are answered wrongly.
+    The area equals `(1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2`, where AUROC
+    is `failure_auroc`.
+    """
     rate = np.cumsum(self.errors) / self.count.sum()
     area = np.trapezoid(rate, self.coverage)
     return float(area + self.coverage[0] * rate[0] / 2)
 
   def oracle_aurc(self, convention: Convention = 'trapezoid') -> float:
-    """The least area of any ranking of as many errors that has no ties."""
-    return _ordered_aurc(
-      np.array([self.count.sum()]),
-      np.array([self.errors.sum()]),
-      convention,
-      errors_first=False,
-    )
+    """Compute the AURC of an oracle without ties, which ranks all errors last.
+
+    It is the least AURC of any ranking without ties.
+    """
+    total, errors = np.array([self.count.sum()]), np.array([self.errors.sum()])
+    return _ordered_aurc(total, errors, convention, errors_first=False)
 
   def excess_aurc(self, convention: Convention = 'trapezoid') -> float:
-    """The area above that of the oracle."""
+    """Subtract the AURC of the oracle.
+
+    The result can be negative for a confidence with ties, because the curve is
+    straight between points.
+    """
     return self.aurc(convention) - self.oracle_aurc(convention)
 
   def normalized_aurc(self) -> float:
-    """The excess in units of a constant confidence's; see the function."""
+    """Divide the excess AURC by that of a constant confidence.
+
+    NaN where no or all predictions are wrong.
+    """
     oracle = self.oracle_aurc()
     room = self.error_rate - oracle
     return (self.aurc() - oracle) / room if room > 0 else np.nan
 
   def coverage_at_risk(self, risk: float) -> float:
-    """The largest coverage whose risk is at most this; 0 without one."""
+    """Find the largest coverage whose risk is at most `risk`, or 0.
+
+    It holds for these examples only; `guaranteed_threshold` bounds the risk of
+    new ones.
+    """
     fits = np.flatnonzero(self.risk <= risk + 1e-12)
     return float(self.coverage[fits[-1]]) if len(fits) else 0.0
 
   def risk_at_coverage(self, coverage: float) -> float:
-    """The risk of the first point whose coverage is at least this."""
+    """Return the risk of the first point whose coverage is at least this."""
     if not 0 < coverage <= 1:
       raise InputError(f'coverage: {coverage}; must be above 0, at most 1')
     return float(self.risk[np.argmax(self.coverage >= coverage - 1e-12)])
 
   def failure_auroc(self) -> float:
-    """How often a right answer is surer than a wrong one; see the function."""
+    """Compute the AUROC of confidence as a detector of right predictions.
+
+    Ties count half. NaN where no or all predictions are wrong.
+    """
     right = self.count - self.errors
     pairs = right.sum() * float(self.errors.sum())
     if not pairs:
       return np.nan
-    above = np.cumsum(right) - right / 2  # ties count half
+    above = np.cumsum(right) - right / 2
     return float(np.sum(self.errors * above) / pairs)
 
   def aurc_bounds(self, convention: Convention = 'trapezoid') -> Interval:
-    """The area in the best and worst order of ties; see the function."""
+    """Compute the AURC for the best and the worst order of tied examples.
+
+    Programs that do not merge ties report some value within the bounds. If the
+    bounds are far apart, or far from `aurc`, then the confidence has too many
+    ties to be judged. `aurc` itself may lie outside the bounds, because it
+    joins points by straight lines.
+    """
     best, worst = (
       _ordered_aurc(self.count, self.errors, convention, errors_first=first)
       for first in (False, True)
@@ -116,15 +148,15 @@ class RiskCoverage:
 
 
 def risk_coverage(confidence: np.ndarray, errors: np.ndarray) -> RiskCoverage:
-  """The risk-coverage curve of a confidence.
+  """Compute the risk-coverage curve of predictions.
 
   Args:
-    confidence: `[N]`, of any scale; higher is surer.
+    confidence: `[N]`, of any scale; higher is more confident.
     errors: `[N]`, whether each prediction is wrong.
 
   Returns:
-    The curve. It depends neither on the order of the examples nor on the scale
-    of the confidence.
+    The curve. The order of the examples and the scale of the confidence do not
+    matter.
 
   Raises:
     InputError: if a confidence is not finite, or the shapes differ.
@@ -140,7 +172,7 @@ def risk_coverage(confidence: np.ndarray, errors: np.ndarray) -> RiskCoverage:
 def _curve(
   selected: np.ndarray, wrong: np.ndarray, threshold: np.ndarray
 ) -> RiskCoverage:
-  """From how many are selected, and how many of them are wrong."""
+  """Make a curve from the numbers of answers, and of wrong ones among them."""
   return RiskCoverage(
     coverage=selected / selected[-1],
     risk=wrong / selected,
@@ -150,24 +182,24 @@ def _curve(
   )
 
 
-# Of a float32, what is left with 11 of the 23 bits of its mantissa: a relative
+# Sign, exponent and 11 of the 23 bits of the mantissa of a float32: a relative
 # resolution of 1/2048.
 _KEY_BITS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreCounts:
-  """Examples and errors by rounded confidence: an accumulator, never changed.
+  """An immutable accumulator of examples and errors by rounded confidence.
 
-  For more examples than fit in memory, as the pixels of a segmentation. It
-  takes 16 MB whatever their number. Confidences are rounded to 11 bits of their
-  mantissas, so give one that tells sure predictions apart (`log_odds`, not
-  `msp`); `RiskCoverage.aurc_bounds` bounds what the rounding may hide, if the
-  confidences have no ties of their own.
+  It serves more examples than fit in memory, such as the pixels of
+  segmentations, in 16 MB. Confidences are rounded to 11 bits of the mantissa,
+  so use `log_odds`, not `msp`, which rounds to 1 for confident predictions. If
+  the confidences have no ties, `RiskCoverage.aurc_bounds` of the result
+  contains the AURC without rounding.
 
   Attributes:
-    count: `[2^20]`, by the order of the rounded confidences.
-    errors: likewise.
+    count: the number of examples, `[2^20]`, in the order of confidences.
+    errors: the number of errors, `[2^20]`.
   """
 
   count: np.ndarray
@@ -175,11 +207,11 @@ class ScoreCounts:
 
   @classmethod
   def zeros(cls) -> 'ScoreCounts':
-    """Of no examples."""
+    """Return counts of no examples."""
     return cls(*np.zeros((2, 2**_KEY_BITS), np.int64))
 
   def update(self, confidence: np.ndarray, errors: np.ndarray) -> 'ScoreCounts':
-    """With examples more: `[N]` of both, as in `risk_coverage`."""
+    """Add examples, given as in `risk_coverage`."""
     confidence, errors = _check(confidence, errors)
     key, size = _key(confidence), 2**_KEY_BITS
     return ScoreCounts(
@@ -188,32 +220,31 @@ class ScoreCounts:
     )
 
   def merge(self, other: 'ScoreCounts') -> 'ScoreCounts':
-    """The counts of the examples of both."""
+    """Add the counts of another accumulator."""
     return ScoreCounts(self.count + other.count, self.errors + other.errors)
 
   def finalize(self) -> RiskCoverage:
-    """The curve of all examples so far, at the rounded confidences."""
+    """Return the curve of all examples, at their rounded confidences."""
     used = np.flatnonzero(self.count)[::-1]
     if not len(used):
-      raise InputError('no examples, so no risk')
+      raise InputError('no examples; update with some first')
     return _curve(
       np.cumsum(self.count[used]), np.cumsum(self.errors[used]), _value(used)
     )
 
 
 def _key(confidence: np.ndarray) -> np.ndarray:
-  """Integers in the order of the confidences."""
-  # Adding 0 makes -0 a 0.
+  """Map confidences to integers of the same order."""
   largest = np.finfo(np.float32).max
   values = np.clip(confidence, -largest, largest).astype(np.float32)
-  bits = (values + np.float32(0)).view(np.int32)
-  # Of negative floats the larger number is the lesser.
+  bits = (values + np.float32(0)).view(np.int32)  # adding 0 turns -0 into 0
+  # Bits of negative floats are in reverse order.
   ordered = np.where(bits < 0, ~bits, bits ^ np.int32(-(2**31)))
   return (ordered.view(np.uint32) >> (32 - _KEY_BITS)).astype(np.int64)
 
 
 def _value(key: np.ndarray) -> np.ndarray:
-  """The least float32 of each key."""
+  """Return the smallest float32 of each key."""
   ordered = (key << (32 - _KEY_BITS)).astype(np.uint32).view(np.int32)
   bits = np.where(ordered < 0, ordered ^ np.int32(-(2**31)), ~ordered)
   return bits.view(np.float32).astype(np.float64)
@@ -224,30 +255,12 @@ def aurc(
   errors: np.ndarray,
   convention: Convention = 'trapezoid',
 ) -> float:
-  """Area under the risk-coverage curve.
-
-  Args:
-    confidence: `[N]`.
-    errors: `[N]`.
-    convention: 'trapezoid': over the points of the curve, and from coverage 0
-      at the first point's risk, so that a constant confidence has the error
-      rate. 'geifman': the mean over the examples of the risk at their point
-      (Geifman et al. 2019). 'torch_uncertainty': from the first point on,
-      over the coverage from there, as that library has it.
-
-  Returns:
-    The area, from 0 to 1; small is good.
-  """
+  """Compute `RiskCoverage.aurc` of predictions."""
   return risk_coverage(confidence, errors).aurc(convention)
 
 
 def augrc(confidence: np.ndarray, errors: np.ndarray) -> float:
-  """Area under the generalised risk-coverage curve (Traub et al. 2024).
-
-  Generalised risk is the share of all examples that are answered and wrong. The
-  area is `(1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2`, AUROC being
-  `failure_auroc`.
-  """
+  """Compute `RiskCoverage.augrc` of predictions."""
   return risk_coverage(confidence, errors).augrc()
 
 
@@ -256,46 +269,31 @@ def excess_aurc(
   errors: np.ndarray,
   convention: Convention = 'trapezoid',
 ) -> float:
-  """The area above that of an oracle, which ranks all errors last.
-
-  The oracle has no ties; a confidence that has may be a little below it, since
-  curves are straight between their points.
-  """
+  """Compute `RiskCoverage.excess_aurc` of predictions."""
   return risk_coverage(confidence, errors).excess_aurc(convention)
 
 
 def normalized_aurc(confidence: np.ndarray, errors: np.ndarray) -> float:
-  """The excess area, 0 for an oracle and 1 for a constant confidence.
-
-  Of 'trapezoid'; below 0 as `excess_aurc` may be. NaN without errors, or with
-  nothing else.
-  """
+  """Compute `RiskCoverage.normalized_aurc` of predictions."""
   return risk_coverage(confidence, errors).normalized_aurc()
 
 
 def coverage_at_risk(
   confidence: np.ndarray, errors: np.ndarray, risk: float
 ) -> float:
-  """The largest coverage whose risk is at most `risk`; 0 where there is none.
-
-  Chosen on the examples that it is measured on: `guaranteed_threshold` is what
-  holds for others.
-  """
+  """Compute `RiskCoverage.coverage_at_risk` of predictions."""
   return risk_coverage(confidence, errors).coverage_at_risk(risk)
 
 
 def risk_at_coverage(
   confidence: np.ndarray, errors: np.ndarray, coverage: float
 ) -> float:
-  """The risk of the first point whose coverage is at least `coverage`."""
+  """Compute `RiskCoverage.risk_at_coverage` of predictions."""
   return risk_coverage(confidence, errors).risk_at_coverage(coverage)
 
 
 def failure_auroc(confidence: np.ndarray, errors: np.ndarray) -> float:
-  """How often a right answer is surer than a wrong one, ties counting half.
-
-  NaN without errors, or with nothing else.
-  """
+  """Compute `RiskCoverage.failure_auroc` of predictions."""
   return risk_coverage(confidence, errors).failure_auroc()
 
 
@@ -304,14 +302,33 @@ def aurc_bounds(
   errors: np.ndarray,
   convention: Convention = 'trapezoid',
 ) -> Interval:
-  """The areas in the best and in the worst order of equal confidences.
-
-  What a program that does not merge ties may report, by the chance of its
-  sorting. Far from each other, or from the area itself (which need not lie
-  between them, a point of many examples being joined to the next by a straight
-  line), they say that the confidence is too coarse to be judged.
-  """
+  """Compute `RiskCoverage.aurc_bounds` of predictions."""
   return risk_coverage(confidence, errors).aurc_bounds(convention)
+
+
+def _area(
+  convention: str,
+  total: int,
+  risks: float,
+  integral: float,
+  first: tuple[int, int],
+) -> float:
+  """Compute an AURC from counts of examples.
+
+  `risks` is the sum over examples of the risk at their point. `integral` is the
+  integral of the risk over the number of answers, from the first point on.
+  `first` is the number of answers and errors at the first point.
+  """
+  count, errors = first
+  rest = total - count
+  areas = {
+    'trapezoid': (integral + errors) / total,
+    'geifman': risks / total,
+    'torch_uncertainty': integral / rest if rest else errors / total,
+  }
+  if convention not in areas:
+    raise InputError(f'convention: {convention!r}; one of {", ".join(areas)}')
+  return float(areas[convention])
 
 
 def _ordered_aurc(
@@ -321,22 +338,24 @@ def _ordered_aurc(
   *,
   errors_first: bool,
 ) -> float:
-  """The area with each example a point of its own, ordered within groups.
+  """Compute the area where ties are broken by errors, first or last.
 
-  Sums of risks over a run of examples that are all right or all wrong are
-  differences of the digamma function, so that groups may be of any size.
+  Each example is a separate point. Sums of risks over a run of examples that
+  are all right or all wrong are differences of the digamma function, so the
+  cost does not depend on the size of the groups.
   """
   right = count - errors
   parts = (errors, right) if errors_first else (right, errors)
   lengths = np.stack(parts, axis=1).ravel().astype(np.float64)
   wrong = np.zeros_like(lengths)
   wrong[0 if errors_first else 1 :: 2] = errors
-  before = np.cumsum(lengths) - lengths  # examples, and errors, before each run
+  # Numbers of examples, and of errors, before each run: B and E.
+  before = np.cumsum(lengths) - lengths
   wrong_before = np.cumsum(wrong) - wrong
-  # sum over j = 1..m of 1 / (before + j)
+  # sum over j = 1..m of 1 / (B + j)
   harmonic = special.digamma(before + lengths + 1) - special.digamma(before + 1)
-  # Right ones have risk E / (B + j); wrong ones (E + j) / (B + j), which is
-  # 1 - (B - E) / (B + j).
+  # Example j of a run has risk E / (B + j) if the run is right, and
+  # (E + j) / (B + j) = 1 - (B - E) / (B + j) if it is wrong.
   sums = np.where(
     wrong > 0,
     lengths - (before - wrong_before) * harmonic,
@@ -344,27 +363,22 @@ def _ordered_aurc(
   )
   total, last = lengths.sum(), errors.sum() / lengths.sum()
   first = float(wrong[np.argmax(lengths > 0)] > 0)
-  if convention == 'geifman':
-    return float(sums.sum() / total)
-  _check_convention(convention)
-  if convention == 'torch_uncertainty':
-    if total == 1:
-      return float(last)
-    return float((sums.sum() - (first + last) / 2) / (total - 1))
-  return float((sums.sum() + (first - last) / 2) / total)
+  risks = sums.sum()
+  integral = risks - (first + last) / 2
+  return _area(convention, total, risks, integral, (1, first))
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-  """A threshold whose risk is bounded for examples to come.
+  """A threshold with a bounded risk on new examples.
 
   Attributes:
-    threshold: answer where the confidence is at least this: infinite if no
-      threshold can be vouched for, minus infinity if all may be answered.
-    coverage: the share of the tested examples that it answers.
-    risk: the share of these that is wrong.
-    bound: what the risk is at most with a probability of 1 - alpha, were this
-      the only threshold tried (Clopper and Pearson).
+    threshold: answer where the confidence is at least this. Infinite if no
+      threshold can be guaranteed, minus infinity if all may be answered.
+    coverage: of the threshold on the test examples.
+    risk: of the threshold on the test examples.
+    bound: the upper Clopper-Pearson bound of the risk, with a probability of
+      1 - alpha, if no other threshold were tested.
   """
 
   threshold: float
@@ -373,8 +387,9 @@ class Guarantee:
   bound: float
 
 
-# One would end with an error among the surest; more cost each of them power.
-_STARTS = 2
+# A single sequence would end at an error among the most confident predictions.
+# With more than two, alpha is divided further, and each test has less power.
+_SEQUENCES = 2
 
 
 def guaranteed_threshold(
@@ -387,30 +402,31 @@ def guaranteed_threshold(
   num_thresholds: int = 100,
   seed: int = 0,
 ) -> Guarantee:
-  """The lowest threshold whose risk is at most `risk`, with 1 - alpha.
+  """Find the lowest threshold whose risk is at most `risk`, at level alpha.
 
-  Thresholds are taken from the confidences of a part of the examples, whose
-  errors are not looked at. On the others they are tested from high to low, each
-  by the exact binomial test of "its risk is above `risk`", until one is not
-  rejected: fixed-sequence testing, which holds the chance that any wrong
-  threshold is vouched for to the level of the tests, however many there are. An
-  error among the surest would end that at once, so there are two sequences,
-  with a start each and half of alpha.
+  Candidate thresholds are quantiles of the confidences of some examples, whose
+  errors are not used. The other examples test them from high to low, by the
+  exact binomial test of "the risk is above `risk`", until one is not rejected.
+  This fixed-sequence testing keeps the probability of a wrong guarantee at
+  alpha for any number of thresholds. Two sequences run with alpha / 2 each. The
+  second starts halfway, so one error at high confidence does not end both.
 
   Args:
-    confidence: `[N]`, chosen on other examples.
-    errors: `[N]`; examples are drawn independently, as are those to come.
-    risk: that the deployer accepts, above 0 and below 1.
-    alpha: the chance to be wrong.
+    confidence: `[N]`; must not be tuned on these examples.
+    errors: `[N]`. These examples and new ones must be drawn independently from
+      the same distribution.
+    risk: the accepted risk, above 0 and below 1.
+    alpha: the accepted probability of a wrong guarantee.
     share: of the examples that give the thresholds.
-    num_thresholds: at even steps of coverage.
-    seed: of the division.
+    num_thresholds: at equal steps of coverage.
+    seed: of the split.
 
   Returns:
-    The threshold, and what it does on the tested examples.
+    The threshold, with its coverage and risk on the test examples.
 
   Raises:
-    InputError: for risks or levels that are none, and as `risk_coverage`.
+    InputError: if risk, alpha or share is not between 0 and 1, or as in
+      `risk_coverage`.
   """
   confidence, errors = _check(confidence, errors)
   for name, value in (('risk', risk), ('alpha', alpha), ('share', share)):
@@ -420,48 +436,41 @@ def guaranteed_threshold(
   size = round(share * len(confidence))
   nothing = Guarantee(np.inf, 0.0, 0.0, 1.0)
   tested = order[size:]
-  # Without an error among them, as many can be vouched for at the least.
-  level = alpha / _STARTS
+  level = alpha / _SEQUENCES
+  # With fewer examples no test can reject, even without an error.
   least = np.log(level) / np.log1p(-risk)
   if not size or len(tested) < least:
     return nothing
-  # And as many are most probably above the first threshold.
+  # A margin, so that the first threshold most probably has enough examples.
   first = (least + 3 * np.sqrt(least)) / len(tested)
   shares = np.linspace(min(first, 1), 1, num_thresholds)
   thresholds = np.quantile(confidence[order[:size]], 1 - shares)
-  # The last one answers whatever there may be.
+  # The last threshold answers everything.
   thresholds = np.append(np.unique(thresholds)[::-1], -np.inf)
-  ranking = np.argsort(-confidence[tested], kind='stable')
-  ranked, wrong = (
-    confidence[tested][ranking],
-    np.cumsum(errors[tested][ranking]),
-  )
-  selected = np.searchsorted(-ranked, -thresholds, side='right')
-  found = np.where(selected > 0, wrong[np.maximum(selected - 1, 0)], 0)
+  tested = tested[np.argsort(-confidence[tested], kind='stable')]
+  selected = np.searchsorted(-confidence[tested], -thresholds, side='right')
+  found = np.append(0, np.cumsum(errors[tested]))[selected]
   rejected = stats.binom.cdf(found, selected, risk) <= level
   ends = [
     start + np.argmin(np.append(rejected[start:], False))
-    for start in range(0, len(rejected), -(-len(rejected) // _STARTS))
+    for start in range(0, len(rejected), -(-len(rejected) // _SEQUENCES))
     if rejected[start]
   ]
   if not ends:
     return nothing
   last = max(ends) - 1
   count, bad = int(selected[last]), int(found[last])
+  # A rejected test has bad < count.
+  bound = stats.beta.ppf(1 - alpha, bad + 1, count - bad)
   return Guarantee(
-    threshold=float(thresholds[last]),
-    coverage=count / len(tested),
-    risk=bad / count,
-    bound=float(stats.beta.ppf(1 - alpha, bad + 1, count - bad))
-    if bad < count
-    else 1.0,
+    float(thresholds[last]), count / len(tested), bad / count, float(bound)
   )
 
 
 def _check(
   confidence: np.ndarray, errors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Both as arrays of float64 and int64."""
+  """Check both, and return them as float64 and int64."""
   confidence = np.asarray(confidence)
   if confidence.dtype.kind not in 'fiub':
     raise InputError(
@@ -471,7 +480,7 @@ def _check(
   if confidence.ndim != 1 or not len(confidence):
     raise InputError(
       f'confidence: an array of shape {list(confidence.shape)}; must be [N],'
-      ' with an example at least'
+      ' with at least one example'
     )
   bad = np.flatnonzero(~np.isfinite(confidence))
   if len(bad):
@@ -483,10 +492,3 @@ def _check(
   if errors.dtype != bool and not np.isin(errors, (0, 1)).all():
     raise InputError('errors: must be true or false, 1 or 0, for each example')
   return confidence, check_labels(errors.astype(np.int64), len(confidence), 2)
-
-
-def _check_convention(convention: str) -> None:
-  if convention not in Convention.__args__:
-    raise InputError(
-      f'convention: {convention!r}; one of {", ".join(Convention.__args__)}'
-    )

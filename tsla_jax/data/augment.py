@@ -1,6 +1,7 @@
 """Views of images on the device: pure functions, a key for every example."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,29 @@ class Augmentation:
   crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
   eval_crop: float = 1.0
   mixup_alpha: float = 0.0
+
+  def training_inputs(
+    self, keys: jax.Array, examples: Any, index: jax.Array
+  ) -> jax.Array:
+    """Returns what the net is trained on, float32 `[B, H, W, C]`.
+
+    Args:
+      keys: `B` keys.
+      examples: with `images` `[N, ...]` and `sizes` `[N, 2]`.
+      index: int32 `[B]`, which of them.
+    """
+    images, sizes = examples.images[index], examples.sizes[index]
+    return normalise(training_view(keys, images, sizes, self), self)
+
+  def evaluation_inputs(self, examples: Any, index: jax.Array) -> jax.Array:
+    """Returns what the net is evaluated on, float32 `[B, H, W, C]`."""
+    images, sizes = examples.images[index], examples.sizes[index]
+    return normalise(evaluation_view(images, sizes, self), self)
+
+  def input_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of an input whose image is stored as `(H, W, C)`."""
+    side = self.crop_size
+    return stored if side is None else (side, side, stored[-1])
 
 
 def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):

@@ -66,30 +66,14 @@ def prepare(
 
   infos = (builder.url_infos or {}).values()
   needed = {info.filename: int(info.size) for info in infos if info.filename}
-  listed = ', '.join(
-    f'{file} ({size / 1e6:,.0f} MB)' for file, size in sorted(needed.items())
-  )
+  folder = None
   if archives is not None:
     folder = pathlib.Path(archives).expanduser()
-    if not folder.is_dir():
-      raise InputError(f"--archives: '{folder}' is not a directory")
-    missing = [file for file in needed if not (folder / file).is_file()]
-    if missing:
-      raise InputError(
-        f"--archives: '{folder}' lacks {', '.join(sorted(missing))}; '{name}'"
-        f' is made from {listed}'
-      )
-    for file, size in needed.items():
-      found = (folder / file).stat().st_size
-      if found != size:
-        raise InputError(
-          f"--archives: '{folder / file}' has {found} bytes, the original"
-          f' {size}; it is cut short or another file, get it again'
-        )
+    _check_archives(name, folder, needed)
   try:
     with tempfile.TemporaryDirectory(dir=root, prefix='.prepare') as scratch:
       config = tfds.download.DownloadConfig(
-        manual_dir=None if archives is None else str(folder),
+        manual_dir=folder and str(folder),
         try_download_gcs=False,
       )
       # Archives are unpacked to a scratch folder; downloads are kept, so that
@@ -103,6 +87,7 @@ def prepare(
     with contextlib.suppress(OSError):
       final.parent.rmdir()  # if TFDS left it empty
     reason = ' '.join(str(error).split())[:200] or repr(error)
+    listed = _describe(needed)
     if type(error).__name__ == 'NonMatchingChecksumError':
       raise InputError(
         f"an archive of '{name}' is not the original ({reason}); get it again:"
@@ -115,3 +100,31 @@ def prepare(
       f"'{name}' cannot be prepared in '{root}' ({reason}); {mend}"
     ) from error
   return final
+
+
+def _describe(needed: dict[str, int]) -> str:
+  """Lists files with their sizes."""
+  return ', '.join(
+    f'{file} ({size / 1e6:,.0f} MB)' for file, size in sorted(needed.items())
+  )
+
+
+def _check_archives(
+  name: str, folder: pathlib.Path, needed: dict[str, int]
+) -> None:
+  """Refuses a folder without all archives, each of its original size."""
+  if not folder.is_dir():
+    raise InputError(f"--archives: '{folder}' is not a directory")
+  missing = [file for file in needed if not (folder / file).is_file()]
+  if missing:
+    raise InputError(
+      f"--archives: '{folder}' lacks {', '.join(sorted(missing))}; '{name}' is"
+      f' made from {_describe(needed)}'
+    )
+  for file, size in needed.items():
+    found = (folder / file).stat().st_size
+    if found != size:
+      raise InputError(
+        f"--archives: '{folder / file}' has {found} bytes, the original {size};"
+        ' it is cut short or another file, get it again'
+      )

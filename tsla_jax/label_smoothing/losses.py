@@ -1,8 +1,13 @@
-"""Cross-entropy on smoothed targets."""
+"""Cross-entropy on smoothed targets, and the losses of training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from tsla_jax.label_smoothing import targets
 
 
 def smoothed_cross_entropy(
@@ -78,3 +83,66 @@ def smoothed_cross_entropy(
   else:
     on_prior = expectation(jnp.asarray(prior))
   return (1 - theta) * on_label + theta * on_prior
+
+
+class Loss(NamedTuple):
+  """A training loss, in the convention of optax' transformations.
+
+  Attributes:
+    init: returns the state of the loss for K classes: arrays that it learns
+      itself, as a `y_hat`; `()` without any.
+    apply: `(logits [B, K], batch, hparams, state) -> (loss [B], floor [B],
+      state)`. The batch has 'label' `[B]`, 'prior' `[B, K]` and, under mixup,
+      'mix' `[B]` and a 'partner'; hparams have 'theta' and 'strength', traced.
+      The floor is a lower bound of the loss. States are averaged over devices.
+  """
+
+  init: Callable[[int], Any]
+  apply: Callable[..., tuple[jax.Array, jax.Array, Any]]
+
+
+def _cross_entropy(
+  logits: jax.Array, batch: Any, hparams: Any, state: Any
+) -> tuple[jax.Array, jax.Array, Any]:
+  soft = _soft_labels(batch, hparams.theta)
+  if batch.mix is None:
+    args = (batch.label, hparams.theta, batch.prior)
+    loss = smoothed_cross_entropy(logits, *args)
+  else:
+    loss = smoothed_cross_entropy(logits, soft)
+  return loss, targets.target_entropy(soft), state
+
+
+def _confidence_penalty(
+  logits: jax.Array, batch: Any, hparams: Any, state: Any
+) -> tuple[jax.Array, jax.Array, Any]:
+  loss, floor, state = _cross_entropy(logits, batch, hparams, state)
+  log_p = jax.nn.log_softmax(logits)
+  entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  highest = hparams.strength * jnp.log(jnp.float32(logits.shape[-1]))
+  return loss - hparams.strength * entropy, floor - highest, state
+
+
+def _soft_labels(batch: Any, theta: jax.Array) -> jax.Array:
+  """Returns smoothed labels `[B, K]`; under mixup, mixed after smoothing."""
+  num_classes = batch.prior.shape[-1]
+  soft = targets.smooth_labels(batch.label, num_classes, theta, batch.prior)
+  if batch.mix is None:
+    return soft
+  share = batch.mix[:, None]
+  other = batch.partner
+  return share * soft + (1 - share) * targets.smooth_labels(
+    other.label, num_classes, theta, other.prior
+  )
+
+
+def _no_state(num_classes: int) -> tuple[()]:
+  del num_classes
+  return ()
+
+
+# Cross-entropy on smoothed labels: the paper's.
+CROSS_ENTROPY = Loss(_no_state, _cross_entropy)
+# Less `strength` times the entropy of the prediction (Pereyra et al., 2017,
+# arXiv:1701.06548).
+CONFIDENCE_PENALTY = Loss(_no_state, _confidence_penalty)

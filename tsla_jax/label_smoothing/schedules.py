@@ -1,26 +1,24 @@
 """theta(t): the smoothing strength over training, in the optax convention.
 
-Each function returns a schedule, a function from a step (an integer or an
-array of them, counted from 0, may be traced) to float32 values.
+Each function but `plateau` returns a schedule: a function from a step (an
+integer or an array, counted from 0, may be traced) to float32 values. `plateau`
+is a rule that finds the drop from what was measured.
 """
 
-import jax
+from collections.abc import Mapping, Sequence
+
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
 
 def constant(theta: float) -> optax.Schedule:
-  """LSR: theta throughout. With theta 0, the baseline."""
-
-  def schedule(step: ArrayLike) -> jax.Array:
-    return jnp.full(jnp.shape(step), theta, jnp.float32)
-
-  return schedule
+  """Returns LSR's schedule, theta throughout; with theta 0 the baseline's."""
+  return _float32(optax.constant_schedule(theta))
 
 
 def two_stage(theta: float, drop_step: int) -> optax.Schedule:
-  """TSLA: theta for `drop_step` steps, 0 from then on (Algorithm 2).
+  """Returns TSLA's schedule: theta, then 0 from `drop_step` on (Algorithm 2).
 
   Args:
     theta: the smoothing strength of the first stage.
@@ -29,31 +27,55 @@ def two_stage(theta: float, drop_step: int) -> optax.Schedule:
   Returns:
     The schedule.
   """
-
-  def schedule(step: ArrayLike) -> jax.Array:
-    return jnp.where(jnp.asarray(step) < drop_step, theta, 0.0).astype(
-      jnp.float32
-    )
-
-  return schedule
+  return _float32(optax.piecewise_constant_schedule(theta, {drop_step: 0.0}))
 
 
 def linear(theta: float, drop_step: int) -> optax.Schedule:
-  """From theta at step 0 down a straight line to 0 at `drop_step`, then 0."""
-
-  def schedule(step: ArrayLike) -> jax.Array:
-    done = jnp.clip(jnp.asarray(step) / drop_step, 0.0, 1.0)
-    return (theta * (1.0 - done)).astype(jnp.float32)
-
-  return schedule
+  """Returns a straight line from theta at step 0 to 0 at `drop_step`."""
+  if not drop_step:
+    return constant(0.0)
+  return _float32(optax.linear_schedule(theta, 0.0, drop_step))
 
 
 def cosine(theta: float, drop_step: int) -> optax.Schedule:
-  """From theta at step 0 along half a cosine to 0 at `drop_step`, then 0."""
+  """Returns half a cosine from theta at step 0 to 0 at `drop_step`."""
+  if not drop_step:
+    return constant(0.0)
+  return _float32(optax.cosine_decay_schedule(theta, drop_step))
 
-  def schedule(step: ArrayLike) -> jax.Array:
-    done = jnp.clip(jnp.asarray(step) / drop_step, 0.0, 1.0)
-    value = theta * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-    return jnp.where(done < 1.0, value, 0.0).astype(jnp.float32)
 
-  return schedule
+def plateau(
+  metrics: Sequence[Mapping[str, float]], patience: int, tolerance: float
+) -> int | None:
+  """Finds the epoch from which to drop theta: training has stalled before it.
+
+  What is left to learn from smoothed labels is the loss less their entropy,
+  `KL(y_LS || p)`. Training has stalled when that has not fallen below
+  `1 - tolerance` times its least value for `patience` epochs running. An
+  extension: section 4.2 of the paper motivates it, and gives no rule.
+
+  Args:
+    metrics: of each epoch so far 'train_loss' and 'train_entropy_floor'.
+    patience: epochs without progress that are waited for.
+    tolerance: the least relative progress that counts.
+
+  Returns:
+    The epoch, counted from 0; None if training has not stalled yet.
+  """
+  least, waited = float('inf'), 0
+  for epoch, line in enumerate(metrics):
+    left = line['train_loss'] - line['train_entropy_floor']
+    waited = 0 if left < (1 - tolerance) * least else waited + 1
+    least = min(least, left)
+    if waited >= patience:
+      return epoch + 1
+  return None
+
+
+def _float32(schedule: optax.Schedule) -> optax.Schedule:
+  def cast(step: ArrayLike) -> jnp.ndarray:
+    step = jnp.asarray(step)
+    value = jnp.asarray(schedule(step), jnp.float32)
+    return jnp.broadcast_to(value, step.shape)
+
+  return cast

@@ -45,14 +45,12 @@ class BatchNorm(nn.Module):
 
   Attributes:
     axis_name: the mapped axis to average over; None on its own.
-    axis_index_groups: which indices of that axis form one run; None for all.
     dtype: of the output.
     momentum: of the running statistics, as flax counts it (PyTorch's 0.1).
     epsilon: added to the variance.
   """
 
   axis_name: str | None = None
-  axis_index_groups: Sequence[Sequence[int]] | None = None
   dtype: Any = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
@@ -72,14 +70,8 @@ class BatchNorm(nn.Module):
       mean, square = jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
       count = x.size // x.shape[-1]
       if self.axis_name is not None:
-        mean, square = jax.lax.pmean(
-          (mean, square),
-          self.axis_name,
-          axis_index_groups=self.axis_index_groups,
-        )
-        count *= jax.lax.psum(
-          1, self.axis_name, axis_index_groups=self.axis_index_groups
-        )
+        mean, square = jax.lax.pmean((mean, square), self.axis_name)
+        count *= jax.lax.psum(1, self.axis_name)
       var = jnp.maximum(square - jnp.square(mean), 0.0)
       unbiased = var * (count / max(count - 1, 1))
       decay = self.momentum
@@ -161,7 +153,6 @@ class ResNet(nn.Module):
     dtype: of the convolutions. Parameters, batch statistics, features and
       logits are float32.
     axis_name: the mapped axis over which a run's batch is split, if any.
-    axis_index_groups: which indices of it form one run.
   """
 
   stage_sizes: Sequence[int]
@@ -171,7 +162,6 @@ class ResNet(nn.Module):
   stem: str = 'imagenet'
   dtype: Any = jnp.float32
   axis_name: str | None = None
-  axis_index_groups: Sequence[Sequence[int]] | None = None
 
   @nn.compact
   def __call__(
@@ -190,7 +180,6 @@ class ResNet(nn.Module):
     norm = functools.partial(
       BatchNorm,
       axis_name=self.axis_name,
-      axis_index_groups=self.axis_index_groups,
       dtype=self.dtype,
     )
 
@@ -257,7 +246,6 @@ def create_model(
   width: int = 64,
   dtype: Any = jnp.float32,
   axis_name: str | None = None,
-  axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> ResNet:
   """Makes a model by name.
 
@@ -269,7 +257,6 @@ def create_model(
     width: channels of the first stage.
     dtype: of the convolutions.
     axis_name: the mapped axis over which a run's batch is split, if any.
-    axis_index_groups: which indices of it form one run.
 
   Returns:
     A module that is equal to, and hashes as, any other of the same arguments.
@@ -297,5 +284,4 @@ def create_model(
     stem=stem,
     dtype=dtype,
     axis_name=axis_name,
-    axis_index_groups=axis_index_groups,
   )

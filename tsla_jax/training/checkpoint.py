@@ -1,201 +1,479 @@
-"""Checkpoints of a run: the latest and the best, written by orbax.
+"""Checkpoints: states of runs, each with the history that led to it.
 
-Orbax writes into a temporary directory and renames it when it is complete, so
-whatever the moment of a kill, the newest checkpoint that is there is whole.
+A store holds them, and knows nothing of rows or methods: a run goes on from
+the newest state that was trained on a beginning of its own path.
+
+  STORE/NAME/seedN/     one run of those that trained side by side
+    progress.json       what it was trained on, metrics so far, digests
+    last/               the state, by orbax
+    best/               the state after the best epoch, unless that is the last
+  STORE/diverged-ID.json  a path that ended in NaN or infinity
+
+A checkpoint of several runs is written to a temporary directory and committed
+by one rename, so it is there for all of them or for none. Deleting renames the
+directory first. Digests of all values are checked at every read. Only a `Store`
+writes; `read_checkpoint` and `read_state` change nothing.
 """
 
-import contextlib
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from flax import serialization, traverse_util
 
-from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.errors import InputError
+from tsla_jax.io import write_atomically
 from tsla_jax.training.state import TrainState
 
+_ROLLING = 2  # how many states are kept of those that only serve a restart
 
-class Checkpoints:
-  """The checkpoints in one directory, numbered by the steps taken.
 
-  Args:
-    directory: made if need be.
-    keep: how many of the latest are kept, beside the best.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What a state has been trained on, and what was measured on the way.
+
+  Attributes:
+    identity: digest of programs, data and seed.
+    seed: of the run.
+    keys: of each epoch begun, a digest of what it depends on beside the state
+      it started from.
+    step: steps taken in all.
+    first: steps taken in the epoch under way; 0 between epochs.
+    sums: sums of the training metrics of that epoch.
+    metrics: a line of `metrics.jsonl` for each epoch that is over.
+    timing: the lines of `timing.jsonl`.
+    kept: whether other runs may start here; other states only serve a restart.
+    reason: why the path ended here, in NaN or infinity; else None.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], keep: int = 1):
-    # Orbax takes absolute paths only.
-    self.directory = pathlib.Path(directory).absolute()
+  identity: str
+  seed: int
+  keys: Sequence[str] = ()
+  step: int = 0
+  first: int = 0
+  sums: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  metrics: Sequence[Mapping[str, Any]] = ()
+  timing: Sequence[Mapping[str, Any]] = ()
+  kept: bool = False
+  reason: str | None = None
 
-    def score(metrics: Mapping[str, float]) -> float:
-      return metrics['score']
+  @property
+  def epoch(self) -> int:
+    """Epochs that are over."""
+    return len(self.metrics)
 
-    # By a policy, since orbax' `max_to_keep` with a `best_fn` would delete the
-    # newest checkpoint as soon as it isn't among the best.
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=score,
-        preservation_policy=preservation_policy.AnyPreservationPolicy(
-          [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=score, reverse=False, n=1),
-          ]
-        ),
-        cleanup_tmp_directories=True,
-      ),
+  @property
+  def best_epoch(self) -> int | None:
+    """The first epoch of the highest test top-1; None before the first."""
+    if not self.metrics:
+      return None
+    return max(range(self.epoch), key=lambda i: self.metrics[i]['test_top1'])
+
+  def is_of(self, run: Any) -> bool:
+    """Whether a run trained the last epoch itself, and not another for it."""
+    return run.identity == self.identity and (
+      not self.timing or self.timing[-1]['run'] == run.name
     )
 
-  def latest_step(self) -> int | None:
-    """Steps taken at the newest complete checkpoint; None without one."""
-    return self._manager.latest_step()
+  def cut(self, epochs: int, steps_per_epoch: int) -> 'Progress':
+    """Returns what this was after fewer epochs."""
+    return dataclasses.replace(
+      self,
+      keys=self.keys[:epochs],
+      step=epochs * steps_per_epoch,
+      first=0,
+      sums={},
+      metrics=self.metrics[:epochs],
+      timing=self.timing[:epochs],
+    )
 
-  def steps(self) -> list[int]:
-    """Steps taken at every complete checkpoint."""
-    return sorted(self._manager.all_steps())
+  def continues(self, other: 'Progress') -> bool:
+    """Whether this state is further along the path of another."""
+    return (
+      self.identity == other.identity
+      and self.step > other.step
+      and list(self.keys[: len(other.keys)]) == list(other.keys)
+    )
 
-  def delete_after(self, step: int) -> None:
-    """Deletes checkpoints that are newer than a step."""
-    for newer in self.steps():
-      if newer > step:
-        self._manager.delete(newer)
 
-  def best_step(self) -> int | None:
-    """Steps taken at the best checkpoint; None without one."""
-    return self._manager.best_step()
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """One run's part of a checkpoint.
+
+  Attributes:
+    path: its directory.
+    progress: of the state in it.
+    digests: of the values of 'last', and of 'best' if that is another state.
+  """
+
+  path: pathlib.Path
+  progress: Progress
+  digests: Mapping[str, str]
+
+
+class Store:
+  """All checkpoints of a workdir; one process at a time has it open.
+
+  Args:
+    root: the directory; made with the first checkpoint.
+    runs: all of the plan (`plan.Run`). The checkpoints in their folders are to
+      start from, too.
+  """
+
+  def __init__(self, root: pathlib.Path, runs: Sequence[Any]):
+    self.root = root
+    self.runs = runs
+    self.warnings: list[str] = []
+    self.checkpoints: list[Checkpoint] = []
+    self._diverged: list[Progress] = []
+    self._pending: concurrent.futures.Future | None = None
+    self._writer = concurrent.futures.ThreadPoolExecutor(1)
+    folders = [run.directory.checkpoints for run in runs]
+    for path in folders:  # if a kill came between the renames of `export`
+      temporary = path.with_name(f'.{path.name}.tmp')
+      if not path.exists() and (temporary / 'progress.json').exists():
+        os.rename(temporary, path)
+    for path in [*sorted(root.glob('[!.]*/seed*')), *folders]:
+      try:
+        self.checkpoints.append(read_checkpoint(path))
+      except FileNotFoundError:
+        pass
+      except InputError as error:
+        self.warnings.append(str(error))
+    for file in sorted(root.glob('diverged-*.json')):
+      try:
+        self._diverged.append(Progress(**json.loads(file.read_text())))
+      except (ValueError, TypeError) as error:
+        self.warnings.append(str(_damaged(file, error)))
+
+  def clean(self) -> None:
+    """Removes what a killed process left half-written or half-deleted."""
+    for path in self.root.glob('.*'):
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink()
+
+  def newest(self, run: Any) -> Checkpoint | None:
+    """Returns the state that leaves the least of a run to be trained."""
+    return max(
+      (c for c in self.checkpoints if run.shares(c.progress)),
+      key=lambda c: c.progress.step,
+      default=None,
+    )
+
+  def after(self, run: Any, epoch: int) -> Checkpoint | None:
+    """Returns a run's state after so many epochs, if there is one."""
+    return next(
+      (
+        c
+        for c in self.checkpoints
+        if (c.progress.epoch, c.progress.first) == (epoch, 0)
+        and run.shares(c.progress)
+      ),
+      None,
+    )
+
+  def divergence(self, run: Any) -> Progress | None:
+    """Returns where a run's path is known to end in NaN or infinity."""
+    return next((p for p in self._diverged if run.shares(p)), None)
+
+  def forget(self, checkpoint: Checkpoint) -> None:
+    """Leaves out a checkpoint that turned out to be damaged."""
+    self.checkpoints.remove(checkpoint)
 
   def save(
-    self, state: TrainState, progress: Mapping[str, Any], score: float
+    self,
+    progress: Sequence[Progress],
+    states: Sequence[TrainState],
+    best: Sequence[TrainState | None],
   ) -> None:
-    """Starts writing a checkpoint; the arrays must not change afterwards.
-
-    Args:
-      state: host arrays, without a device axis.
-      progress: what the loop has to know, as JSON.
-      score: the checkpoint of the highest is kept, as is the latest.
+    """Starts to write a checkpoint, once the one before is complete.
 
     Raises:
-      DivergenceError: if the state is not finite; nothing is written.
+      InputError: if the one before could not be written.
     """
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
-      raise DivergenceError(
-        f'the parameters are not finite after step {int(state.step)}'
-      )
-    with self._writing():
-      self._manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          progress=ocp.args.JsonSave(dict(progress)),
-        ),
-        metrics={'score': float(score)},
-      )
-
-  def _writing(self) -> contextlib.AbstractContextManager[None]:
-    return _in_a_line(
-      f"checkpoints cannot be written to '{self.directory}'",
-      'mend that and start again to go on',
-    )
-
-  def _reading(self, step: int) -> contextlib.AbstractContextManager[None]:
-    return _in_a_line(
-      f"checkpoint '{self.directory / str(step)}' cannot be read: it is damaged"
-      ' or of another model',
-      'move it away, so that an older one is used, or use a new workdir',
-    )
-
-  def restore(
-    self, template: TrainState, step: int | None = None
-  ) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint.
-
-    Args:
-      template: a state of the same shapes, host arrays.
-      step: which; the latest when None.
-
-    Returns:
-      The state as host arrays, and the progress saved with it.
-
-    Raises:
-      InputError: if it holds another model's state.
-    """
-    step = self._manager.latest_step() if step is None else step
-    with self._reading(step):
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(template),
-          progress=ocp.args.JsonRestore(),
-        ),
-      )
-    state = jax.tree.map(np.asarray, restored['state'])
-    return state, restored['progress']
-
-  def progress(self, step: int) -> dict[str, Any]:
-    """Reads what was saved with a state.
-
-    Raises:
-      InputError: if it is damaged.
-    """
-    with self._reading(step):
-      restored = self._manager.restore(
-        step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-      )
-    return restored['progress']
-
-  def variables(self, step: int) -> dict[str, Any]:
-    """Reads a checkpoint's 'params' and 'batch_stats', whatever the model."""
-    state = self._manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-    )['state']
-    return {name: state[name] for name in ('params', 'batch_stats')}
-
-  def describe(self) -> str:
-    """Names the newest complete checkpoint, for messages."""
-    step = self._manager.latest_step()
-    return 'none' if step is None else f'{self.directory / str(step)}'
+    self.wait()
+    self._pending = self._writer.submit(self._write, progress, states, best)
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk."""
-    with self._writing():
-      self._manager.wait_until_finished()
+    """Returns when everything saved is on disk.
+
+    Raises:
+      InputError: if it could not be written.
+    """
+    pending, self._pending = self._pending, None
+    if pending is None:
+      return
+    try:
+      self.checkpoints += pending.result()
+    # Orbax and TensorStore raise errors of many kinds and of hundreds of lines.
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:200]
+      raise InputError(
+        f"checkpoints cannot be written to '{self.root}' ({reason}); mend that"
+        ' and start again to go on'
+      ) from error
+    self.prune()
 
   def close(self) -> None:
-    """Waits, then lets go of threads and files."""
-    with self._writing():
-      self._manager.close()
+    """Waits for what is being written, and ends the writing thread."""
+    try:
+      self.wait()
+    finally:
+      self._writer.shutdown()
+
+  def diverge(self, progress: Progress) -> None:
+    """Stores where a path ends in NaN or infinity."""
+    text = json.dumps(dataclasses.asdict(progress))
+    self.root.mkdir(parents=True, exist_ok=True)
+    name = f'diverged-{_digest_text(text)[:16]}.json'
+    write_atomically(self.root / name, text.encode())
+    self._diverged.append(progress)
+
+  def export(self, run: Any, drop: int | None) -> pathlib.Path | None:
+    """Gives a run's folder checkpoints that do not depend on the store.
+
+    Args:
+      run: which one. `checkpoints` in its folder will hold 'last', 'best' and,
+        if it has two stages, 'switch', the state between them.
+      drop: the first epoch of the second stage, if there is one.
+
+    Returns:
+      That directory; None if there is no state of the run.
+    """
+    newest, target = self.newest(run), run.directory.checkpoints
+    if newest is None:
+      return None
+    parts = {name: (newest, name) for name in ('last', 'best')}
+    switch = drop and self.after(run, drop)
+    if switch:
+      parts['switch'] = (switch, 'last')
+    for old in self.checkpoints:  # if the run was asked for more epochs
+      if old.path == target and 'switch' in old.digests:
+        parts.setdefault('switch', (old, 'switch'))
+    if 'switch' in parts:
+      read_state(*parts['switch'])  # raises if it is damaged
+    temporary = target.with_name(f'.{target.name}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    digests = {}
+    for part, (source, name) in parts.items():
+      name = name if name in source.digests else 'last'
+      digests[part] = source.digests[name]
+      _link(source.path / name, temporary / part)
+    _write_progress(temporary, newest.progress, digests)
+    _delete(target)
+    os.rename(temporary, target)
+    others = [c for c in self.checkpoints if c.path != target]
+    self.checkpoints = [*others, read_checkpoint(target)]
+    return target
+
+  def remove(self) -> None:
+    """Deletes the store, when run folders hold all that is needed of it."""
+    self.wait()
+    self.checkpoints, self._diverged = [], []
+    _delete(self.root)
+
+  def _write(
+    self,
+    progress: Sequence[Progress],
+    states: Sequence[TrainState],
+    best: Sequence[TrainState | None],
+  ) -> list[Checkpoint]:
+    # A state that is only found to be one to keep later has another name.
+    what = [(p.identity, p.kept, *p.keys) for p in progress]
+    name = f'{progress[0].step:08d}-{_digest_text(json.dumps(what))[:12]}'
+    target = self.root / name
+    temporary = self.root / f'.{target.name}.tmp'
+    shutil.rmtree(temporary, ignore_errors=True)
+    written = []
+    for one, last, other in zip(progress, states, best, strict=True):
+      directory = temporary / f'seed{one.seed}'
+      trees = {'last': last} | ({} if other is None else {'best': other})
+      digests = {
+        name: _write_state(directory / name, tree)
+        for name, tree in trees.items()
+      }
+      _write_progress(directory, one, digests)
+      place = target / directory.name
+      written.append(Checkpoint(place, one, digests))
+    _delete(target)  # one that turned out to be damaged
+    os.rename(temporary, target)
+    return written
+
+  def prune(self) -> None:
+    """Deletes states that only serve a restart and are needed no more.
+
+    Those are needed that a run would start from, and of runs under way the last
+    two.
+    """
+    groups: dict[pathlib.Path, list[Checkpoint]] = {}
+    for checkpoint in self.checkpoints:
+      if checkpoint.path.parent.parent == self.root:
+        groups.setdefault(checkpoint.path.parent, []).append(checkpoint)
+    for path, group in groups.items():
+      if any(c.progress.kept for c in group):
+        continue
+      waiting = [
+        run
+        for run in self.runs
+        if any(run.shares(c.progress) for c in group) and not run.is_over()
+      ]
+      newer = min(
+        sum(o.progress.continues(c.progress) for o in self.checkpoints)
+        for c in group
+      )
+      if waiting and newer < _ROLLING:
+        continue
+      if not any(self.newest(run) in group for run in waiting):
+        self.checkpoints = [c for c in self.checkpoints if c not in group]
+        _delete(path)
 
 
-@contextlib.contextmanager
-def _in_a_line(what: str, mend: str) -> Iterator[None]:
-  """Says in a line what orbax and TensorStore say in hundreds."""
+def read_checkpoint(path: pathlib.Path) -> Checkpoint:
+  """Reads what a checkpoint is of, and not its arrays.
+
+  Args:
+    path: a `seedN` of a store, or the `checkpoints` of a run folder.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    InputError: if it is damaged.
+  """
+  text = (path / 'progress.json').read_bytes()
   try:
-    yield
-  # They raise errors of many kinds.
+    record = json.loads(text)
+    digest = record.pop('digest')
+    if digest != _digest_text(json.dumps(record)):
+      raise ValueError('its digest is another')
+    return Checkpoint(path, Progress(**record['progress']), record['arrays'])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _damaged(path / 'progress.json', error) from error
+
+
+def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
+  """Reads the arrays of a state, as nested dictionaries.
+
+  Args:
+    checkpoint: from `read_checkpoint`.
+    name: 'last', 'best' or 'switch'.
+
+  Raises:
+    InputError: if they are damaged, or there is no switch.
+  """
+  if name == 'best' and name not in checkpoint.digests:
+    name = 'last'
+  path = checkpoint.path / name
+  try:
+    digest = checkpoint.digests[name]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.restore(path.absolute())
+    tree = jax.tree.map(np.asarray, tree)
+    if _digest(tree) != digest:
+      raise ValueError('its digest is another')
+  # Orbax and TensorStore raise errors of many kinds.
   except Exception as error:
-    reason = ' '.join(str(error).split())[:200]
-    raise InputError(f'{what} ({reason}); {mend}') from error
+    raise _damaged(path, error) from error
+  return tree
 
 
-class Clock:
-  """When to write checkpoints: after seconds, or after whole epochs."""
+def restore(
+  template: TrainState, tree: Mapping[str, Any], path: pathlib.Path
+) -> TrainState:
+  """Brings arrays of `read_state` into the form of a state.
 
-  def __init__(self, options: ml_collections.ConfigDict):
-    self._options = options
-    self._saved_at = time.monotonic()
+  Raises:
+    InputError: if they are of another model or optimizer.
+  """
+  whole = traverse_util.flatten_dict(
+    serialization.to_state_dict(template), keep_empty_nodes=True
+  )
+  wanted = {key: leaf for key, leaf in whole.items() if hasattr(leaf, 'shape')}
+  found = traverse_util.flatten_dict(dict(tree))
+  if wanted.keys() != found.keys() or any(
+    found[key].shape != wanted[key].shape
+    or found[key].dtype != wanted[key].dtype
+    for key in wanted
+  ):
+    raise InputError(
+      f"checkpoint '{path}' is of another model or optimizer, or of another"
+      ' version of the code; use that version or a new workdir'
+    )
+  return serialization.from_state_dict(
+    template, traverse_util.unflatten_dict({**whole, **found})
+  )
 
-  def is_due(self, epochs: int | None = None) -> bool:
-    """Whether the interval is over."""
-    seconds, every = self._options.every_seconds, self._options.every_epochs
-    late = seconds and time.monotonic() - self._saved_at >= seconds
-    return bool(late or (epochs and every and epochs % every == 0))
 
-  def reset(self) -> None:
-    """Starts the next interval."""
-    self._saved_at = time.monotonic()
+def _write_state(path: pathlib.Path, state: TrainState) -> str:
+  """Writes a state and returns its digest."""
+  # Without the empty nodes, which orbax does not keep.
+  flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
+  tree = traverse_util.unflatten_dict(
+    {key: np.asarray(value) for key, value in flat.items()}
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(path.absolute(), tree)
+  return _digest(tree)
+
+
+def _write_progress(
+  directory: pathlib.Path, progress: Progress, digests: Mapping[str, str]
+) -> None:
+  record = {'progress': dataclasses.asdict(progress), 'arrays': dict(digests)}
+  # As a reader will see it: tuples as lists.
+  record = json.loads(json.dumps(record))
+  record['digest'] = _digest_text(json.dumps(record))
+  text = json.dumps(record) + '\n'
+  write_atomically(directory / 'progress.json', text.encode())
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+  digest = hashlib.sha256()
+  for key, value in sorted(traverse_util.flatten_dict(dict(tree)).items()):
+    digest.update(repr((key, value.dtype.str, value.shape)).encode())
+    digest.update(np.ascontiguousarray(value).data)
+  return digest.hexdigest()
+
+
+def _digest_text(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+  reason = ' '.join(str(error).split())[:150]
+  return InputError(f"checkpoint '{path}' is damaged ({reason})")
+
+
+def _delete(path: pathlib.Path) -> None:
+  """Deletes a directory, if there is one.
+
+  It is renamed before, so that nothing half-deleted looks whole; what a killed
+  process had renamed goes, too.
+  """
+  doomed = path.with_name(f'.{path.name}.deleted')
+  shutil.rmtree(doomed, ignore_errors=True)
+  if path.is_dir():
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a directory; by hard links where the file system has them."""
+
+  def link(one: str, other: str) -> None:
+    try:
+      os.link(one, other)
+    except OSError:
+      shutil.copy2(one, other)
+
+  shutil.copytree(source, target, copy_function=link)

@@ -1,37 +1,118 @@
-"""What a config means: its checks, and the data of the run it describes."""
+"""What a config means: its checks, schedules, model, optimizer and data."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 import optax
 
-from tsla_jax.data import pipeline, sources
+from tsla_jax import fields
+from tsla_jax.data import sources
 from tsla_jax.data.augment import Augmentation
 from tsla_jax.data.dataset import Dataset, add_label_noise
 from tsla_jax.errors import InputError
-from tsla_jax.label_smoothing import schedules
+from tsla_jax.label_smoothing import losses, schedules
 from tsla_jax.models import resnet
-from tsla_jax.records import flatten
 from tsla_jax.training import optimizers, priors
-from tsla_jax.training.state import Hparams, Run
+from tsla_jax.training.state import Hparams
 
 _SCHEDULES = {
   'two_stage': schedules.two_stage,
   'linear': schedules.linear,
   'cosine': schedules.cosine,
 }
+_DROP_RULES = {'plateau': schedules.plateau}
+LOSSES = {
+  'cross_entropy': losses.CROSS_ENTROPY,
+  'confidence_penalty': losses.CONFIDENCE_PENALTY,
+}
+
+_BLOCK = np.arange(4096, dtype=np.int32)  # steps
+
+Accepted = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(low: float, note: str = '') -> Accepted:
+  return lambda v: np.isfinite(v) and v >= low, f'at least {low}{note}'
+
+
+def _below(low: float, high: float) -> Accepted:
+  return lambda v: low <= v < high, f'at least {low}, below {high}'
+
+
+def _one_of(*values: str | None) -> Accepted:
+  return lambda v: v in values, f'one of {", ".join(map(str, values))}'
+
+
+def _or_none(valid: Callable[[Any], bool], text: str) -> Accepted:
+  return lambda v: v is None or valid(v), f'{text}, or None'
+
+
+def _ordered(v: Any) -> bool:
+  return len(v) == 2 and 0 < v[0] <= v[1] < np.inf
+
+
+_SIZE = (lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
+_POSITIVE = (lambda v: np.isfinite(v) and v > 0, 'above 0')
+_RATE = _or_none(*_at_least(0))
+_INTERVAL = _at_least(0, ' (0: never)')
+
+# Of each field, or of each below a prefix that ends in a dot, which values are
+# accepted. What depends on several fields or on the data is checked where it
+# is used.
+_ACCEPTED: dict[str, Accepted] = {
+  'seed': (lambda v: 0 <= v < 2**32, 'between 0 and 2**32 - 1'),
+  'num_epochs': _at_least(1),
+  'batch_size': _at_least(1),
+  'eval_batch_size': _or_none(*_at_least(1)),
+  'smoothing.theta': (np.isfinite, 'a finite number'),
+  'smoothing.schedule': _one_of(*_SCHEDULES),
+  'smoothing.drop_rule': _one_of(None, *_DROP_RULES),
+  'smoothing.patience': _at_least(1),
+  'smoothing.tolerance': _below(0, 1),
+  'smoothing.prior': _one_of(*priors.KINDS),
+  'loss.name': _one_of(*LOSSES),
+  'loss.strength': (np.isfinite, 'a finite number'),
+  'data.image_size': _SIZE,
+  'data.decode_size': _SIZE,
+  'data.crop_size': _SIZE,
+  'data.crop_scale': (
+    lambda v: _ordered(v) and v[1] <= 1,
+    'two numbers above 0 and at most 1, the smaller first',
+  ),
+  'data.crop_ratio': (_ordered, 'two numbers above 0, the smaller first'),
+  'data.eval_crop': (lambda v: 0 < v <= 1, 'above 0, at most 1'),
+  'data.mixup_alpha': (lambda v: 0 <= v <= 1000, 'from 0 to 1000'),
+  'data.label_noise': _below(0, 1),
+  'data.pad': _at_least(0),
+  'data.mean': (lambda v: all(np.isfinite(v)), 'finite numbers'),
+  'data.std': (
+    lambda v: all(np.isfinite(v)) and min(v) > 0,
+    'finite numbers above 0',
+  ),
+  'model.width': _at_least(1),
+  'model.dtype': _one_of('auto', 'float32', 'bfloat16'),
+  'optimizer.momentum': _below(0, 1),
+  'optimizer.learning_rate.': _RATE,
+  'optimizer.weight_decay': _RATE,
+  'optimizer.head_weight_decay': _RATE,
+  'optimizer.drop_factor': _POSITIVE,
+  'optimizer.second_stage_factor': _POSITIVE,
+  'optimizer.drop_epochs': (
+    lambda v: all(isinstance(e, int) for e in v) and all(np.diff([0, *v]) > 0),
+    'whole epochs in increasing order, from 1',
+  ),
+  'analysis.': _INTERVAL,
+  'checkpoint.': _INTERVAL,
+}
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Checks a config's values and settles what depends on the machine.
-
-  Args:
-    config: as `configs/default.py` lays it out.
+  """Checks a config and settles what depends on the machine.
 
   Returns:
     A copy with `model.dtype` settled.
@@ -40,123 +121,100 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     InputError: names the field, what was found and what is accepted.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-
-  flat = flatten(config.to_dict())
-
-  def require(
-    field: str, is_valid: Callable[[Any], bool], accepted: str
-  ) -> None:
-    value = flat[field]
-    try:
-      valid = is_valid(value)
-    except TypeError:
-      valid = False
-    if not valid:
-      raise InputError(f'{field}: {value!r}; must be {accepted}')
-
-  for field in ('num_epochs', 'batch_size', 'model.width'):
-    require(field, lambda value: value >= 1, 'at least 1')
-  require(
-    'eval_batch_size', lambda v: v is None or v >= 1, 'at least 1, or None'
+  for field, value in fields.flatten(config.to_dict()).items():
+    prefix = field.rpartition('.')[0] + '.'
+    accepted = _ACCEPTED.get(field) or _ACCEPTED.get(prefix)
+    if accepted is not None:
+      _require(field, value, *accepted)
+  _check_smoothing(config)
+  _require(
+    'loss.strength',
+    config.loss.strength,
+    lambda value: value == 0 or config.loss.name != 'cross_entropy',
+    "0 beside loss.name 'cross_entropy', which adds nothing",
   )
-  for field in ('data.image_size', 'data.decode_size', 'data.crop_size'):
-    require(field, lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
-  require('data.mixup_alpha', lambda v: 0 <= v <= 1000, 'from 0 to 1000')
-  require('data.label_noise', lambda v: 0 <= v < 1, 'at least 0, below 1')
-  require('data.eval_crop', lambda v: 0 < v <= 1, 'above 0, at most 1')
-  require(
-    'data.crop_scale',
-    lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1,
-    'two numbers above 0 and at most 1, the smaller first',
-  )
-  require(
-    'data.crop_ratio',
-    lambda v: len(v) == 2 and 0 < v[0] <= v[1] < np.inf,
-    'two numbers above 0, the smaller first',
-  )
-  require('data.pad', lambda value: value >= 0, 'at least 0')
-  require(
+  _require(
     'data.pad',
+    config.data.pad,
     lambda value: not (value and config.data.crop_size),
     '0 beside data.crop_size, which crops without it',
   )
-  require('seed', lambda value: 0 <= value < 2**32, 'between 0 and 2**32 - 1')
-
-  epochs = config.num_epochs
-  require(
-    'smoothing.drop_epoch',
-    lambda value: value is None or 1 <= value < epochs,
-    f'between 1 and {epochs - 1}, so that both stages of the {epochs} epochs'
-    ' are trained: give :tsla,drop=EPOCH (without a drop :lsr, without'
-    ' smoothing :baseline)',
-  )
-  shape = config.smoothing.schedule
-  _require_one_of('smoothing.schedule', shape, _SCHEDULES)
-  require(
-    'smoothing.drop_epoch',
-    lambda value: shape == 'two_stage' or value is not None,
-    f"an epoch, at which a '{shape}' schedule reaches 0",
-  )
-  _require_one_of('smoothing.prior', config.smoothing.prior, priors.KINDS)
-  require('smoothing.theta', np.isfinite, 'a finite number')
-
-  require('data.mean', lambda v: all(np.isfinite(v)), 'finite numbers')
-  require(
-    'data.std',
-    lambda v: all(np.isfinite(v)) and min(v) > 0,
-    'finite numbers above 0',
-  )
-  for field in flat:
-    if field.startswith('optimizer.learning_rate.') or field.endswith(
-      'weight_decay'
-    ):
-      require(
-        field,
-        lambda value: value is None or (np.isfinite(value) and value >= 0),
-        'a finite number, at least 0',
-      )
-  require('optimizer.momentum', lambda v: 0 <= v < 1, 'at least 0, below 1')
-  for field in ('optimizer.drop_factor', 'optimizer.second_stage_factor'):
-    require(field, lambda v: np.isfinite(v) and v > 0, 'above 0')
-  require(
-    'optimizer.second_stage_factor',
-    lambda value: value == 1 or config.smoothing.drop_epoch is not None,
-    '1 where there is no second stage (smoothing.drop_epoch is None)',
-  )
-  require(
-    'optimizer.drop_epochs',
-    lambda v: all(isinstance(e, int) for e in v) and all(np.diff([0, *v]) > 0),
-    'whole epochs in increasing order, from 1',
-  )
-  for field in (
-    'analysis.neural_collapse_every',
-    'checkpoint.every_epochs',
-    'checkpoint.every_seconds',
-  ):
-    require(field, lambda value: value >= 0, 'at least 0 (0: never)')
-  dtypes = ('auto', 'float32', 'bfloat16')
-  _require_one_of('model.dtype', config.model.dtype, dtypes)
   if config.model.dtype == 'auto':
     on_cpu = jax.default_backend() == 'cpu'
     config.model.dtype = 'float32' if on_cpu else 'bfloat16'
   optimizers.make_optimizer(optimizer_spec(config))
-  resnet.create_model(
-    config.model.name, 1, stem=config.model.stem, width=config.model.width
-  )
+  make_model(config, num_classes=1)
   return config
 
 
-def _require_one_of(field: str, value: str, accepted: Iterable[str]) -> None:
-  if value not in accepted:
-    raise InputError(
-      f"{field}: unknown '{value}'; one of {', '.join(accepted)}"
-    )
+def _check_smoothing(config: ml_collections.ConfigDict) -> None:
+  """Checks what depends on several fields of the method."""
+  smoothing, last = config.smoothing, config.num_epochs - 1
+  drop, rule = smoothing.drop_epoch, smoothing.drop_rule
+  for field, valid, accepted in (
+    (
+      'smoothing.drop_epoch',
+      drop is None or 1 <= drop <= last,
+      f'between 1 and {last}, so that both stages of the {last + 1} epochs are'
+      ' trained: give :tsla,drop=EPOCH (without a drop :lsr, without smoothing'
+      ' :baseline)',
+    ),
+    (
+      'smoothing.drop_epoch',
+      drop is not None or smoothing.schedule == 'two_stage',
+      f"an epoch, at which a '{smoothing.schedule}' schedule reaches 0",
+    ),
+    (
+      'smoothing.drop_rule',
+      rule is None or drop is None,
+      'None beside smoothing.drop_epoch; give one of the two',
+    ),
+    (
+      'smoothing.theta',
+      rule is None or 0 < smoothing.theta <= 1,
+      'above 0, at most 1, with smoothing.drop_rule',
+    ),
+    (
+      'optimizer.second_stage_factor',
+      config.optimizer.second_stage_factor == 1 or drop or rule,
+      '1 where there is no second stage (smoothing.drop_epoch is None)',
+    ),
+  ):
+    value = fields.flatten(config.to_dict())[field]
+    _require(field, value, lambda _, valid=valid: valid, accepted)
+
+
+def _require(
+  field: str, value: Any, is_valid: Callable[[Any], bool], accepted: str
+) -> None:
+  try:
+    valid = is_valid(value)
+  except TypeError:
+    valid = False
+  if not valid:
+    raise InputError(f'{field}: {value!r}; must be {accepted}')
+
+
+def make_model(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  axis_name: str | None = None,
+) -> nn.Module:
+  """Returns the model a config names, see `resnet.create_model`."""
+  return resnet.create_model(
+    config.model.name,
+    num_classes,
+    stem=config.model.stem,
+    width=config.model.width,
+    dtype=config.model.dtype,
+    axis_name=axis_name,
+  )
 
 
 def optimizer_spec(
   config: ml_collections.ConfigDict,
 ) -> optimizers.OptimizerSpec:
-  """The optimizer a config asks for."""
+  """Returns the static settings of the optimizer."""
   options = config.optimizer
   decay = {'backbone': options.weight_decay, 'head': options.head_weight_decay}
   if decay['head'] is None:
@@ -169,168 +227,8 @@ def optimizer_spec(
   )
 
 
-def hparams_table(
-  config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> Hparams:
-  """Lays out a run's hyperparameters over its steps.
-
-  TSLA(s) smooths epochs 0 to s-1 and trains on one-hot labels from epoch s;
-  theta and learning rates change at epoch boundaries.
-
-  Args:
-    config: resolved.
-    steps_per_epoch: of this data set and batch size.
-
-  Returns:
-    Float32 arrays `[num_epochs * steps_per_epoch]`.
-  """
-  make = _SCHEDULES[config.smoothing.schedule]
-  # LSR is the TSLA whose drop never comes.
-  drop_epoch = config.smoothing.drop_epoch or config.num_epochs
-  theta = make(config.smoothing.theta, drop_epoch * steps_per_epoch)
-
-  def table(schedule: optax.Schedule) -> np.ndarray:
-    # By epochs, so that a run of other length compiles nothing new.
-    steps = np.arange(config.num_epochs * steps_per_epoch, dtype=np.int32)
-    return np.concatenate(
-      [
-        np.broadcast_to(np.float32(schedule(epoch)), epoch.shape)
-        for epoch in steps.reshape(config.num_epochs, steps_per_epoch)
-      ]
-    )
-
-  drops = [e * steps_per_epoch for e in config.optimizer.drop_epochs]
-  # eta_2 in place of eta_1, as Algorithm 2 allows.
-  second = np.float32(1)
-  if config.smoothing.drop_epoch is not None:
-    second = table(
-      optimizers.stepwise(
-        1.0,
-        [drop_epoch * steps_per_epoch],
-        config.optimizer.second_stage_factor,
-      )
-    )
-  return Hparams(
-    theta=table(theta),
-    learning_rate={
-      group: second
-      * table(optimizers.stepwise(rate, drops, config.optimizer.drop_factor))
-      for group, rate in config.optimizer.learning_rate.items()
-    },
-  )
-
-
-def make_run(config: ml_collections.ConfigDict, dataset: Dataset) -> Run:
-  """The data that make a run of a config what it is."""
-  steps = pipeline.num_steps(len(dataset.train), config.batch_size)
-  prior, test_prior = priors.make_priors(config, dataset)
-  return Run(
-    seed=config.seed,
-    hparams=hparams_table(config, steps),
-    prior=prior,
-    test_prior=test_prior,
-  )
-
-
-def load_dataset(
-  config: ml_collections.ConfigDict, dataset: Dataset | None = None
-) -> Dataset:
-  """Loads the data set that a config names; raises as `sources.load`.
-
-  Args:
-    config: its `data`.
-    dataset: in place of the one that would be loaded.
-
-  Returns:
-    The data set, some of its training labels wrong if the config says so.
-  """
-  if dataset is None:
-    dataset = sources.load(**_source(config))
-  if config.data.label_noise:
-    dataset = add_label_noise(dataset, config.data.label_noise)
-  return dataset
-
-
-def data_key(config: ml_collections.ConfigDict) -> str:
-  """All that decides which data set `load_dataset` loads, as a text."""
-  return json.dumps([_source(config), config.data.label_noise])
-
-
-def _source(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The arguments of `sources.load`."""
-  return {
-    'name': config.data.name,
-    'data_dir': config.data.data_dir,
-    'train_split': config.data.train_split,
-    'test_split': config.data.test_split,
-    'image_size': config.data.image_size or None,
-    'decode_size': config.data.decode_size or None,
-    'cache_dir': config.data.cache_dir,
-  }
-
-
-# What makes one run another of the same programs and data: its seed, and what
-# becomes its schedules and prior. And what makes no run another.
-_DYNAMIC_FIELDS = (
-  'checkpoint.',
-  'data.cache_dir',
-  'num_devices',
-  'seed',
-  'num_epochs',
-  'smoothing.',
-  'optimizer.learning_rate.',
-  'optimizer.drop_epochs',
-  'optimizer.drop_factor',
-  'optimizer.second_stage_factor',
-)
-
-
-def static_settings(config: ml_collections.ConfigDict) -> str:
-  """All that two runs must have in common to share programs, data and epochs.
-
-  Args:
-    config: resolved.
-
-  Returns:
-    A text; equal for equal settings.
-  """
-  flat = flatten(config.to_dict())
-  return json.dumps(
-    {k: flat[k] for k in sorted(flat) if not k.startswith(_DYNAMIC_FIELDS)}
-  )
-
-
-def epoch_keys(config: ml_collections.ConfigDict, steps: int) -> list[bytes]:
-  """What an epoch's training depends on, beside the state it starts from.
-
-  Two runs of equal `static_settings` and equal keys for their first epochs
-  have the same bits after these.
-
-  Args:
-    config: resolved.
-    steps: in an epoch.
-
-  Returns:
-    For each epoch the seed, the rows of the schedules and, where theta is not
-    0, which prior it is (equal names on equal data are equal priors).
-  """
-  table = hparams_table(config, steps)
-  smoothing = config.smoothing
-  prior = repr((smoothing.prior, smoothing.teacher)).encode()
-  keys = []
-  for epoch in range(config.num_epochs):
-    rows = slice(epoch * steps, (epoch + 1) * steps)
-    digest = hashlib.sha256(repr(config.seed).encode())
-    for values in jax.tree.leaves(table):
-      digest.update(values[rows].tobytes())
-    if np.any(table.theta[rows]):
-      digest.update(prior)
-    keys.append(digest.digest())
-  return keys
-
-
 def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
-  """What a config's net gets to see of images."""
+  """Returns what the net gets to see of images."""
   data = config.data
   return Augmentation(
     pad=data.pad,
@@ -343,3 +241,91 @@ def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
     eval_crop=data.eval_crop,
     mixup_alpha=data.mixup_alpha,
   )
+
+
+def drop_epoch(
+  config: ml_collections.ConfigDict,
+  metrics: Sequence[Mapping[str, Any]] = (),
+) -> int | None:
+  """Returns the first epoch on one-hot labels; None if none is known.
+
+  Args:
+    config: resolved.
+    metrics: of the epochs so far, which a drop rule decides by.
+  """
+  smoothing = config.smoothing
+  if smoothing.drop_rule is None:
+    return smoothing.drop_epoch
+  rule = _DROP_RULES[smoothing.drop_rule]
+  return rule(metrics, smoothing.patience, smoothing.tolerance)
+
+
+def hparams_table(
+  config: ml_collections.ConfigDict, steps_per_epoch: int, drop: int | None
+) -> Hparams:
+  """Lays out the hyperparameters of a run over its steps.
+
+  TSLA(s) smooths epochs 0 to s-1 and trains on one-hot labels from epoch s;
+  theta and learning rates change at epoch boundaries.
+
+  Returns:
+    Float32 arrays `[num_epochs, steps_per_epoch]`.
+  """
+  options, epochs = config.optimizer, config.num_epochs
+  # LSR is the TSLA whose drop never comes.
+  end = (epochs if drop is None else drop) * steps_per_epoch
+  theta = _SCHEDULES[config.smoothing.schedule](config.smoothing.theta, end)
+  # eta_2 in place of eta_1, as Algorithm 2 allows.
+  second = {} if drop is None else {end: options.second_stage_factor}
+  drops = dict.fromkeys(
+    (e * steps_per_epoch for e in options.drop_epochs), options.drop_factor
+  )
+
+  def rows(schedule: optax.Schedule) -> np.ndarray:
+    count = epochs * steps_per_epoch
+    # In blocks of one size, so that no run compiles anything of its own.
+    blocks = [
+      np.broadcast_to(np.float32(schedule(first + _BLOCK)), _BLOCK.shape)
+      for first in range(0, count, len(_BLOCK))
+    ]
+    return np.concatenate(blocks)[:count].reshape(epochs, steps_per_epoch)
+
+  factor = rows(optax.piecewise_constant_schedule(1.0, second))
+  return Hparams(
+    theta=rows(theta),
+    strength=rows(optax.constant_schedule(config.loss.strength)),
+    learning_rate={
+      group: factor * rows(optax.piecewise_constant_schedule(rate, drops))
+      for group, rate in options.learning_rate.items()
+    },
+  )
+
+
+def load_dataset(
+  config: ml_collections.ConfigDict, dataset: Dataset | None = None
+) -> Dataset:
+  """Loads the data set that a config names; raises as `sources.load`.
+
+  Returns:
+    The data set, some of its training labels wrong if the config says so.
+  """
+  data = config.data
+  if dataset is None:
+    dataset = sources.load(
+      name=data.name,
+      data_dir=data.data_dir,
+      train_split=data.train_split,
+      test_split=data.test_split,
+      image_size=data.image_size or None,
+      decode_size=data.decode_size or None,
+      cache_dir=data.cache_dir,
+    )
+  if data.label_noise:
+    dataset = add_label_noise(dataset, data.label_noise)
+  return dataset
+
+
+def data_key(config: ml_collections.ConfigDict) -> str:
+  """Returns a text that is equal for configs that load the same data set."""
+  chosen = fields.select(config.to_dict(), fields.DATA)
+  return json.dumps([chosen, config.data.data_dir])

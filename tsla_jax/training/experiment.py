@@ -2,26 +2,37 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from tsla_jax.analysis import calibration
+from tsla_jax.analysis.calibration import calibration_error
+from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
 from tsla_jax.data import pipeline
+from tsla_jax.data.augment import Augmentation
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
-from tsla_jax.models import resnet
 from tsla_jax.training import config as config_lib
-from tsla_jax.training import parallel
-from tsla_jax.training.state import Run, TrainState
+from tsla_jax.training import devices
+from tsla_jax.training.priors import pad_rows
+from tsla_jax.training.state import (
+  EpochInputs,
+  EvalInputs,
+  Examples,
+  Hparams,
+  Prior,
+  TrainState,
+)
 
-# Steps that may be under way before their losses are read: enough to keep a
+# Steps that may be under way before their sums are read: enough to keep a
 # device busy, few enough that the progress shown is the progress made.
 _STEPS_AHEAD = 16
 
-EVALUATION_METRICS = (
+# What evaluation averages over the test split.
+_MEANS = (
   'top1',
   'top5',
   'confidence',
@@ -36,199 +47,218 @@ class Resident:
   """A split of a data set on the devices.
 
   Attributes:
-    count: N.
-    arrays: images, sizes and labels, on every device.
+    labels: `[N]`, on the host.
+    examples: on every device.
     batches: positions and masks of each evaluation batch, on the devices.
   """
 
-  count: int
-  arrays: tuple[jax.Array, ...]
-  batches: tuple[tuple[jax.Array, jax.Array], ...]
+  labels: np.ndarray
+  examples: Examples
+  batches: Sequence[tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """Programs and data of a model and data set, for any runs of them.
 
+  Methods take one value a run of the topology, and return as many.
+
   Attributes:
     topology: which devices train which run.
     programs: compiled for the topology.
     batch_size: of a run, over its devices.
+    prior_rows: of the tables of training and test examples.
     train: the training split.
     test: the test split.
   """
 
-  topology: parallel.Topology
-  programs: parallel.Programs
+  topology: devices.Topology
+  programs: devices.Programs
   batch_size: int
+  prior_rows: tuple[int, int]
   train: Resident
   test: Resident
 
   @property
   def steps_per_epoch(self) -> int:
     """Training steps in an epoch."""
-    return pipeline.num_steps(self.train.count, self.batch_size)
+    return pipeline.num_steps(len(self.train.labels), self.batch_size)
 
-  def init(self, runs: Sequence[Run]) -> TrainState:
-    """The runs' states at step 0, on the devices."""
-    keys = [np.asarray(jax.random.PRNGKey(run.seed)) for run in runs]
+  def init(self, seeds: Sequence[int]) -> TrainState:
+    """Returns states at step 0, on the devices."""
+    keys = [np.asarray(jax.random.PRNGKey(seed)) for seed in seeds]
     return self.programs.init(self.topology.place(keys))
 
-  def place_priors(self, runs: Sequence[Run]) -> tuple[jax.Array, jax.Array]:
-    """The runs' prior tables of training and test examples, on the devices."""
-    return (
-      self.topology.place([run.prior for run in runs]),
-      self.topology.place([run.test_prior for run in runs]),
+  def template(self) -> TrainState:
+    """Returns shapes and types of a run's state on the host."""
+    keys = jax.ShapeDtypeStruct((self.topology.num_devices, 2), np.uint32)
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+      jax.eval_shape(self.programs.init, keys),
     )
 
-  def train_steps(
+  def place_priors(self, runs: Sequence[Any]) -> tuple[Prior, Prior]:
+    """Puts `prior` and `test_prior` of runs on the devices."""
+    train, test = self.prior_rows
+    return (
+      self.topology.place([pad_rows(run.prior, train) for run in runs]),
+      self.topology.place([pad_rows(run.test_prior, test) for run in runs]),
+    )
+
+  def train_epoch(
     self,
     state: TrainState,
-    runs: Sequence[Run],
-    prior: jax.Array,
+    seeds: Sequence[int],
     epoch: int,
+    hparams: Sequence[Hparams],
+    prior: Prior,
     first: int = 0,
   ) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
-    """Trains an epoch of every run, in lockstep.
+    """Trains an epoch of every run, side by side.
 
     Args:
-      state: consumed; use what is yielded.
-      runs: one for each group of the topology.
-      prior: of the training examples, from `place_priors`.
+      state: on the devices; consumed, use what is yielded.
+      seeds: of the runs.
       epoch: counted from 0.
+      hparams: of the epoch, `[steps]` each.
+      prior: of the training examples, on the devices.
       first: the step of the epoch to start with.
 
     Yields:
       After each step the states and `train_step`'s sums, `[D]`.
     """
-    steps = self.steps_per_epoch
     batches = [
       pipeline.training_batches(
-        run.seed, epoch, self.train.count, self.batch_size
+        seed, epoch, len(self.train.labels), self.batch_size
       )
-      for run in runs
+      for seed in seeds
     ]
-    index = self.topology.place_batches(batches)
     # Mixup's partners: the next of the whole batch, whatever the devices.
-    partner = self.topology.place_batches(
-      [np.roll(batch, -1, axis=1) for batch in batches]
+    partners = [np.roll(batch, -1, axis=1) for batch in batches]
+    inputs = EpochInputs(
+      index=self.topology.place_batches(batches),
+      partner=self.topology.place_batches(partners),
+      hparams=self.topology.place(hparams),
+      prior=prior,
     )
-    rows = slice(epoch * steps, (epoch + 1) * steps)
-    hparams = self.topology.place(
-      [jax.tree.map(lambda values: values[rows], run.hparams) for run in runs]
-    )
-    for _ in range(first, steps):
-      state, metrics = self.programs.train_step(
-        state, index, partner, hparams, prior, *self.train.arrays
-      )
-      yield state, metrics
+    for _ in range(first, self.steps_per_epoch):
+      state, sums = self.programs.train_step(state, inputs, self.train.examples)
+      yield state, sums
 
-  def _outputs(
+  def scores(
     self,
     state: TrainState,
     theta: Sequence[float],
-    prior: jax.Array,
+    prior: Prior,
     split: Resident,
     names: Sequence[str],
   ) -> list[dict[str, np.ndarray]]:
-    """For each run values of `eval_step` on every example of a split."""
-    theta = self.topology.place([np.float32(value) for value in theta])
-    outputs = []
-    for index, mask in split.batches:
-      scores = self.programs.eval_step(
-        state, index, mask, theta, prior, *split.arrays
-      )
-      outputs.append({name: scores[name] for name in names})
-    whole = jax.device_get(outputs)
-    results = []
-    for group in self.topology.groups:
-      devices = list(group)
-      results.append(
-        {
-          name: np.concatenate(
-            [
-              part[name][devices].reshape(-1, *part[name].shape[2:])
-              for part in whole
-            ]
-          )[: split.count]
-          for name in names
-        }
-      )
-    return results
-
-  def evaluate(
-    self, state: TrainState, theta: Sequence[float], test_prior: jax.Array
-  ) -> list[dict[str, float]]:
-    """Means over the test split, every example counting once.
-
-    Means are float64 on the host, and what fills up the last batch is left
-    out: no mean of means, whatever the batches.
+    """Returns values of `eval_step` for every example of a split.
 
     Args:
       state: on the devices.
-      theta: smoothing strength of the smoothed loss, one a run.
-      test_prior: from `place_priors`.
+      theta: strength of the smoothed loss.
+      prior: of the split's examples, on the devices.
+      split: `train`, shown as in evaluation, or `test`.
+      names: which values, as 'logits' or 'features'.
 
     Returns:
-      For each run a mean by the names of `EVALUATION_METRICS`, and 'ece', the
-      calibration error of the predicted class (15 bins of equal width).
+      For each run arrays `[N, ...]`, by name.
     """
-    outputs = self._outputs(
-      state, theta, test_prior, self.test, EVALUATION_METRICS
-    )
+    placed = self.topology.place([np.float32(value) for value in theta])
+    outputs = []
+    for index, mask in split.batches:
+      inputs = EvalInputs(index, mask, placed, prior)
+      found = self.programs.eval_step(state, inputs, split.examples)
+      outputs.append({name: found[name] for name in names})
+    by_batch = [
+      {name: self.topology.gather(part) for name, part in output.items()}
+      for output in jax.device_get(outputs)
+    ]
+    return [
+      {
+        name: np.concatenate([batch[name][run] for batch in by_batch])[
+          : len(split.labels)
+        ]
+        for name in names
+      }
+      for run in range(self.topology.num_runs)
+    ]
+
+  def evaluate(
+    self, state: TrainState, theta: Sequence[float], prior: Prior
+  ) -> list[dict[str, float]]:
+    """Averages over the test split, every example counting once.
+
+    Means are taken in float64 on the host over all examples, and never over
+    means of batches.
+
+    Returns:
+      For each run 'top1', 'top5', 'confidence', 'onehot_loss', 'smoothed_loss',
+      'entropy_floor', and 'ece', the calibration error of the predicted class
+      (15 bins of equal width).
+    """
     return [
       {
         **{
           name: float(np.mean(values, dtype=np.float64))
           for name, values in run.items()
         },
-        'ece': _calibration_error(run['confidence'], run['top1']),
+        # NaN for a run that is diverging.
+        'ece': calibration_error(run['confidence'], run['top1'])
+        if np.isfinite(run['confidence']).all()
+        else np.nan,
       }
-      for run in outputs
+      for run in self.scores(state, theta, prior, self.test, _MEANS)
     ]
 
-  def predict(
-    self,
-    state: TrainState,
-    prior: jax.Array,
-    split: Resident,
-    names: Sequence[str] = ('logits', 'features'),
-  ) -> list[dict[str, np.ndarray]]:
-    """Logits `[N, K]` and features `[N, d]` of every run.
+  def collapse(
+    self, state: TrainState, prior: Prior
+  ) -> list[NeuralCollapse | None]:
+    """Measures neural collapse of the training set, shown as in evaluation.
 
-    Args:
-      state: on the devices.
-      prior: of the split's examples, from `place_priors`.
-      split: `train`, shown as in evaluation, or `test`.
-      names: which of the two.
+    Returns:
+      A measurement a run; None where features are not finite.
     """
-    theta = [0.0] * self.topology.num_runs
-    return self._outputs(state, theta, prior, split, names)
+    zeros = [0.0] * self.topology.num_runs
+    found = self.scores(state, zeros, prior, self.train, ('features',))
+    heads = self.topology.fetch(state.params['head'])
+    return [
+      neural_collapse(
+        run['features'], self.train.labels, head['kernel'].T, head['bias']
+      )
+      if np.isfinite(run['features']).all()
+      else None
+      for run, head in zip(found, heads, strict=True)
+    ]
 
 
 def make_experiment(
   config: ml_collections.ConfigDict,
   dataset: Dataset,
-  topology: parallel.Topology,
+  topology: devices.Topology,
+  prior_rows: tuple[int, int] = (1, 1),
 ) -> Experiment:
   """Prepares to train runs of a config.
 
   Args:
     config: resolved; its seed, smoothing and learning rates play no part.
-    dataset: of this model's input.
+    dataset: what the runs train on.
     topology: which devices train which run.
+    prior_rows: the most rows that a table of the runs' priors has, of training
+      and of test examples.
 
   Returns:
     The experiment, its data on the devices.
 
   Raises:
     InputError: if the batch does not fit the devices or the data set, or the
-      normalisation does not fit the images.
+      augmentation does not fit the images.
   """
-  batch_size, parts = config.batch_size, topology.devices_per_run
-  topology.split(batch_size)
-  pipeline.num_steps(len(dataset.train), batch_size)
-  _check_images(config, dataset)
+  topology.split(config.batch_size)
+  pipeline.num_steps(len(dataset.train), config.batch_size)
+  augmentation = config_lib.augmentation(config)
+  _check_images(augmentation, dataset)
   present = len(np.unique(dataset.train.labels))
   if config.analysis.neural_collapse_every and present < 2:
     raise InputError(
@@ -236,72 +266,59 @@ def make_experiment(
       f' are of {present} class, and it is measured between classes; set it to'
       ' 0'
     )
-  model = resnet.create_model(
-    config.model.name,
-    dataset.num_classes,
-    stem=config.model.stem,
-    width=config.model.width,
-    dtype=config.model.dtype,
-    **topology.axis,
-  )
-  augmentation = config_lib.augmentation(config)
-  seen = dataset.train.images.shape[1:]
-  if augmentation.crop_size is not None:
-    seen = (augmentation.crop_size, augmentation.crop_size, seen[-1])
+  model = config_lib.make_model(config, dataset.num_classes, topology.axis_name)
   splits = (dataset.train, dataset.test)
-  arrays = topology.place_shared(
-    [(split.images, split.sizes, split.labels) for split in splits]
+  placed = topology.place_shared(
+    [Examples(split.images, split.sizes, split.labels) for split in splits]
   )
 
-  def resident(split: Split, placed: tuple[jax.Array, ...]) -> Resident:
+  def resident(split: Split, examples: Examples) -> Resident:
     size = min(config.eval_batch_size or config.batch_size, len(split))
+    parts = topology.devices_per_run
     size = -(-size // parts) * parts  # a multiple of the devices of a run
-    batches = pipeline.evaluation_batches(len(split), size)
-    return Resident(
-      count=len(split),
-      arrays=placed,
-      batches=tuple(
-        tuple(
-          topology.place_batches([values] * topology.num_runs)
-          for values in pair
-        )
-        for pair in zip(*batches, strict=True)
-      ),
-    )
+    index, mask = pipeline.evaluation_batches(len(split), size)
+
+    def place(batch: np.ndarray) -> jax.Array:
+      return topology.place_batches([batch] * topology.num_runs)
+
+    batches = list(zip(map(place, index), map(place, mask), strict=True))
+    return Resident(split.labels, examples, batches)
 
   return Experiment(
     topology=topology,
-    programs=parallel.compile_programs(
+    programs=devices.compile_programs(
       model,
       config_lib.optimizer_spec(config),
+      config_lib.LOSSES[config.loss.name],
       augmentation,
-      seen,
+      augmentation.input_shape(dataset.train.images.shape[1:]),
       topology,
     ),
-    batch_size=batch_size,
-    train=resident(dataset.train, arrays[0]),
-    test=resident(dataset.test, arrays[1]),
+    batch_size=config.batch_size,
+    prior_rows=prior_rows,
+    train=resident(dataset.train, placed[0]),
+    test=resident(dataset.test, placed[1]),
   )
 
 
-def _check_images(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
-  """Refuses what a config does to images if these do not allow it."""
-  data, (height, width, channels) = config.data, dataset.train.images.shape[1:]
-  if data.pad >= min(height, width):
+def _check_images(augmentation: Augmentation, dataset: Dataset) -> None:
+  """Refuses an augmentation that the images do not allow."""
+  height, width, channels = dataset.train.images.shape[1:]
+  if augmentation.pad >= min(height, width):
     raise InputError(
-      f'data.pad: {data.pad} is not below the size of the images,'
+      f'data.pad: {augmentation.pad} is not below the size of the images,'
       f' {width}x{height}'
     )
   for field in ('mean', 'std'):
-    if len(data[field]) != channels:
+    count = len(getattr(augmentation, field))
+    if count != channels:
       raise InputError(
-        f'data.{field}: {len(data[field])} values for the {channels} channels'
-        f" of data set '{dataset.name}'; give data.mean and data.std one a"
-        ' channel'
+        f'data.{field}: {count} values for the {channels} channels of data set'
+        f" '{dataset.name}'; give data.mean and data.std one a channel"
       )
-  splits = (dataset.train, dataset.test)
-  if not data.crop_size and any(
-    np.any(split.sizes != split.images.shape[1:3]) for split in splits
+  if not augmentation.crop_size and any(
+    np.any(split.sizes != split.images.shape[1:3])
+    for split in (dataset.train, dataset.test)
   ):
     raise InputError(
       f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
@@ -309,34 +326,29 @@ def _check_images(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
     )
 
 
-def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-  if not np.isfinite(confidence).all():
-    return np.nan  # of a run that is diverging
-  return calibration.calibration_error(confidence, correct)
-
-
-class Meter:
-  """Sums of an epoch's metrics for every run, in float64 on the host.
+class StepSums:
+  """Sums of an epoch's training metrics, in float64 on the host.
 
   Reads the devices some steps late, so that they never wait for the host.
+
+  Args:
+    topology: which devices train which run.
+    sums: of each run, of the part of the epoch that is behind.
 
   Attributes:
     diverged: the step at which a run's loss stopped being finite, by the
       position of the run; sums of it are of no use.
   """
 
-  def __init__(self, topology: parallel.Topology):
+  def __init__(
+    self, topology: devices.Topology, sums: Sequence[Mapping[str, float]]
+  ):
     self._topology = topology
+    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+    self._sums = [collections.defaultdict(float, of) for of in sums]
     self.diverged: dict[int, int] = {}
-    self._pending = collections.deque()
-    self._sums = [collections.defaultdict(float) for _ in topology.groups]
 
-  def restore(self, sums: Sequence[dict[str, float]]) -> None:
-    """Takes up the sums of a part of an epoch."""
-    for run, values in zip(self._sums, sums, strict=True):
-      run.update(values)
-
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+  def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
     """Counts a step's sums, `[D]` by name, as soon as they are there."""
     for values in metrics.values():
       values.copy_to_host_async()
@@ -344,7 +356,7 @@ class Meter:
     if len(self._pending) > _STEPS_AHEAD:
       self._read()
 
-  def sums(self) -> list[dict[str, float]]:
+  def totals(self) -> list[dict[str, float]]:
     """Waits for all steps and returns the sums so far."""
     while self._pending:
       self._read()
@@ -352,11 +364,9 @@ class Meter:
 
   def _read(self) -> None:
     step, metrics = self._pending.popleft()
-    values = {name: np.asarray(value) for name, value in metrics.items()}
-    for run, group in enumerate(self._topology.groups):
-      if not all(np.isfinite(values['loss'][list(group)])):
-        self.diverged.setdefault(run, step)
-      for name, value in values.items():
-        self._sums[run][name] += float(
-          np.sum(value[list(group)], dtype=np.float64)
-        )
+    for name, values in metrics.items():
+      by_run = np.asarray(values, np.float64).reshape(len(self._sums), -1)
+      for run, value in enumerate(by_run):
+        if name == 'loss' and not np.isfinite(value).all():
+          self.diverged.setdefault(run, step)
+        self._sums[run][name] += float(value.sum())

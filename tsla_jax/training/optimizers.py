@@ -1,4 +1,4 @@
-"""Optimizers without learning rates, and the rates over a run.
+"""Optimizers without learning rates.
 
 A learning rate is data: it enters the step with the other hyperparameters, one
 for each parameter group, so a schedule or another run never recompiles.
@@ -6,7 +6,6 @@ for each parameter group, so a schedule or another run never recompiles.
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -152,13 +151,4 @@ def apply_updates(
     params,
     updates,
     parameter_groups(params),
-  )
-
-
-def stepwise(
-  learning_rate: float, drop_steps: Sequence[int], factor: float
-) -> optax.Schedule:
-  """A learning rate multiplied by `factor` at each of `drop_steps`."""
-  return optax.piecewise_constant_schedule(
-    learning_rate, {step: factor for step in drop_steps}
   )

@@ -1,9 +1,10 @@
-"""The priors `y_hat` of a run, and the tables that teachers leave.
+"""The priors `y_hat` of a run, and the files of teachers.
 
 A teacher's table is an `.npz` file of float16 `[N, K]` with the digest of the
 training split it was made for, so that it is never used for another.
 """
 
+import hashlib
 import io
 import os
 import pathlib
@@ -13,45 +14,63 @@ import numpy as np
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
+from tsla_jax.io import write_atomically
 from tsla_jax.label_smoothing import targets
-from tsla_jax.records import write_atomically
+from tsla_jax.training.state import Prior
 
 KINDS = ('uniform', 'class', 'teacher')
 
 
 def make_priors(
   config: ml_collections.ConfigDict, dataset: Dataset
-) -> tuple[np.ndarray, np.ndarray]:
-  """Makes the prior tables of the training and the test examples.
+) -> tuple[Prior, Prior]:
+  """Makes the priors of the training and of the test examples.
 
-  A teacher has seen the training examples. For a test example the mean of its
-  class is taken, which only the smoothed test loss depends on (assumed: the
-  paper does not define one).
+  A teacher has seen the training examples only. A test example gets the mean
+  of its class, which nothing but the smoothed test loss depends on (assumed:
+  the paper does not define one).
 
   Args:
-    config: its `smoothing.prior` and `smoothing.teacher` are used.
+    config: with `smoothing.prior` and `smoothing.teacher`.
     dataset: what the run trains on.
 
   Returns:
-    Float16 weights `[N, K]` and `[N_test, K]`.
+    Tables of host arrays: one row for 'uniform' and 'class'; N and K rows, an
+    example's and a class', for 'teacher'.
 
   Raises:
-    InputError: if the teacher's table is missing, damaged, or of another data
+    InputError: if the teacher's file is missing, damaged, or of another data
       set.
   """
   num_classes = dataset.num_classes
   splits = (dataset.train, dataset.test)
-  if config.smoothing.prior == 'uniform':
-    return tuple(targets.uniform_prior(len(s), num_classes) for s in splits)
+  if config.smoothing.prior == 'teacher':
+    table = load_teacher(config.smoothing.teacher, dataset)
+    labels = dataset.train.labels
+    means = np.ones((num_classes, num_classes), np.float16)
+    for label in np.unique(labels):
+      means[label] = table[labels == label].mean(axis=0, dtype=np.float64)
+    every = np.arange(len(table), dtype=np.int32)
+    return Prior(table, every), Prior(means, dataset.test.labels)
   if config.smoothing.prior == 'class':
-    row = targets.class_prior(dataset.train.labels, num_classes)[0]
-    return tuple(np.broadcast_to(row, (len(s), num_classes)) for s in splits)
-  table = load_teacher(config.smoothing.teacher, dataset)
-  labels = dataset.train.labels
-  means = np.ones((num_classes, num_classes), np.float16)
-  for label in np.unique(labels):
-    means[label] = table[labels == label].mean(axis=0, dtype=np.float64)
-  return table, means[dataset.test.labels]
+    row = targets.class_prior(dataset.train.labels, num_classes)[:1]
+  else:
+    row = targets.uniform_prior(1, num_classes)
+  first, second = (
+    Prior(np.array(row), np.zeros(len(split), np.int32)) for split in splits
+  )
+  return first, second
+
+
+def pad_rows(prior: Prior, count: int) -> Prior:
+  """Returns a table of `count` rows; no index leads to the new ones."""
+  new = [(0, count - len(prior.rows)), (0, 0)]
+  return prior.replace(rows=np.pad(prior.rows, new, constant_values=1))
+
+
+def digest(prior: Prior) -> str:
+  """Returns a digest of a table's rows."""
+  return hashlib.sha256(np.ascontiguousarray(prior.rows)).hexdigest()[:16]
 
 
 def save_teacher(
@@ -59,7 +78,7 @@ def save_teacher(
   probabilities: np.ndarray,
   dataset: Dataset,
 ) -> None:
-  """Writes a teacher's table, whole or not at all.
+  """Writes a teacher's table, atomically.
 
   Args:
     path: of an `.npz` file.
@@ -122,7 +141,7 @@ def load_teacher(
       f' it; give --config.smoothing.teacher=FILE ({how})'
     )
   try:
-    with np.load(path) as file:
+    with open(path, 'rb') as opened, np.load(opened) as file:
       table = np.asarray(file['table'], np.float16)
       digest, name = str(file['digest']), file['name']
   except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a terminal shows of training: epochs done, speed, time to go."""
+"""The progress bar: epochs done, speed, time to go."""
 
 import tqdm
 
@@ -8,7 +8,7 @@ _FORMAT = (
 )
 
 
-class Progress:
+class Bar:
   """A bar over the epochs of one run or of many; none without a terminal.
 
   Attributes:

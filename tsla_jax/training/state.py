@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import numpy as np
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -14,7 +13,8 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32 scalar, steps taken.
     params: float32 parameters.
     batch_stats: float32 running statistics of batch norm.
-    opt_state: the optimizer's.
+    opt_state: of the optimizer.
+    loss_state: of the loss; `()` for one that learns nothing itself.
     key: the root of augmentation; constant over the run.
   """
 
@@ -22,59 +22,105 @@ class TrainState(flax.struct.PyTreeNode):
   params: Any
   batch_stats: Any
   opt_state: Any
+  loss_state: Any
   key: jax.Array
 
 
 class Hparams(flax.struct.PyTreeNode):
   """What the method and the schedules decide, as data.
 
-  A step reads scalars; a run's table has a leading axis over its steps.
+  A step reads scalars; on the host and in `EpochInputs` a leading axis runs
+  over the steps of an epoch.
 
   Attributes:
     theta: float32, the smoothing strength.
+    strength: float32, of what a loss adds to the cross-entropy.
     learning_rate: float32 by parameter group.
   """
 
   theta: jax.Array
+  strength: jax.Array
   learning_rate: dict[str, jax.Array]
+
+
+class Prior(flax.struct.PyTreeNode):
+  """`y_hat` of every example of a split, as a table of R distributions.
+
+  R is 1 for one distribution, K for one a class, N for one an example. All
+  runs that share a program have tables of one size.
+
+  Attributes:
+    rows: float16 weights `[R, K]`; divided by their row sum in the step.
+    index: int32 `[N]`, the row of each example.
+  """
+
+  rows: jax.Array
+  index: jax.Array
+
+
+class Examples(flax.struct.PyTreeNode):
+  """A split of a data set, resident on every device.
+
+  Attributes:
+    images: uint8 `[N, H, W, C]`.
+    sizes: int32 `[N, 2]`, what is valid of each image (`dataset.Split`).
+    labels: int32 `[N]`.
+  """
+
+  images: jax.Array
+  sizes: jax.Array
+  labels: jax.Array
+
+
+class EpochInputs(flax.struct.PyTreeNode):
+  """What a training step reads beside state and examples.
+
+  Attributes:
+    index: int32 `[steps, B]`, positions in the training split.
+    partner: int32 `[steps, B]`, of the examples that mixup mixes them with.
+    hparams: `[steps]` each.
+    prior: of the training split.
+  """
+
+  index: jax.Array
+  partner: jax.Array
+  hparams: Hparams
+  prior: Prior
+
+
+class EvalInputs(flax.struct.PyTreeNode):
+  """What an evaluation step reads beside state and examples.
+
+  Attributes:
+    index: int32 `[B]`, positions in the split.
+    mask: float32 `[B]`, 0 on what only fills up the last batch.
+    theta: float32 scalar, strength of the smoothed loss.
+    prior: of the split.
+  """
+
+  index: jax.Array
+  mask: jax.Array
+  theta: jax.Array
+  prior: Prior
 
 
 class Batch(flax.struct.PyTreeNode):
   """Examples as a step sees them.
 
   Attributes:
-    image: float32 `[B, H, W, C]`, augmented and normalised.
+    inputs: float32 `[B, ...]`, augmented and normalised.
     label: int32 `[B]`.
-    index: int32 `[B]`, positions in the split.
     prior: float32 `[B, K]`, `y_hat`, rows summing to 1.
-    mix: float32 `[B]`, the share of each example in the image, the rest being
+    mix: float32 `[B]`, the share of each example in its input, the rest being
       its partner's; None without mixup.
-    partner: the label and prior of the partners, if there is mixup.
+    partner: the label and prior of the partners, with mixup.
     mask: float32 `[B]`, 0 on examples that only fill up an evaluation batch;
       None in training.
   """
 
-  image: jax.Array
+  inputs: jax.Array
   label: jax.Array
-  index: jax.Array
   prior: jax.Array
   mix: jax.Array | None = None
   partner: 'Batch | None' = None
   mask: jax.Array | None = None
-
-
-class Run(flax.struct.PyTreeNode):
-  """What tells one run from another of the same compiled step: all of it data.
-
-  Attributes:
-    seed: the root of every random choice.
-    hparams: float32 arrays `[steps of the run]`.
-    prior: float16 weights `[N, K]`, `y_hat` of every training example; divided
-      by their row sum in the step.
-    test_prior: the same for the test examples, `[N_test, K]`.
-  """
-
-  seed: int = flax.struct.field(pytree_node=False)
-  hparams: Hparams
-  prior: np.ndarray
-  test_prior: np.ndarray

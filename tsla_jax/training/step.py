@@ -11,33 +11,45 @@ import optax
 from tsla_jax.data import augment
 from tsla_jax.label_smoothing import losses, targets
 from tsla_jax.training import optimizers
-from tsla_jax.training.state import Batch, Hparams, TrainState
+from tsla_jax.training.state import (
+  Batch,
+  EpochInputs,
+  EvalInputs,
+  Examples,
+  Hparams,
+  Prior,
+  TrainState,
+)
 
 
 def init_state(
   key: jax.Array,
-  image_shape: tuple[int, ...],
+  input_shape: tuple[int, ...],
   model: nn.Module,
   optimizer: optax.GradientTransformation,
+  loss: losses.Loss,
 ) -> TrainState:
   """Draws the initial state of a run.
 
   Args:
     key: the run's root key, `jax.random.PRNGKey(seed)`.
-    image_shape: `(H, W, C)`.
+    input_shape: of an example, `(H, W, C)`.
     model: returns logits and features.
     optimizer: without learning rate.
+    loss: which one.
 
   Returns:
     The state at step 0.
   """
   init_key, augment_key = jax.random.split(key)
-  variables = model.init(init_key, jnp.zeros((1, *image_shape)), train=False)
+  inputs = jnp.zeros((1, *input_shape))
+  (logits, _), variables = model.init_with_output(init_key, inputs, train=False)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(variables['params']),
+    loss_state=loss.init(logits.shape[-1]),
     key=augment_key,
   )
 
@@ -49,8 +61,8 @@ def train_step(
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
+  loss: losses.Loss,
   mean_over_run: Callable[[Any], Any],
-  batch_loss: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one step of a stochastic optimizer on smoothed labels.
 
@@ -62,37 +74,42 @@ def train_step(
     hparams: scalars of this step.
     model: returns logits and features.
     optimizer: without learning rate.
+    loss: which one.
     mean_over_run: averages a tree over the devices of a run.
-    batch_loss: `smoothed_loss` or `mixed_loss`.
 
   Returns:
     The next state; and sums over this device's examples: 'loss' (on smoothed
-    labels), 'onehot_loss', 'entropy_floor' (of the smoothed labels), 'correct'.
+    labels), 'onehot_loss', 'entropy_floor' (of the smoothed labels), 'top1'.
   """
 
   def loss_fn(params):
     (logits, _), updated = model.apply(
       {'params': params, 'batch_stats': state.batch_stats},
-      batch.image,
+      batch.inputs,
       train=True,
       mutable=['batch_stats'],
     )
-    loss, floor = batch_loss(logits, batch, hparams.theta)
-    sums = {'loss': jnp.sum(loss), 'entropy_floor': jnp.sum(floor)}
-    return jnp.mean(loss), (sums, logits, updated['batch_stats'])
+    values, floor, loss_state = loss.apply(
+      logits, batch, hparams, state.loss_state
+    )
+    sums = {'loss': jnp.sum(values), 'entropy_floor': jnp.sum(floor)}
+    return jnp.mean(values), (sums, logits, updated['batch_stats'], loss_state)
 
   # Gradient first, mean after: the mean of a loss inside the gradient would
   # leave every device with its own.
-  grads, (sums, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-    state.params
-  )
+  grads, (sums, logits, batch_stats, loss_state) = jax.grad(
+    loss_fn, has_aux=True
+  )(state.params)
   updates, opt_state = optimizer.update(
     mean_over_run(grads), state.opt_state, state.params
   )
+  onehot, _, _ = losses.CROSS_ENTROPY.apply(
+    logits, batch, hparams.replace(theta=jnp.float32(0)), ()
+  )
   metrics = {
     **sums,
-    'onehot_loss': jnp.sum(batch_loss(logits, batch, jnp.float32(0))[0]),
-    'correct': jnp.sum(_label_rank(logits, batch.label) < 1),
+    'onehot_loss': jnp.sum(onehot),
+    'top1': jnp.sum(_label_rank(logits, batch.label) < 1),
   }
   state = state.replace(
     step=state.step + 1,
@@ -101,27 +118,9 @@ def train_step(
     ),
     batch_stats=batch_stats,
     opt_state=opt_state,
+    loss_state=mean_over_run(loss_state),
   )
   return state, metrics
-
-
-def smoothed_loss(
-  logits: jax.Array, batch: Batch, theta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The loss on a batch's smoothed labels and its floor, `[B]` each."""
-  loss = losses.smoothed_cross_entropy(logits, batch.label, theta, batch.prior)
-  return loss, targets.target_entropy(_targets(batch, theta))
-
-
-def mixed_loss(
-  logits: jax.Array, batch: Batch, theta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """`smoothed_loss` under mixup: labels are mixed after they are smoothed."""
-  mixed = augment.mix(
-    _targets(batch, theta), _targets(batch.partner, theta), batch.mix
-  )
-  loss = losses.smoothed_cross_entropy(logits, mixed)
-  return loss, targets.target_entropy(mixed)
 
 
 def eval_step(
@@ -142,15 +141,17 @@ def eval_step(
   """
   logits, features = model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
-    batch.image,
+    batch.inputs,
     train=False,
   )
   rank = _label_rank(logits, batch.label)
-  smoothed, floor = smoothed_loss(logits, batch, theta)
+  args = (theta, batch.prior)
+  smoothed = losses.smoothed_cross_entropy(logits, batch.label, *args)
+  soft = targets.smooth_labels(batch.label, logits.shape[-1], *args)
   scores = {
     'onehot_loss': losses.smoothed_cross_entropy(logits, batch.label),
     'smoothed_loss': smoothed,
-    'entropy_floor': floor,
+    'entropy_floor': targets.target_entropy(soft),
     'top1': (rank < 1).astype(jnp.float32),
     'top5': (rank < 5).astype(jnp.float32),
     'confidence': jnp.max(jax.nn.softmax(logits), axis=-1),
@@ -164,94 +165,71 @@ def eval_step(
 
 def resident_train_step(
   state: TrainState,
-  epoch_index: jax.Array,
-  epoch_partner: jax.Array,
-  epoch_hparams: Hparams,
-  prior: jax.Array,
-  images: jax.Array,
-  sizes: jax.Array,
-  labels: jax.Array,
+  epoch: EpochInputs,
+  examples: Examples,
   *,
   augmentation: augment.Augmentation,
   **static: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`train_step` with its input: gather, augmentation and step in one program.
+  """Gathers, augments and takes a `train_step`, all in one program.
 
   Args:
-    state: donated when compiled; its step says which row to read.
-    epoch_index: int32 `[steps, B]`, positions in the training split.
-    epoch_partner: likewise, of the examples that mixup mixes them with.
-    epoch_hparams: `[steps]` each.
-    prior: float16 `[N, K]`.
-    images: uint8 `[N, H, W, C]`.
-    sizes: int32 `[N, 2]`, what is valid of each image (`dataset.Split`).
-    labels: int32 `[N]`.
-    augmentation: of the images.
-    **static: `model`, `optimizer` and `mean_over_run` of `train_step`.
+    state: donated when compiled; its step says which row of the epoch to read.
+    epoch: order, hyperparameters and priors of an epoch.
+    examples: the training split.
+    augmentation: of the inputs.
+    **static: `model`, `optimizer`, `loss` and `mean_over_run` of `train_step`.
 
   Returns:
-    What `train_step` does.
+    What `train_step` returns.
   """
-  epoch = state.step // epoch_index.shape[0]
-  row = state.step % epoch_index.shape[0]
-  index = epoch_index[row]
-  hparams = jax.tree.map(lambda values: values[row], epoch_hparams)
+  steps = epoch.index.shape[0]
+  number, row = state.step // steps, state.step % steps
+  hparams = jax.tree.map(lambda values: values[row], epoch.hparams)
 
-  def gather(index: jax.Array, keys: jax.Array) -> Batch:
-    image = augment.training_view(
-      keys, images[index], sizes[index], augmentation
-    )
-    return Batch(
-      image=augment.normalise(image, augmentation),
-      label=labels[index],
-      index=index,
-      prior=targets.normalise_prior(prior[index]),
-    )
+  def gather(index: jax.Array) -> tuple[Batch, jax.Array]:
+    keys = augment.example_keys(state.key, number, index)
+    inputs = augmentation.training_inputs(keys, examples, index)
+    return _batch(inputs, index, examples, epoch.prior), keys
 
-  keys = augment.example_keys(state.key, epoch, index)
-  batch, batch_loss = gather(index, keys), smoothed_loss
+  batch, keys = gather(epoch.index[row])
   if augmentation.mixup_alpha:
-    index = epoch_partner[row]
-    partner = gather(index, augment.example_keys(state.key, epoch, index))
+    partner, _ = gather(epoch.partner[row])
     weights = augment.mixup_weights(keys, augmentation)
-    batch_loss = mixed_loss
     batch = batch.replace(
-      image=augment.mix(batch.image, partner.image, weights),
+      inputs=augment.mix(batch.inputs, partner.inputs, weights),
       mix=weights,
       partner=partner,
     )
-  return train_step(state, batch, hparams, batch_loss=batch_loss, **static)
+  return train_step(state, batch, hparams, **static)
 
 
 def resident_eval_step(
   state: TrainState,
-  index: jax.Array,
-  mask: jax.Array,
-  theta: jax.Array,
-  prior: jax.Array,
-  images: jax.Array,
-  sizes: jax.Array,
-  labels: jax.Array,
+  inputs: EvalInputs,
+  examples: Examples,
   *,
   augmentation: augment.Augmentation,
   model: nn.Module,
 ) -> dict[str, jax.Array]:
-  """`eval_step` with its input, images normalised and not augmented."""
-  image = augment.evaluation_view(images[index], sizes[index], augmentation)
-  batch = Batch(
-    image=augment.normalise(image, augmentation),
-    label=labels[index],
-    index=index,
-    prior=targets.normalise_prior(prior[index]),
-    mask=mask,
-  )
-  return eval_step(state, batch, theta, model=model)
+  """Gathers and scores a batch with `eval_step`; nothing is augmented."""
+  index = inputs.index
+  seen = augmentation.evaluation_inputs(examples, index)
+  batch = _batch(seen, index, examples, inputs.prior)
+  batch = batch.replace(mask=inputs.mask)
+  return eval_step(state, batch, inputs.theta, model=model)
 
 
-def _targets(batch: Batch, theta: jax.Array) -> jax.Array:
-  """The batch's smoothed labels, `[B, K]`."""
-  return targets.smooth_labels(
-    batch.label, batch.prior.shape[-1], theta, batch.prior
+def _batch(
+  inputs: jax.Array, index: jax.Array, examples: Examples, prior: Prior
+) -> Batch:
+  # The barrier keeps the size of the table out of how the step is fused, so
+  # that runs have the same bits whatever other priors their table has.
+  weights = jax.lax.optimization_barrier(prior.rows[prior.index[index]])
+  return Batch(
+    inputs=inputs,
+    label=examples.labels[index],
+    prior=targets.normalise_prior(weights),
   )
 
 

@@ -6,11 +6,10 @@ K. A model that has been fitted to an example gives nearly its label back, so
 the probe is cross-fitted.
 """
 
+import os
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from sklearn.linear_model import LogisticRegression
@@ -18,48 +17,122 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from tsla_jax.analysis import calibration
-from tsla_jax.data import augment, pipeline
-from tsla_jax.data.dataset import Split
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.data import augment
+from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
+from tsla_jax.models import pretrained, resnet
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import config as config_lib
+from tsla_jax.training.load import apply_model, load_model
 
 
-def apply_model(
-  model: nn.Module,
-  variables: dict[str, Any],
-  split: Split,
-  augmentation: augment.Augmentation,
-  batch_size: int = 100,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Shows a model the clean images of a split.
+def from_run(
+  workdir: str | os.PathLike[str], dataset: Dataset, temperature: float = 1.0
+) -> np.ndarray:
+  """Returns what a run's last epoch predicts for every training example.
 
   Args:
-    model: returns logits and features.
-    variables: of it.
-    split: N examples; grey images are shown as colour to a colour model.
-    augmentation: its evaluation view and normalisation are used.
-    batch_size: images at a time.
+    workdir: the run's folder.
+    dataset: of the classes and the image shape that it was trained on.
+    temperature: of the softmax.
 
   Returns:
-    Float32 logits `[N, K]` and features `[N, d]`.
+    Probabilities `[N, K]`.
+
+  Raises:
+    InputError: if there is no such run, or it was trained on other images.
   """
-  channels = len(augmentation.mean)
+  model, variables = load_model(workdir, best=False)
+  directory = RunDir(workdir)
+  data = directory.record()['dataset']
+  if tuple(data['class_names']) != dataset.class_names:
+    raise InputError(
+      f"--run: '{workdir}' was trained on {len(data['class_names'])} other"
+      f" classes than the {dataset.num_classes} of '{dataset.name}'"
+    )
+  view = config_lib.augmentation(directory.config())
+  seen = data['image_shape']
+  given = list(dataset.train.images.shape[1:])
+  # Crops are of one size whatever the images'; channels are not.
+  if seen[-1] != given[-1] or (view.crop_size is None and seen != given):
+    raise InputError(
+      f"--run: '{workdir}' was trained on images of {seen}, and those of"
+      f" '{dataset.name}' are {given}; set data.image_size to match"
+    )
+  logits, _ = apply_model(model, variables, dataset.train, view)
+  return softmax(logits, temperature)
 
-  @jax.jit
-  def apply(variables: Any, images: jax.Array, sizes: jax.Array) -> Any:
-    images = augment.evaluation_view(images, sizes, augmentation)
-    images = jnp.broadcast_to(images, (*images.shape[:3], channels))
-    images = augment.normalise(images, augmentation)
-    return model.apply(variables, images, train=False)
 
-  index, _ = pipeline.evaluation_batches(len(split), batch_size)
-  outputs = [
-    jax.device_get(apply(variables, split.images[rows], split.sizes[rows]))
-    for rows in tqdm.tqdm(index, unit='batch', disable=None, leave=False)
-  ]
-  logits, features = (
-    np.concatenate(parts)[: len(split)] for parts in zip(*outputs, strict=True)
+def from_probe(
+  weights: tuple[str, str, int],
+  dataset: Dataset,
+  temperature: float = 1.0,
+  **options: Any,
+) -> np.ndarray:
+  """Returns what a linear probe on pretrained features predicts.
+
+  Args:
+    weights: a file or hub id, the architecture, and the side of its inputs.
+    dataset: with the training examples.
+    temperature: of the softmax.
+    **options: of `cross_fitted_probe`.
+
+  Returns:
+    Probabilities `[N, K]`.
+
+  Raises:
+    InputError: if the weights cannot be had or do not fit.
+  """
+  _, features, _ = _apply_weights(*weights, dataset.train)
+  labels = dataset.train.labels
+  logits = cross_fitted_probe(features, labels, dataset.num_classes, **options)
+  return softmax(logits, temperature)
+
+
+def from_frozen(
+  weights: tuple[str, str, int], dataset: Dataset, temperature: float = 1.0
+) -> np.ndarray:
+  """Returns what pretrained weights with their own head predict, mapped.
+
+  Arguments, result and errors are those of `from_probe`; see `map_by_counts`.
+  """
+  logits, _, has_head = _apply_weights(*weights, dataset.train)
+  if not has_head:
+    raise InputError(
+      f"--weights: '{weights[0]}' has no head ('fc.weight') that fits, which"
+      ' --kind=frozen needs; take --kind=probe'
+    )
+  labels = dataset.train.labels
+  return map_by_counts(
+    softmax(logits, temperature), labels, dataset.num_classes
   )
-  return logits, features
+
+
+def _apply_weights(
+  name: str, architecture: str, size: int, split: Split
+) -> tuple[np.ndarray, np.ndarray, bool]:
+  """Returns logits and features, and whether the weights have a head."""
+  weights = pretrained.read_weights(name)
+  has_head = 'fc.weight' in weights
+  classes = len(weights['fc.weight']) if has_head else 2
+  model = resnet.create_model(architecture, classes)
+  shape = (1, size, size, 3)
+  variables = model.init(jax.random.PRNGKey(0), np.zeros(shape), train=False)
+  variables, report = pretrained.load_variables(
+    jax.tree.map(np.asarray, dict(variables)), weights
+  )
+  print(f'{name}: {report}.')
+  view = augment.Augmentation(
+    pad=0,
+    flip=False,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    crop_size=size,
+    eval_crop=1.0,  # the whole of the shorter side
+  )
+  logits, features = apply_model(model, variables, split, view)
+  return logits, features, has_head and not report.new
 
 
 def cross_fitted_probe(

@@ -1,0 +1,231 @@
+"""What tests share: small data and configs, commands, comparing runs."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from configs import default
+from tsla_jax.data.dataset import Dataset, Split
+from tsla_jax.models import pretrained, resnet
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import config as config_lib
+from tsla_jax.training.checkpoint import read_checkpoint, read_state
+from tsla_jax.training.experiment import make_experiment
+from tsla_jax.training.plan import Branch, Run
+
+
+def make_dataset(
+  num_train=64, num_test=30, shape=(8, 8, 1), num_classes=10, seed=0
+):
+  """Random images of which every class has its own brightness."""
+  rng = np.random.default_rng(seed)
+
+  def split(name, count):
+    labels = (np.arange(count) % num_classes).astype(np.int32)
+    noise = rng.integers(0, 120, (count, *shape))
+    images = noise + 130 * labels[:, None, None, None] // num_classes
+    ids = np.array([f'{name}/{i}' for i in range(count)])
+    return Split(images.astype(np.uint8), labels, ids)
+
+  names = tuple(f'class{i}' for i in range(num_classes))
+  return Dataset(
+    'stand-in', split('train', num_train), split('test', num_test), names
+  )
+
+
+def make_config(method='tsla,drop=2', **fields):
+  """A run of seconds: 4 epochs of 4 steps, the learning rate dropped too."""
+  config = default.get_config(method)
+  config.num_epochs = 4
+  config.batch_size = 16
+  config.num_devices = 1
+  config.model.width = 4
+  config.optimizer.drop_epochs = (3,)
+  config.checkpoint.every_epochs = 1
+  config.analysis.neural_collapse_every = 0  # a program more to compile
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def make_run(config, dataset):
+  """A run of a config, as training plans it; nothing is written."""
+  return Run(config_lib.resolve(config), dataset, RunDir('unused'))
+
+
+def train_an_epoch(topology, runs, steps=None, epoch=0, state=None):
+  """Trains runs side by side, and returns experiment, state and step sums."""
+  experiment = make_experiment(runs[0].config, runs[0].dataset, topology)
+  experiment = dataclasses.replace(
+    experiment,
+    prior_rows=(
+      max(len(run.prior.rows) for run in runs),
+      max(len(run.test_prior.rows) for run in runs),
+    ),
+  )
+  seeds = [run.config.seed for run in runs]
+  state = experiment.init(seeds) if state is None else state
+  prior, test_prior = experiment.place_priors(runs)
+  hparams = [run.hparams(epoch) for run in runs]
+  sums = []
+  trained = experiment.train_epoch(state, seeds, epoch, hparams, prior)
+  for state, metrics in trained:
+    sums.append({k: np.asarray(v) for k, v in metrics.items()})
+    if len(sums) == steps:
+      break
+  return experiment, state, test_prior, sums
+
+
+SEEDS = (0, 3, 5)
+
+
+def make_rows(**fields):
+  """Runs that share much, little or nothing, and why, with their branches."""
+  rows = {
+    'baseline': ({'smoothing.theta': 0.0}, Branch()),
+    'LSR': ({}, Branch()),
+    'TSLA(1)': ({'smoothing.drop_epoch': 1}, Branch(1, 1)),
+    'TSLA(3)': ({'smoothing.drop_epoch': 3}, Branch(1, 3)),
+    # Another y_hat from the start, and one that never matters.
+    'class prior': ({'smoothing.prior': 'class'}, Branch()),
+    'no prior': (
+      {'smoothing.prior': 'class', 'smoothing.theta': 0.0},
+      Branch(0, 4),
+    ),
+    # Schedules that part late, at once, and at the end.
+    'early rates': (
+      {'smoothing.theta': 0.0, 'optimizer.drop_epochs': (2,)},
+      Branch(0, 2),
+    ),
+    'linear': (
+      {'smoothing.schedule': 'linear', 'smoothing.drop_epoch': 3},
+      Branch(),
+    ),
+    'longer': ({'num_epochs': 5}, Branch(1, 4)),
+    # Another program.
+    'decay': (
+      {'smoothing.theta': 0.0, 'optimizer.weight_decay': 0.0},
+      Branch(),
+    ),
+  }
+  configs = {
+    name: make_config('lsr', **{**own, **fields})
+    for name, (own, _) in rows.items()
+  }
+  return configs, [branch for _, branch in rows.values()]
+
+
+def door(root, name, *flags):
+  """Runs `experiments/NAME.py` and returns what became of the process."""
+  return subprocess.run(
+    [sys.executable, f'experiments/{name}.py', *map(str, flags)],
+    cwd=root,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def check_refused(done, *words):
+  """Bad input is one line, with these words, and exit status 2."""
+  assert done.returncode == 2, done.stderr
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('error:')
+  for word in words:
+    assert word in line
+
+
+def read_steps(run):
+  """The steps of the states in a run's folder, by what they are."""
+  checkpoint = read_checkpoint(run / 'checkpoints')
+  return {
+    name: int(read_state(checkpoint, name)['step'])
+    for name in checkpoint.digests
+  }
+
+
+def check_same_run(run, other):
+  """Parameters, statistics, optimizer, metrics, predictions; best, switch."""
+  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
+    left, right = ((path / name).read_bytes() for path in (run, other))
+    assert left == right, (run, name)
+  one, same = (read_checkpoint(path / 'checkpoints') for path in (run, other))
+  # Of all values, and they are those in the files:
+  assert one.digests == same.digests
+  for name in one.digests:
+    state = read_state(one, name)
+    assert {*state} == {'params', 'batch_stats', 'opt_state', 'step', 'key'}
+    assert len(jax.tree.leaves(state)) > 40
+  assert not list(run.rglob('*.tmp')) and not list(run.rglob('*.deleted'))
+
+
+def make_model(name='resnet18', classes=5, width=4, stem='imagenet', size=64):
+  model = resnet.create_model(name, classes, width=width, stem=stem)
+  variables = model.init(
+    jax.random.PRNGKey(0), jnp.zeros((1, size, size, 3)), train=False
+  )
+  return model, jax.tree.map(np.asarray, dict(variables))
+
+
+def make_weights(variables, seed=0):
+  """Random weights of this architecture, with statistics that matter."""
+  rng = np.random.default_rng(seed)
+  weights = {}
+
+  def add(path, value):
+    names = tuple(part.key for part in path[1:])
+    key = pretrained.torch_key(names)
+    shape = value.shape
+    if len(shape) == 4:
+      shape = (shape[3], shape[2], *shape[:2])
+    array = rng.normal(size=shape[::-1] if len(shape) == 2 else shape)
+    array /= np.sqrt(max(np.prod(array.shape[1:]), 1))
+    if names[-1] in ('scale', 'var'):
+      array = 0.5 + np.abs(array)
+    weights[key] = array.astype(np.float32)
+    if names[-1] == 'mean':
+      counter = key.replace('running_mean', 'num_batches_tracked')
+      weights[counter] = np.array(7)
+
+  jax.tree_util.tree_map_with_path(add, variables)
+  return weights
+
+
+def smooth_image(height, width, seed=0):
+  """As photographs are: neighbours are alike."""
+  rng = np.random.default_rng(seed)
+  noise = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+  image = Image.fromarray(noise).resize((width, height), Image.BICUBIC)
+  return np.asarray(image)
+
+
+def encode(array, kind):
+  file = io.BytesIO()
+  Image.fromarray(array.squeeze()).save(file, kind)
+  return file.getvalue()
+
+
+def make_folder(directory, size=(9, 7)):
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 3), ('test', 2)):
+    for name in ('ant', 'bee'):
+      parent = directory / split / name
+      parent.mkdir(parents=True)
+      for i in range(count):
+        array = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
+        (parent / f'{i}.png').write_bytes(encode(array, 'png'))
+  (directory / 'train' / '.DS_Store').write_text('hidden files are ignored')
+  return directory
+
+
+def truncate(folder):
+  array = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+  data = encode(array.astype(np.uint8), 'jpeg')
+  (folder / 'train' / 'bee' / 'cut.jpg').write_bytes(data[: len(data) // 2])

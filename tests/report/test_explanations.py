@@ -1,0 +1,334 @@
+"""Calibration and collapse beside the results of a table."""
+
+import copy
+import dataclasses
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.report_helpers import (
+  FILES,
+  Page,
+  cells,
+  drawn,
+  lines_of,
+  make_predictions,
+)
+from tsla_jax.analysis.calibration import Reliability, reliability
+from tsla_jax.analysis.confidence import SCORES
+from tsla_jax.analysis.neural_collapse import METRICS
+from tsla_jax.analysis.predictions import softmax
+from tsla_jax.report import (
+  explanation_figures,
+  explanation_tables,
+  figures,
+  metrics,
+  page,
+  tables,
+)
+from tsla_jax.report.explanation_figures import draw_explanations, pool
+from tsla_jax.report.explanation_tables import comparison_layout, explain
+from tsla_jax.report.metrics import Metric
+from tsla_jax.report.results import COLUMNS, Results, read_results
+
+
+def panel(figure, label):
+  """The axes of a figure whose vertical axis has a label."""
+  (found,) = (axes for axes in figure.axes if axes.get_ylabel() == label)
+  return found
+
+
+def test_a_table_of_both(explained):
+  results = read_results(explained)
+  calibration, *_, collapse, _ = explain(results)
+  assert len(calibration.rows) == 6  # each row without and with temperature
+  runs = results.runs[results.runs['row'] == 'baseline']
+  plain, scaled = (
+    cells(calibration, name) for name in ('baseline', 'baseline, temperature')
+  )
+  mean, std = runs['ece'].mean(), runs['ece'].std(ddof=1)
+  assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
+  assert plain['T'].text == '1'
+  mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
+  assert scaled['T'].text == f'{mean:.3g} ± {std:.3g}'
+  assert plain['top-1 [%]'] == scaled['top-1 [%]']
+  # The last measured epoch is the fifth.
+  line = cells(collapse, 'baseline')
+  values = [0.1 * (1 + 0.1 * seed) for seed in range(3)]
+  assert (
+    line['NC1'].text == f'{np.mean(values):.3g} ± {np.std(values, ddof=1):.3g}'
+  )
+  assert line['classifier norm'].text == '4 ± 0'
+
+
+def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
+  *_, compared = explain(read_results(explained))
+  assert [row[0].text for row in compared.rows] == [
+    'LSR, theta 0.1',
+    'TSLA(2)',
+    'TSLA(2)',
+  ]
+  line = dict(zip(compared.header, compared.rows[0], strict=True))
+  assert line['against'].text == 'baseline'
+  # The same factor for every seed: no interval, so nothing is bold.
+  assert line['NC1'].text == '0.1' and not line['NC1'].bold
+  assert line['NC2'].text == f'{0.1**0.5:.3g}'
+  assert line['classifier norm'].text == '0.5'
+  # By construction NC2 is a function of NC1.
+  assert float(line['NC2 at equal NC1'].text) == pytest.approx(1, abs=1e-3)
+  # These differ from seed to seed.
+  assert re.fullmatch(r'[\d.]+ \[[\d.]+, [\d.]+\]', line['NLL'].text)
+
+
+def test_value_at_level():
+  falling, values = np.array([1.0, 0.1, 0.001]), np.array([5.0, 3.0, 1.0])
+  assert explanation_tables.value_at_level(falling, values, 2.0) == 5
+  assert explanation_tables.value_at_level(falling, values, 0.1) == 3
+  assert explanation_tables.value_at_level(
+    falling, values, 0.01
+  ) == pytest.approx(2)
+  assert math.isnan(explanation_tables.value_at_level(falling, values, 1e-4))
+
+
+def test_pooled_diagrams_are_that_of_all_examples():
+  parts = [make_predictions(seed) for seed in range(3)]
+  diagrams = [reliability(softmax(p['logits']), p['labels']) for p in parts]
+  whole = reliability(
+    softmax(np.concatenate([p['logits'] for p in parts])),
+    np.concatenate([p['labels'] for p in parts]),
+  )
+  pooled = pool(diagrams)
+  for name in ('low', 'high', 'count', 'confidence', 'accuracy'):
+    np.testing.assert_allclose(getattr(pooled, name), getattr(whole, name))
+
+
+def test_the_report_shows_them(explained):
+  printed = page.draw(explained)
+  more = ('collapse', 'norms', 'calibration', 'selection', 'logits')
+  more += ('reliability',)
+  assert drawn(explained) == FILES | {
+    f'figures/{n}.{k}' for n in more for k in ('png', 'svg')
+  }
+  text = (explained / 'report.html').read_text()
+  assert len(Page(text).pictures) == 9
+  for title in ('Calibration on 30 test examples', 'Neural collapse'):
+    assert title in text
+    assert title in (explained / 'table.md').read_text()
+    assert title in (explained / 'table.tex').read_text()
+  assert 'selective risk, neural collapse: ' in printed
+  table = pd.read_csv(explained / 'results.csv')
+  assert table['ece'].notna().all() and table['nc1'].notna().all()
+  before = {p: p.read_bytes() for p in explained.rglob('*') if p.is_file()}
+  page.draw(explained)
+  assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_sweep_of_theta_is_drawn_against_it(explained):
+  results = read_results(explained)
+  runs = results.runs.copy()
+  names = {'LSR, theta 0.1': 0.1, 'TSLA(2)': 0.4, 'baseline': 0.0}
+  runs['theta'] = runs['row'].map(names)
+  swept = dataclasses.replace(results, runs=runs)
+  made = draw_explanations(swept)
+  (figure,) = (figure for name, _, figure in made if name == 'strength')
+  handles, labels = panel(figure, 'ECE [%]').get_legend_handles_labels()
+  assert labels == ['baseline, temperature', 'LSR', 'TSLA(2)']
+  x, y = handles[1].lines[0].get_data()
+  assert x.tolist() == [0, 0.1]
+  ece = 100 * runs.groupby('theta')['ece'].mean()
+  np.testing.assert_allclose(np.array(y, float), ece[:2])
+  across = handles[0].get_ydata()[0]
+  baseline = runs[runs['theta'] == 0]
+  assert across == pytest.approx(100 * baseline['scaled_ece'].mean())
+  # Without a baseline there is nothing to begin a sweep with.
+  swept = dataclasses.replace(results, runs=runs, configs={})
+  assert 'strength' not in {name for name, *_ in draw_explanations(swept)}
+
+
+@pytest.mark.parametrize(
+  ('field', 'values', 'labels'),
+  [
+    ('schedule', ('two_stage', 'linear'), ['TSLA(40)', 'linear(40)']),
+    (
+      'second_stage_factor',
+      (1.0, 0.5),
+      [f'TSLA(40), second_stage_factor {factor}' for factor in (1.0, 0.5)],
+    ),
+    ('prior', ('a', 'b'), ['TSLA-pre(40), prior a', 'TSLA-pre(40), prior b']),
+  ],
+)
+def test_methods_that_differ_are_not_pooled(explained, field, values, labels):
+  """Neither schedules, nor stages, nor teachers of one drop epoch."""
+  results = read_results(explained)
+  models = results.runs.groupby('row')
+  runs = [models.get_group('baseline')]
+  configs = {'baseline': results.configs['baseline']}
+  for i, value in enumerate(values):
+    for theta in (0.1, 0.2):
+      row = f'{value} {theta}'
+      record = copy.deepcopy(results.configs['TSLA(2)'])
+      smoothing = record['config']['smoothing']
+      smoothing |= {'theta': theta, 'drop_epoch': 40}
+      if field == 'schedule':
+        smoothing['schedule'] = value
+      elif field == 'prior':
+        smoothing['prior'], record['dataset']['prior'] = 'teacher', value
+      else:
+        record['config']['optimizer'][field] = value
+      configs[row] = record
+      changed = {'row': row, 'theta': theta, 'ece': theta + i}
+      runs.append(models.get_group('TSLA(2)').assign(**changed))
+  swept = Results(pd.concat(runs, ignore_index=True), configs=configs)
+  pictures = {name: figure for name, _, figure in draw_explanations(swept)}
+  axes = panel(pictures['strength'], 'ECE [%]')
+  handles, found = axes.get_legend_handles_labels()
+  assert found == ['baseline, temperature', *labels]
+  for i, handle in enumerate(handles[1:]):
+    x, y = handle.lines[0].get_data()
+    np.testing.assert_allclose(np.array(x, float), [0.1, 0.2])
+    np.testing.assert_allclose(np.array(y, float) / 100, [0.1 + i, 0.2 + i])
+
+
+def test_a_new_metric_is_shown_everywhere(explained, monkeypatch):
+  new = {
+    'CALIBRATION': Metric(
+      'new1',
+      'New 1',
+      lambda p: p.mean(),
+      compared='factor',
+      figure='strength',
+      examples=lambda part: [part.probabilities],
+    ),
+    'SELECTION': Metric('new2', 'New 2', lambda c: 0.5, compared='difference'),
+    'GUARANTEE': Metric('new3', 'New 3', lambda values, errors: 0.5),
+    'SCORES': Metric('new4', 'New 4', lambda logits, errors: 0.5),
+    'BEST': Metric('new5', 'New 5', lambda epochs: 0.5),
+    'LAST': Metric('new6', 'New 6', lambda epochs: 0.5),
+  }
+  for family, metric in new.items():
+    entries = (*getattr(metrics, family), metric)
+    monkeypatch.setattr(metrics, family, entries)
+  page.draw(explained)
+  csv = pd.read_csv(explained / 'results.csv')
+  assert {metric.key for metric in new.values()} < set(csv)
+  assert csv['scaled_new1'][0] == pytest.approx(1 / 3)
+  assert csv['norm_new2'][0] == 0.5
+  for name in ('table.md', 'table.tex', 'report.html'):
+    text = (explained / name).read_text()
+    for metric in new.values():
+      assert metric.title in text, (name, metric)
+  compared = comparison_layout(read_results(explained)).header
+  assert 'New 1' in compared and 'New 2, normalised [points]' in compared
+
+
+def test_every_score_and_every_field_of_collapse_is_a_metric():
+  keys = {metric.key for metric in metrics.SCORES}
+  assert keys == {f'aurc_{s.__name__}' for s in SCORES} - {'aurc_msp'}
+  assert all(metric.title for metric in metrics.SCORES)
+  assert set(METRICS) < {metric.key for metric in metrics.COLLAPSE}
+
+
+def test_logarithmic_curves_are_geometric_means(explained):
+  epochs = read_results(explained).epochs
+  figure = figures.make_figure(2)
+  curves, path = figure.axes
+  figures.draw_rows(curves, epochs, 'train_nc1', 'NC1', log=True)
+  lines = lines_of(curves)
+  line = lines['baseline']
+  x, y = line.get_data()
+  assert list(x) == [1, 3, 5]  # the epochs that were measured
+  centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
+  np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
+  styles = figures.row_styles(epochs)
+  keys = ('train_nc1', 'train_nc2_features')
+  explanation_figures.draw_path(path, epochs, *keys, styles)
+  x, y = path.get_lines()[0].get_data()
+  np.testing.assert_allclose(y, np.sqrt(x))
+
+
+def test_a_temperature_at_its_bound_is_none(explained):
+  path = explained / 'runs' / 'baseline' / 'seed0' / 'predictions.npz'
+  perfect = make_predictions()
+  perfect['logits'] = 5.0 * np.eye(3)[perfect['labels']]
+  np.savez(path, **perfect)
+  results = read_results(explained)
+  runs, (calibration, *_) = results.runs, explain(results)
+  assert '1 of 9 models have no temperature' in ' '.join(calibration.notes)
+  assert np.isnan(runs['scaled_ece'][0]) and runs['scaled_ece'][1] > 0
+  others = 100 * runs['scaled_ece'][(runs['row'] == 'baseline')].dropna()
+  assert len(others) == 2
+  line = cells(calibration, 'baseline, temperature (2 of 3)')
+  text = f'{others.mean():.2f} ± {others.std(ddof=1):.2f}'
+  assert line['ECE [%]'].text == text
+
+
+def test_dots_mark_the_first_epoch_from_the_drop_on(explained):
+  epochs = read_results(explained).epochs
+  (axes,) = figures.make_figure(1).axes
+  figures.draw_rows(axes, epochs, 'train_nc1', 'NC1')
+  (dot,) = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  # The third epoch is the first on one-hot labels, and was measured.
+  assert dot.get_xdata()[0] == 3
+
+
+def test_limits_hold_the_bands_of_the_later_epochs(explained):
+  epochs = read_results(explained).epochs
+  epochs = pd.concat([epochs.assign(seed=s, x=s / 10.0) for s in range(3)])
+  (axes,) = figures.make_figure(1).axes
+  figures.draw_rows(axes, epochs, 'x', 'x')
+  low, high = axes.get_ylim()
+  assert low < 0.1 - 0.08 and high > 0.1 + 0.08
+
+
+def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
+  results = read_results(explained)
+  made = draw_explanations(results)
+  (figure,) = (figure for name, _, figure in made if name == 'calibration')
+  lines = lines_of(figure.axes[1])
+  # The stand-in's confidence is .9, and its baseline right in .72 at the end.
+  assert lines['baseline'].get_ydata()[-1] == pytest.approx(18)
+  axes = figures.make_figure(1).axes[0]
+  thin = Reliability(
+    low=np.array([0.0, 0.5]),
+    high=np.array([0.5, 1.0]),
+    count=np.array([9, 10]),
+    confidence=np.array([0.3, 0.8]),
+    accuracy=np.array([0.2, 0.7]),
+  )
+  explanation_figures.draw_reliability(axes, {'a': thin}, {'a': ('black', '-')})
+  assert axes.get_lines()[1].get_xdata().tolist() == [0.8]
+
+
+def test_what_is_0_has_no_factor(explained):
+  results = read_results(explained)
+  runs = results.runs.copy()
+  runs.loc[runs['seed'] == 0, 'nc1'] = 0.0
+  compared = comparison_layout(dataclasses.replace(results, runs=runs))
+  (line,) = (
+    dict(zip(compared.header, row, strict=True))
+    for row in compared.rows
+    if [cell.text for cell in row[:2]] == ['TSLA(2)', 'baseline']
+  )
+  assert line['NC1'].text == '0.05'  # of the other two seeds
+
+
+def test_rows_that_measure_other_things_are_still_compared(workdir):
+  paths = list(workdir.glob('runs/baseline/*/config.json'))
+  for path in paths:
+    record = json.loads(path.read_text())
+    record['config']['analysis']['neural_collapse_every'] = 1
+    path.write_text(json.dumps(record))
+  results = read_results(workdir)
+  assert results.references['TSLA(2)']['baseline'] == 'baseline'
+
+
+def test_without_measurements_there_is_nothing(workdir):
+  results = read_results(workdir)
+  assert explain(results) == []
+  csv = pd.read_csv(io.StringIO(tables.to_csv(results.runs, keep=COLUMNS)))
+  assert 'ece' not in csv and 'nc1' not in csv

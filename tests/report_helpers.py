@@ -1,0 +1,228 @@
+"""Folders of runs and tables, predictions, and what is drawn from them."""
+
+import html.parser
+import json
+
+import numpy as np
+
+from configs import default
+from tsla_jax.analysis.confidence import normalized_max_logit
+from tsla_jax.rundir import slug
+
+EPOCHS = 5
+# Test top-1 of the last epoch by seed; the best is .05 above, in epoch 2.
+LAST = {
+  'baseline': (0.70, 0.72, 0.74),
+  'lsr': (0.71, 0.75, 0.79),
+  'tsla,drop=2': (0.80, 0.81, 0.85),
+}
+NAMES = {
+  'baseline': 'baseline',
+  'lsr': 'LSR, theta 0.1',
+  'tsla,drop=2': 'TSLA(2)',
+}
+FILES = {
+  'results.csv',
+  'table.md',
+  'table.tex',
+  'report.html',
+  *(
+    f'figures/{name}.{kind}'
+    for name in ('drop', 'test', 'schedules')
+    for kind in ('png', 'svg')
+  ),
+}
+
+
+def write_lines(path, lines):
+  """Writes a `.jsonl` file."""
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def read_lines(path):
+  """Reads a `.jsonl` file."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
+  """Writes the folder of a finished run, without training.
+
+  Args:
+    path: of the folder.
+    config: of the run.
+    top1: test top-1 of each epoch.
+    name: of the run in its table.
+    trunk: name of the run that trained the epochs before `branch`.
+    branch: the first epoch that the run trained itself.
+  """
+  path.mkdir(parents=True)
+  record = {
+    'versions': {'python': '3.12', 'jax': '0.11'},
+    'git_commit': 'c0ffee',
+    'git_modified': False,
+    'devices': ['TPU v9'],
+    'dataset': {
+      'name': 'stand-in',
+      'train_examples': 64,
+      'test_examples': 30,
+      'class_names': ['cat', 'dog & co'],
+      'fingerprint': 'f00d',
+      'prior': None,
+    },
+    'run': name,
+    'config': config.to_dict(),
+  }
+  (path / 'config.json').write_text(json.dumps(record))
+  drop = config.smoothing.drop_epoch
+  lines = [
+    {
+      'epoch': i,
+      'theta': config.smoothing.theta * (drop is None or i < drop),
+      'learning_rate_backbone': 0.01,
+      'learning_rate_head': 0.1,
+      'train_loss': 2.0 / (i + 1),
+      'train_onehot_loss': 1.0 / (i + 1),
+      'train_entropy_floor': 0.1,
+      'train_top1': min(value + 0.01, 1.0),
+      'test_top1': value,
+      'test_top5': min(value + 0.1 * (i == 0), 1.0),
+      'test_onehot_loss': 1 - value,
+    }
+    for i, value in enumerate(top1)
+  ]
+  write_lines(path / 'metrics.jsonl', lines)
+  timing = [
+    {
+      'epoch': i,
+      'run': name if i >= branch else trunk,
+      'train_seconds': 3.0,
+      'test_seconds': 1.0,
+    }
+    for i in range(len(top1))
+  ]
+  write_lines(path / 'timing.jsonl', timing)
+  summary = {'num_epochs': len(top1), 'best': lines[0], 'last': lines[-1]}
+  (path / 'summary.json').write_text(json.dumps(summary))
+  # One example: nothing to tune on, so nothing is measured.
+  one = make_predictions(count=1)
+  np.savez(path / 'predictions.npz', **one)
+  (path / 'curves.png').write_bytes(b'')
+
+
+def make_table(path, values=LAST):
+  """Writes the folder of a finished table with three rows and three seeds."""
+  rows = []
+  for method, lasts in values.items():
+    config = default.get_config(method)
+    config.num_epochs = EPOCHS
+    directory = slug(method)
+    rows.append(
+      {
+        'name': NAMES[method],
+        'directory': directory,
+        'num_epochs': EPOCHS,
+      }
+    )
+    for seed, last in enumerate(lasts):
+      config.seed = seed
+      name = f'runs/{directory}/seed{seed}'
+      make_run(
+        path / name,
+        config,
+        [last - 0.2, last, last + 0.05, last, last],
+        name=name,
+        trunk=f'runs/lsr/seed{seed}',
+        branch=2 if method.startswith('tsla') else 0,
+      )
+  record = {
+    'table': 'test',
+    'config_file': 'digits.py',
+    'fields': {'num_epochs': '5'},
+    'published': {
+      'baseline': {'top1': None, 'top5': None},
+      'LSR, theta 0.1': {'top1': (81.5, 0.25), 'top5': None},
+    },
+    'seeds': [0, 1, 2],
+    'rows': rows,
+  }
+  (path / 'table.json').write_text(json.dumps(record))
+
+
+def make_predictions(seed=0, count=60, classes=3, sharpness=6.0, **more):
+  """Arrays of a predictions file, of an overconfident classifier."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(count) % classes
+  features = 2.0 * np.eye(classes, 4)[labels] + rng.standard_normal((count, 4))
+  weights = sharpness * np.eye(classes, 4)
+  bias = np.linspace(-0.1, 0.1, classes)
+  return {
+    'logits': features @ weights.T + bias,
+    'labels': labels,
+    'features': features,
+    'weights': weights,
+    'bias': bias,
+    **more,
+  }
+
+
+def dense_arrays(images=6, side=12, seed=0):
+  """Logits and labels of images of pixels, some of them to be ignored.
+
+  Errors follow the shape of the logits, and not their scale.
+  """
+  rng = np.random.default_rng(seed)
+  logits = rng.standard_normal((images, side, side, 4))
+  labels = logits.argmax(-1)
+  score = normalized_max_logit(logits.reshape(-1, 4), 2)
+  chance = 1 / (1 + np.exp(20 * (score - np.median(score))))
+  wrong = (rng.random(len(score)) < chance).reshape(labels.shape)
+  labels[wrong] = (labels[wrong] + 1) % 4
+  logits *= np.exp(2 * rng.standard_normal(labels.shape))[..., None]
+  labels[rng.random(labels.shape) < 0.1] = 255
+  return logits.astype(np.float32), labels.astype(np.uint8)
+
+
+def cells(layout, row):
+  """The cells of a row of a table, by the header."""
+  (found,) = [r for r in layout.rows if r[0].text == row]
+  return dict(zip(layout.header, found, strict=True))
+
+
+def lines_of(axes):
+  """The lines on axes, by label."""
+  return {line.get_label(): line for line in axes.get_lines()}
+
+
+def drawn(workdir):
+  """The files of a table that are drawn from those of its runs."""
+  return {
+    str(p.relative_to(workdir))
+    for p in workdir.rglob('*')
+    if p.is_file() and 'runs' not in p.parts and p.name != 'table.json'
+  }
+
+
+class Page(html.parser.HTMLParser):
+  """Checks that tags are closed; collects addresses, pictures and cells."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.addresses, self.pictures, self.cells = [], [], [], []
+    self.feed(text)
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    if tag not in ('img', 'meta'):
+      self.open.append(tag)
+    for key, value in attributes:
+      if key in ('src', 'href', 'action', 'data', 'srcset'):
+        self.addresses.append(value)
+      if tag == 'img' and key == 'src':
+        self.pictures.append(value)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] in ('td', 'b', 'li'):
+      self.cells.append(data)

@@ -1,0 +1,609 @@
+"""A run's directory: what is in it, and what it is protected from."""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import check_same_run, make_config, make_dataset
+from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.io import lock_directory
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import devices, train
+from tsla_jax.training.checkpoint import Store, read_checkpoint, read_state
+from tsla_jax.training.experiment import Experiment
+from tsla_jax.training.load import load_model
+from tsla_jax.training.train import train_and_evaluate
+
+
+def contents(directory):
+  """Every file with its bytes and time of change."""
+  return {
+    path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('finished') / 'run'
+  summary = train_and_evaluate(make_config(), directory, make_dataset())
+  return directory, summary
+
+
+def test_run_directory_is_complete(finished):
+  directory, summary = finished
+  assert {path.name for path in directory.iterdir()} == {
+    'checkpoints',
+    'config.json',
+    'curves.png',
+    'metrics.jsonl',
+    'predictions.npz',
+    'summary.json',
+    'tensorboard',
+    'timing.jsonl',
+  }
+  config = json.loads((directory / 'config.json').read_text())
+  assert config['config']['smoothing']['drop_epoch'] == 2
+  assert config['config']['model']['dtype'] == 'float32'  # settled on a CPU
+  assert config['versions']['jax'] == jax.__version__
+  assert config['dataset']['train_examples'] == 64
+  assert config['dataset']['class_names'][3] == 'class3'
+  assert json.loads((directory / 'summary.json').read_text()) == summary
+
+  png = (directory / 'curves.png').read_bytes()
+  assert png.startswith(b'\x89PNG')
+  position, data = 8, b''
+  while position < len(png):
+    (length,) = struct.unpack('>I', png[position : position + 4])
+    if png[position + 4 : position + 8] == b'IDAT':
+      data += png[position + 8 : position + 8 + length]
+    position += length + 12
+  assert len(set(zlib.decompress(data))) > 50, 'a blank picture'
+
+
+def test_metrics_tell_the_schedule(finished):
+  directory, summary = finished
+  lines = RunDir(directory).lines()
+  assert [line['epoch'] for line in lines] == [0, 1, 2, 3]
+  # TSLA(2) smooths epochs 0 and 1; learning rates drop at epoch 3.
+  theta = [line['theta'] for line in lines]
+  np.testing.assert_allclose(theta, [0.1, 0.1, 0, 0], atol=1e-8)
+  for group in ('backbone', 'head'):
+    rates = [line[f'learning_rate_{group}'] for line in lines]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01])
+  for line in lines:
+    floor = line['train_entropy_floor']
+    assert line['train_loss'] > floor
+    if line['theta']:
+      assert line['test_smoothed_loss'] > line['test_entropy_floor'] > 0.5
+      assert line['test_smoothed_loss'] != line['test_onehot_loss']
+      assert floor == pytest.approx(0.5003, abs=1e-4)
+      assert line['train_loss'] > line['train_onehot_loss']
+    else:
+      assert floor == 0
+      assert line['train_loss'] == line['train_onehot_loss']
+      assert line['test_smoothed_loss'] == line['test_onehot_loss']
+  assert summary['last'] == lines[-1]
+  assert summary['best']['test_top1'] == max(x['test_top1'] for x in lines)
+  best = next(
+    x for x in lines if x['test_top1'] == summary['best']['test_top1']
+  )
+  assert summary['best_epoch'] == best['epoch']
+
+
+def test_timing_is_kept_apart(finished):
+  directory, _ = finished
+  timing = [
+    json.loads(line)
+    for line in (directory / 'timing.jsonl').read_text().splitlines()
+  ]
+  assert [line['epoch'] for line in timing] == [0, 1, 2, 3]
+  assert all(line['images_per_second'] > 0 for line in timing)
+
+
+def test_predictions_are_the_last_epochs(finished):
+  directory, summary = finished
+  with np.load(directory / 'predictions.npz') as file:
+    p = dict(file)
+  assert set(p) == {
+    'logits',
+    'labels',
+    'index',
+    'features',
+    'weights',
+    'bias',
+    'ids',
+    'class_names',
+    'split',
+  }
+  dataset = make_dataset()
+  np.testing.assert_array_equal(p['labels'], dataset.test.labels)
+  np.testing.assert_array_equal(p['index'], np.arange(30))
+  assert p['weights'].shape == (10, 16) and p['features'].shape == (30, 16)
+  np.testing.assert_allclose(
+    p['features'] @ p['weights'].T + p['bias'], p['logits'], atol=1e-4
+  )
+  top1 = np.mean(p['logits'].argmax(-1) == p['labels'])
+  assert top1 == summary['last']['test_top1']
+
+
+def test_tensorboard_events_are_the_metrics(finished):
+  directory, _ = finished
+  from tensorboardX.proto import event_pb2
+
+  (path,) = (directory / 'tensorboard').iterdir()
+  data, scalars = path.read_bytes(), {}
+  while data:
+    (length,) = struct.unpack('<Q', data[:8])
+    event = event_pb2.Event.FromString(data[12 : 12 + length])
+    for value in event.summary.value:
+      scalars[event.step, value.tag] = value.simple_value
+    data = data[16 + length :]
+  for line in RunDir(directory).lines():
+    for key, value in line.items():
+      if key != 'epoch':
+        tag = re.sub('^(train|test|learning_rate)_', r'\1/', key)
+        assert scalars[line['epoch'], tag] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize('best', [True, False])
+def test_load_model(finished, best):
+  directory, summary = finished
+  model, variables = load_model(directory, best=best)
+  images = make_dataset().test.images
+  config = make_config()
+  scaled = (images / 255 - config.data.mean) / np.array(config.data.std)
+  logits, features = model.apply(variables, scaled, train=False)
+  assert features.shape == (30, 16)
+  top1 = np.mean(logits.argmax(-1) == make_dataset().test.labels)
+  which = 'best' if best else 'last'
+  assert top1 == pytest.approx(summary[which]['test_top1'])
+  if not best:
+    with np.load(directory / 'predictions.npz') as file:
+      np.testing.assert_allclose(logits, file['logits'], atol=1e-4)
+
+
+def test_load_model_needs_a_run(tmp_path):
+  with pytest.raises(InputError, match='holds no run'):
+    load_model(tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_last_best_and_switch_are_kept(finished):
+  directory, summary = finished
+  checkpoint = read_checkpoint(directory / 'checkpoints')
+  steps = {
+    name: int(read_state(checkpoint, name)['step'])
+    for name in ('last', 'best', 'switch')
+  }
+  best = 4 * (summary['best_epoch'] + 1)
+  # w at T_1: the state before the first step on one-hot labels.
+  assert steps == {'last': 16, 'best': best, 'switch': 8}
+  kept = {p.name for p in (directory / 'checkpoints').iterdir()}
+  assert kept == {*steps, 'progress.json'}
+
+
+def test_the_state_at_the_switch_is_kept_when_training_goes_on(tmp_path):
+  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
+  before = read_checkpoint(tmp_path / 'checkpoints').digests['switch']
+  train_and_evaluate(make_config(num_epochs=5), tmp_path, make_dataset())
+  checkpoint = read_checkpoint(tmp_path / 'checkpoints')
+  assert checkpoint.digests['switch'] == before
+  assert int(read_state(checkpoint, 'switch')['step']) == 8
+  assert int(read_state(checkpoint)['step']) == 20
+
+
+def test_of_equal_epochs_the_first_is_the_best(tmp_path, monkeypatch):
+  evaluate = Experiment.evaluate
+
+  def equal(self, *args):
+    return [{**test, 'top1': 0.5} for test in evaluate(self, *args)]
+
+  monkeypatch.setattr(Experiment, 'evaluate', equal)
+  summary = train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert summary['best_epoch'] == 0
+  checkpoint = read_checkpoint(tmp_path / 'checkpoints')
+  assert int(read_state(checkpoint, 'best')['step']) == 4
+
+
+def test_finished_run_is_left_alone(finished, capsys):
+  directory, summary = finished
+  before = contents(directory)
+  again = train_and_evaluate(make_config(), directory, make_dataset())
+  assert again == summary
+  assert contents(directory) == before
+  assert 'Finished before, nothing to do' in capsys.readouterr().out
+
+
+def test_another_config_is_refused_field_by_field(finished):
+  directory, _ = finished
+  before = contents(directory)
+  other = make_config(**{'seed': 3, 'smoothing.theta': 0.2})
+  with pytest.raises(InputError) as error:
+    train_and_evaluate(other, directory, make_dataset())
+  assert 'seed (there 0, here 3)' in str(error.value)
+  assert 'smoothing.theta (there 0.1, here 0.2)' in str(error.value)
+  assert 'batch_size' not in str(error.value)
+  assert contents(directory) == before
+
+
+def test_other_data_are_refused(finished):
+  directory, _ = finished
+  before = contents(directory)
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.raises(InputError, match='holds a run on other data'):
+    train_and_evaluate(longer, directory, make_dataset(seed=1))
+  assert contents(directory) == before
+
+
+def test_more_epochs_continue_a_finished_run(tmp_path):
+  """Where the past is the same: equal to a run of that length at once."""
+  dataset = make_dataset()
+  for epochs in (3, 5):
+    config = make_config(**{'num_epochs': epochs})
+    train_and_evaluate(config, tmp_path / 'extended', dataset)
+  train_and_evaluate(config, tmp_path / 'whole', dataset)
+  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
+    extended, whole = (
+      (tmp_path / run / name).read_bytes() for run in ('extended', 'whole')
+    )
+    assert extended == whole
+  assert RunDir(tmp_path / 'extended').config().num_epochs == 5
+
+
+def test_fewer_epochs_than_trained_are_refused(finished):
+  directory, _ = finished
+  with pytest.raises(
+    InputError, match='num_epochs: 3; the run in .* has begun 4'
+  ):
+    train_and_evaluate(
+      make_config(**{'num_epochs': 3}), directory, make_dataset()
+    )
+
+
+def test_results_of_fewer_epochs_do_not_outlive_a_longer_run(tmp_path):
+  """Finished with 3 epochs, killed on the way to 6: no longer finished."""
+  train_and_evaluate(make_config(**{'num_epochs': 3}), tmp_path, make_dataset())
+
+  class KilledError(Exception):
+    pass
+
+  def kill(self, metrics, timing):
+    raise KilledError
+
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(RunDir, 'append', kill)
+    train_and_evaluate(longer, tmp_path, make_dataset())
+  assert not (tmp_path / 'summary.json').exists()
+  train_and_evaluate(longer, tmp_path, make_dataset())
+  assert len(RunDir(tmp_path).lines()) == 6
+
+
+def test_moved_data_are_known_again(tmp_path):
+  data = make_dataset()
+  train_and_evaluate(make_config(**{'num_epochs': 3}), tmp_path, data)
+  moved = dataclasses.replace(data, name='moved')
+  train_and_evaluate(make_config(**{'num_epochs': 4}), tmp_path, moved)
+  assert len(RunDir(tmp_path).lines()) == 4
+
+
+def test_config_is_checked_under_the_lock(finished, monkeypatch):
+  """Another process may have used the directory while this one waited."""
+  directory, _ = finished
+  held = []
+  check = RunDir.check_config
+
+  def checking(self, config):
+    with pytest.raises(InputError, match='in use'), lock_directory(self.path):
+      pass
+    held.append(True)
+    return check(self, config)
+
+  monkeypatch.setattr(RunDir, 'check_config', checking)
+  train_and_evaluate(make_config(), directory, make_dataset())
+  assert held
+
+
+def test_foreign_directory_is_left_alone(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('of something else')
+  with pytest.raises(InputError, match=r'metrics\.jsonl, but no config\.json'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert (tmp_path / 'metrics.jsonl').read_text() == 'of something else'
+  assert len(list(tmp_path.iterdir())) == 1
+  with pytest.raises(InputError, match='workdir is empty'):
+    train_and_evaluate(make_config(), '', make_dataset())
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (lambda d: (d / 'config.json').write_text('{'), 'config.json.*damaged'),
+    (lambda d: (d / 'config.json').write_text('{}'), 'config.json.*damaged'),
+    (lambda d: (d / 'summary.json').write_text(''), 'summary.json.*damaged'),
+    (lambda d: shutil.rmtree(d / 'checkpoints'), 'no checkpoint'),
+    (
+      lambda d: shutil.rmtree(d / 'checkpoints' / 'last'),
+      'no checkpoint',
+    ),
+  ],
+)
+def test_damaged_run_directories_are_refused(
+  finished, tmp_path, spoil, message
+):
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  spoil(directory)
+  before = contents(directory)
+  longer = make_config(**{'num_epochs': 6})
+  with pytest.raises(InputError, match=message) as error:
+    train_and_evaluate(longer, directory, make_dataset())
+  assert '\n' not in str(error.value) and len(str(error.value)) < 500
+  assert contents(directory) == before
+
+
+@pytest.mark.parametrize(
+  'spoil',
+  [
+    lambda d: (d / 'metrics.jsonl').write_text('x\n' * 4),
+    lambda d: (d / 'metrics.jsonl').unlink(),
+  ],
+)
+def test_damaged_lines_are_written_again(finished, tmp_path, spoil):
+  """A checkpoint has the history of its state."""
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  lines = RunDir(directory).lines()
+  spoil(directory)
+  longer = make_config(**{'num_epochs': 5})
+  train_and_evaluate(longer, directory, make_dataset())
+  assert RunDir(directory).lines()[:4] == lines
+
+
+def flip(path, position):
+  data = bytearray(path.read_bytes())
+  data[position] ^= 1
+  path.write_bytes(data)
+
+
+# TensorStore's own threads may outlive the reading that fails.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_flipped_bit_is_noticed_and_an_older_state_is_used(tmp_path, capsys):
+  """Of 30 flips all over a checkpoint none is read as another state."""
+  data, config = make_dataset(), make_config()
+  train_and_evaluate(config, tmp_path / 'whole', data)
+
+  class KilledError(Exception):
+    pass
+
+  def kill(self, metrics, timing):
+    if metrics['epoch'] == 3:
+      raise KilledError
+    append(self, metrics, timing)
+
+  append = RunDir.append
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(RunDir, 'append', kill)
+    train_and_evaluate(config, tmp_path / 'killed', data)
+  newest = max((tmp_path / 'killed' / 'segments').glob('*'))
+  files = sorted(
+    p for p in newest.rglob('*') if p.stat().st_size and p.is_file()
+  )
+  right = {
+    name: read_state(read_checkpoint(newest / 'seed0'), name)
+    for name in ('last', 'best')
+  }
+  noticed = 0
+  for one, other in np.random.default_rng(0).random((30, 2)):
+    file = files[int(one * len(files))]
+    position = int(other * file.stat().st_size)
+    flip(file, position)
+    try:
+      checkpoint = read_checkpoint(newest / 'seed0')
+      states = {name: read_state(checkpoint, name) for name in right}
+    except InputError as error:
+      assert str(newest) in str(error)
+      noticed += 1
+    else:
+      jax.tree.map(np.testing.assert_array_equal, states, right)
+    flip(file, position)
+  assert noticed > 5
+  flip(max(files, key=lambda file: file.stat().st_size), 1000)
+  capsys.readouterr()
+  train_and_evaluate(config, tmp_path / 'killed', data)
+  assert 'is damaged' in capsys.readouterr().out
+  check_same_run(tmp_path / 'killed', tmp_path / 'whole')
+
+
+def test_missing_results_are_made_again(finished, tmp_path):
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  (directory / 'predictions.npz').unlink()
+  train_and_evaluate(make_config(), directory, make_dataset())
+  for name in ('predictions.npz', 'summary.json', 'metrics.jsonl'):
+    expected = (finished[0] / name).read_bytes()
+    assert (directory / name).read_bytes() == expected
+
+
+def test_unwritable_disk_is_one_line(tmp_path, monkeypatch):
+  def full(self, metrics, timing):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(RunDir, 'append', full)
+  with pytest.raises(InputError, match='No space left on device.*start again'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+
+
+def test_busy_workdir_is_refused(tmp_path):
+  with lock_directory(tmp_path):
+    with pytest.raises(InputError, match='in use by another process'):
+      train_and_evaluate(make_config(), tmp_path, make_dataset())
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = make_config(**{'optimizer.learning_rate.head': 1e38})
+  with pytest.raises(DivergenceError, match=r'not finite at step \d+') as error:
+    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
+  assert 'no checkpoint was saved before' in str(error.value)
+  assert not (tmp_path / 'at_once' / 'summary.json').exists()
+
+  # Started again, it does not pretend that anything is different.
+  with pytest.raises(DivergenceError, match='ended before: the training loss'):
+    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
+
+  # Good for two epochs, then not. Nothing was due to be saved, but the best
+  # state was at hand.
+  config = make_config(
+    **{
+      'optimizer.drop_epochs': (2,),
+      'optimizer.drop_factor': 1e38,
+      'checkpoint.every_epochs': 0,
+    }
+  )
+  with pytest.raises(DivergenceError, match=r'at step (8|9|10)\b') as error:
+    train_and_evaluate(config, tmp_path / 'later', make_dataset())
+  assert '\n' not in str(error.value)
+  top1 = [x['test_top1'] for x in RunDir(tmp_path / 'later').lines()]
+  assert len(top1) == 2
+  best_epoch = top1.index(max(top1))
+  checkpoint = read_checkpoint(tmp_path / 'later' / 'checkpoints')
+  assert int(read_state(checkpoint)['step']) == 4 * (1 + best_epoch)
+
+
+def test_all_devices_are_used_unless_told(tmp_path, monkeypatch, capsys):
+  topologies = []
+
+  class NotTrainedError(Exception):
+    pass
+
+  def no_training(courses, experiment, *args):
+    topologies.append(experiment.topology)
+    raise NotTrainedError
+
+  monkeypatch.setattr(train, 'fit', no_training)
+  config = make_config(**{'num_epochs': 3, 'num_devices': None})
+  with pytest.raises(NotTrainedError):
+    train_and_evaluate(config, tmp_path, make_dataset())
+  assert 'on 8 cpu.' in capsys.readouterr().out
+  assert [(t.num_runs, t.devices_per_run) for t in topologies] == [(1, 8)]
+
+
+def test_signal_handlers_are_put_back(tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_diverges_after_its_drop_keeps_the_switch(tmp_path):
+  fields = {'optimizer.drop_epochs': (3,), 'optimizer.drop_factor': 1e38}
+  with pytest.raises(DivergenceError, match='last good checkpoint is'):
+    train_and_evaluate(make_config(**fields), tmp_path, make_dataset())
+  checkpoint = read_checkpoint(tmp_path / 'checkpoints')
+  assert int(read_state(checkpoint, 'switch')['step']) == 8
+  assert int(read_state(checkpoint)['step']) == 12
+  with pytest.raises(InputError, match='is damaged .*switch'):
+    train_and_evaluate(make_config('lsr'), tmp_path / 'lsr', make_dataset())
+    read_state(read_checkpoint(tmp_path / 'lsr' / 'checkpoints'), 'switch')
+
+
+@pytest.mark.parametrize('number', [1, 2, 3])
+def test_killed_while_the_folder_of_an_extended_run_is_written(
+  tmp_path, monkeypatch, number
+):
+  """At each rename; the state at the switch exists nowhere else."""
+  data = make_dataset()
+  train_and_evaluate(make_config(num_epochs=5), tmp_path / 'whole', data)
+  train_and_evaluate(make_config(num_epochs=3), tmp_path / 'run', data)
+
+  class KilledError(Exception):
+    pass
+
+  rename, export = os.rename, Store.export
+
+  def exporting(self, *args):
+    count = []
+
+    def killing(*paths):
+      count.append(paths)
+      if len(count) == number:
+        raise KilledError
+      rename(*paths)
+
+    monkeypatch.setattr(os, 'rename', killing)
+    export(self, *args)
+    raise KilledError  # after the last rename, if there are fewer
+
+  monkeypatch.setattr(Store, 'export', exporting)
+  with pytest.raises(KilledError):
+    train_and_evaluate(make_config(num_epochs=5), tmp_path / 'run', data)
+  monkeypatch.setattr(os, 'rename', rename)
+  monkeypatch.setattr(Store, 'export', export)
+  train_and_evaluate(make_config(num_epochs=5), tmp_path / 'run', data)
+  check_same_run(tmp_path / 'run', tmp_path / 'whole')
+  assert 'switch' in read_checkpoint(tmp_path / 'run' / 'checkpoints').digests
+
+
+def test_a_checkpoint_of_another_structure_is_refused(tmp_path, monkeypatch):
+  """As of another version of the code: nothing begins anew in silence."""
+  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
+  before = contents(tmp_path / 'checkpoints')
+  template = Experiment.template
+
+  def other(self):
+    return template(self).replace(loss_state=np.zeros(3, np.float32))
+
+  monkeypatch.setattr(Experiment, 'template', other)
+  with pytest.raises(InputError, match='is of another model or optimizer'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert contents(tmp_path / 'checkpoints') == before
+
+
+@pytest.mark.parametrize(
+  ('what', 'message'),
+  [
+    ('evaluation', 'the test loss is not finite after epoch 2'),
+    ('parameters', 'the parameters are not finite after step 8'),
+  ],
+)
+def test_what_is_not_finite_ends_a_run(tmp_path, monkeypatch, what, message):
+  evaluate, fetch = Experiment.evaluate, devices.Topology.fetch
+
+  def evaluated(self, state, *args):
+    tests = evaluate(self, state, *args)
+    if what == 'evaluation' and int(np.asarray(state.step)[0]) == 8:
+      tests[0]['onehot_loss'] = np.nan
+    return tests
+
+  def fetched(self, tree):
+    hosts = fetch(self, tree)
+    if what == 'parameters' and hosts[0].step == 8:
+      hosts[0].params['head']['bias'] = np.full(10, np.inf, np.float32)
+    return hosts
+
+  monkeypatch.setattr(Experiment, 'evaluate', evaluated)
+  monkeypatch.setattr(devices.Topology, 'fetch', fetched)
+  with pytest.raises(DivergenceError, match=message):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert int(read_state(read_checkpoint(tmp_path / 'checkpoints'))['step']) == 4
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+  """It is written in a thread of its own; its errors are not lost there."""
+
+  def full(*args):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(Store, '_write', full)
+  with pytest.raises(InputError, match='checkpoints cannot be written.*No sp'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())

@@ -1,0 +1,116 @@
+"""Files: written atomically, read by whole lines, locked while in use."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from tsla_jax.errors import InputError
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file at once; leaves a file of equal content untouched."""
+  if path.is_file() and path.read_bytes() == content:
+    return
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def complete_lines(path: pathlib.Path) -> list[bytes]:
+  """Reads the complete lines of a file; none if there is no file."""
+  lines = path.read_bytes().splitlines(True) if path.is_file() else []
+  return [line for line in lines if line.endswith(b'\n')]
+
+
+@contextlib.contextmanager
+def writing(
+  directory: str | os.PathLike[str], mend: str = 'start again to go on'
+) -> Iterator[None]:
+  """Turns an OSError into one line that says how to mend it.
+
+  Raises:
+    InputError: instead of an OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f"'{directory}' cannot be written: {str(error)[:200]}; mend that"
+      f' and {mend}'
+    ) from error
+
+
+def write_all(
+  directory: pathlib.Path, content: Mapping[str, bytes | str], mend: str
+) -> None:
+  """Writes files below a directory, each one atomically.
+
+  Args:
+    directory: made if need be.
+    content: bytes or text by path below the directory.
+    mend: what the error message advises.
+
+  Raises:
+    InputError: instead of an OSError.
+  """
+  with writing(directory, mend):
+    for name, data in content.items():
+      (directory / name).parent.mkdir(parents=True, exist_ok=True)
+      text = data.encode() if isinstance(data, str) else data
+      write_atomically(directory / name, text)
+
+
+@contextlib.contextmanager
+def lock_directory(
+  path: pathlib.Path, *made: pathlib.Path, name: str = 'workdir'
+) -> Iterator[None]:
+  """Locks a directory against other processes; makes it if need be.
+
+  Args:
+    path: of the directory.
+    *made: directories inside it to remove again if they stayed empty.
+    name: what messages call it.
+
+  Raises:
+    InputError: if another process holds the lock, or it cannot be made.
+  """
+  missing = [p for p in (path, *path.parents) if not p.exists()]
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"{name} '{path}': {error.strerror}; give a directory that can be written"
+    ) from error
+  # A lock on the directory itself leaves no file behind, and the system
+  # releases it however the process ends.
+  try:
+    handle = os.open(path, os.O_RDONLY)
+  except OSError as error:
+    raise InputError(
+      f"{name} '{path}': {error.strerror}; give a directory that can"
+      ' be read and written'
+    ) from error
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    os.close(handle)
+    raise InputError(
+      f"{name} '{path}' is in use by another process; wait for it or"
+      ' use another'
+    ) from error
+  try:
+    yield
+  finally:
+    # A start that was refused leaves no empty directories.
+    for directory in (*made, *missing) if missing else ():
+      with contextlib.suppress(OSError):
+        directory.rmdir()
+    os.close(handle)

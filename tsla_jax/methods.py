@@ -1,0 +1,258 @@
+"""Methods: how they are written, named and compared.
+
+A method says which labels a run is trained on. `:tsla,drop=40` on a command
+line, `TSLA(40)` in a table and the fields `smoothing.*` of a config are the
+same thing; this file is the only one that converts between them.
+
+- baseline: one-hot labels, theta = 0.
+- LSR: label smoothing regularisation, theta > 0 throughout.
+- TSLA(s): two-stage label smoothing, theta > 0 before epoch s and 0 from then
+  on. TSLA(plateau): s is the epoch at which a rule on the metrics fires.
+- A suffix names a y_hat that is not uniform: `-pre` a teacher's predictions
+  (the paper's name), `-class` the frequencies of the classes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from tsla_jax import fields
+from tsla_jax.errors import InputError
+
+# Rules that find the drop epoch during training (`label_smoothing.schedules`).
+DROP_RULES = ('plateau',)
+
+# What the name of a method says.
+_IN_NAME = (
+  'loss.name',
+  'loss.strength',
+  'smoothing.drop_epoch',
+  'smoothing.drop_rule',
+  'smoothing.prior',
+  'smoothing.schedule',
+)
+_SUFFIX = {'uniform': '', 'class': '-class', 'teacher': '-pre'}
+_ACCEPTED = (
+  "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'tsla,drop=plateau',"
+  " 'lsr_pre', 'tsla_pre' or 'tsla_pre,drop=EPOCH'"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of a results table (`get_tables` of a config file).
+
+  Attributes:
+    method: as after the colon of `--config`.
+    name: what the table calls it; None: as the paper calls the method.
+    fields: other fields of the config that differ, by their dotted names.
+    top1: published best test top-1, mean and standard deviation in percent, if
+      there is one.
+    top5: the same of top-5.
+  """
+
+  method: str
+  name: str | None = None
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  top1: tuple[float, float | None] | None = None
+  top5: tuple[float, float | None] | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.method, str):
+      raise ValueError(f'a row has the method {self.method!r}; give a text')
+    where = f"row '{self.name or self.method}'"
+    if not isinstance(self.name, str | None):
+      raise ValueError(f'{where}: the name must be a text')
+    if not isinstance(self.fields, dict) or 'seed' in self.fields:
+      raise ValueError(
+        f"{where}: fields must be a dictionary, as {{'smoothing.theta': 0.2}},"
+        ' and seeds are the same in all rows'
+      )
+    for key in ('top1', 'top5'):
+      value = getattr(self, key)
+      if value is not None and (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not isinstance(value[0], int | float)
+        or not isinstance(value[1], int | float | None)
+      ):
+        raise ValueError(
+          f'{where}: {key} is {value!r}; give mean and standard deviation, as'
+          ' (82.31, 0.18)'
+        )
+
+
+def make_rows(
+  config: ml_collections.ConfigDict, rows: Sequence[Row], given: Sequence[str]
+) -> dict[str, ml_collections.ConfigDict]:
+  """Makes the config of every row of a table.
+
+  Args:
+    config: of the config file, for all rows.
+    rows: of the table.
+    given: names of the fields that the command line has set.
+
+  Returns:
+    Configs by the names of the rows, each with the row's method and fields.
+    Tables are deterministic unless the command line says otherwise.
+
+  Raises:
+    InputError: names the row and what is wrong with it.
+  """
+  if 'smoothing.drop_epoch' in given:
+    raise InputError(
+      '--config.smoothing.drop_epoch: the rows of a table have their own'
+    )
+  configs: dict[str, ml_collections.ConfigDict] = {}
+  for row in rows:
+    one = config.copy_and_resolve_references()
+    one.smoothing.drop_epoch = None  # undoes the file's own method
+    if 'deterministic' not in given:
+      one.deterministic = True
+    try:
+      apply_method(one, row.method, drop_epoch=0)
+      one.update_from_flattened_dict(row.fields)
+    except (ValueError, KeyError, TypeError) as error:
+      reason = str(error.args[0]).splitlines()[0]
+      raise InputError(
+        f"row '{row.name or row.method}': {reason} (configs/default.py has"
+        ' every field)'
+      ) from error
+    name = row.name
+    if name is None:
+      differ = (
+        f', {key.rpartition(".")[2]} {value}'
+        for key, value in row.fields.items()
+        if key not in _IN_NAME
+      )
+      name = method_name(one) + ''.join(differ)
+    if name in configs:
+      raise InputError(f"two rows are named '{name}'; give one another name")
+    configs[name] = one
+  return configs
+
+
+def apply_method(
+  config: ml_collections.ConfigDict, method: str, drop_epoch: int
+) -> None:
+  """Sets a config's smoothing to that of a method.
+
+  Args:
+    config: with the theta that LSR and TSLA use on its data set.
+    method: as after the colon of `--config`, for example 'tsla,drop=40'.
+    drop_epoch: of TSLA where the method does not say.
+
+  Raises:
+    ValueError: for anything else; names the accepted methods.
+  """
+  name, *options = method.split(',')
+  if name not in ('baseline', 'lsr', 'tsla', 'lsr_pre', 'tsla_pre'):
+    raise ValueError(f"unknown method '{method}'; {_ACCEPTED}")
+  rule = None
+  if options:
+    key, _, value = options[0].partition('=')
+    if not name.startswith('tsla') or key != 'drop' or len(options) > 1:
+      raise ValueError(f"method '{method}' is not understood; {_ACCEPTED}")
+    if value in DROP_RULES:
+      rule = value
+    elif value.isascii() and value.isdecimal():
+      drop_epoch = int(value)
+    else:
+      raise ValueError(
+        f"method '{method}': drop={value} is neither an epoch nor one of the"
+        f' rules {", ".join(DROP_RULES)}'
+      )
+  smoothing = config.smoothing
+  if name == 'baseline':
+    smoothing.theta = 0.0
+  if name.startswith('tsla'):
+    smoothing.drop_epoch = None if rule else drop_epoch
+    smoothing.drop_rule = rule
+  if name.endswith('_pre'):
+    smoothing.prior = 'teacher'
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+  """Names a config's method as the paper does: 'baseline', 'TSLA-pre(40)'.
+
+  Schedules that come to 0 in another way have their own name: 'linear(40)'.
+
+  Args:
+    config: a `ConfigDict`, or the 'config' of a `config.json`.
+  """
+  smoothing, loss = config['smoothing'], config['loss']
+  suffix = _SUFFIX[smoothing['prior']]
+  drop = smoothing['drop_rule'] or smoothing['drop_epoch']
+  name = f'LSR{suffix}' if smoothing['theta'] else 'baseline'
+  if drop is not None:
+    shape = smoothing['schedule']
+    name = f'{"TSLA" if shape == "two_stage" else shape}{suffix}({drop})'
+  if loss['name'] != 'cross_entropy':
+    name += f' + {loss["strength"]:g} {loss["name"].replace("_", " ")}'
+  return name
+
+
+def recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what rows have in common that differ in their method alone.
+
+  Args:
+    record: a `config.json`.
+  """
+  kinds = (fields.PROGRAM, fields.SCHEDULE)
+  return {
+    **fields.select(record['config'], *kinds),
+    'fingerprint': record['dataset']['fingerprint'],
+  }
+
+
+def smoothing(
+  record: Mapping[str, Any], *, theta: bool = True
+) -> dict[str, Any]:
+  """Returns what tells the methods of rows apart.
+
+  Args:
+    record: a `config.json`.
+    theta: whether the strength counts.
+  """
+  found = fields.select(record['config'], fields.METHOD, fields.LOSS)
+  found['prior'] = record['dataset']['prior']  # the teacher's digest
+  if not theta:
+    del found['smoothing.theta']
+  return found
+
+
+def reference_rows(
+  records: Mapping[str, Mapping[str, Any]], row: str
+) -> dict[str, str]:
+  """Finds the rows to compare a row with: those that differ in method alone.
+
+  Args:
+    records: the `config.json` of a run of each row.
+    row: the row to compare.
+
+  Returns:
+    'baseline': the row without smoothing; 'LSR': the row that keeps this row's
+    theta and prior to the end. Either may be missing.
+  """
+  if row not in records:
+    return {}
+  found: dict[str, str] = {}
+  mine = records[row]
+  kept = mine['config']['smoothing']
+  for name, other in records.items():
+    if name == row or recipe(other) != recipe(mine):
+      continue
+    theirs, loss = other['config']['smoothing'], other['config']['loss']
+    if theirs['theta'] == 0 and loss['name'] == 'cross_entropy':
+      found.setdefault('baseline', name)
+    elif (
+      theirs['drop_epoch'] is theirs['drop_rule'] is None
+      and theirs['theta'] == kept['theta'] != 0
+      and loss == mine['config']['loss']
+      and theirs['prior'] == kept['prior']
+      and other['dataset']['prior'] == mine['dataset']['prior']
+    ):
+      found.setdefault('LSR', name)
+  return found

@@ -1,0 +1,420 @@
+"""Figures of calibration, selective classification and neural collapse.
+
+Functions that draw on axes come first, then the figures with their captions
+(`draw_explanations`). `styles` are the colour and line style of each row.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from tsla_jax.analysis.calibration import Reliability
+from tsla_jax.analysis.logit_gradients import Suppression
+from tsla_jax.report import figures, metrics
+from tsla_jax.report.explanation_tables import measured
+from tsla_jax.report.figures import (
+  BLUE,
+  GREEN,
+  GREY,
+  ORANGE,
+  Picture,
+  own_part,
+  set_logarithmic,
+)
+from tsla_jax.report.measure import COVERAGES
+from tsla_jax.report.metrics import Metric, shown
+from tsla_jax.report.results import Results, method_labels
+
+Styles = Mapping[str, tuple[Any, Any]]
+
+_ON_CURVES = (
+  'Dots: first measurement after a drop, where a row leaves the row with which'
+  ' it shares the epochs before.'
+)
+
+
+def draw_path(
+  axes: Axes, epochs: pd.DataFrame, along: str, key: str, styles: Styles
+) -> None:
+  """Draw one quantity of every row against another during training.
+
+  Points are geometric means over the seeds, on logarithmic axes. Epochs that a
+  row shares with an earlier row are drawn once.
+
+  Args:
+    epochs: of a table.
+    along: the column of the horizontal axis.
+    key: the column of the vertical axis.
+  """
+  epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
+  drawn: list[pd.Series] = []
+  for name, run in epochs.groupby('row', sort=False):
+    color, style = styles[name]
+    mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
+    path = np.exp(mean.loc[own_part(mean[key], drawn).index])
+    axes.plot(
+      path[along],
+      path[key],
+      color=color,
+      linestyle=style,
+      linewidth=1.4,
+      marker='.',
+      markersize=4,
+      label=name,
+    )
+  set_logarithmic(axes.xaxis)
+  set_logarithmic(axes.yaxis)
+
+
+def draw_reliability(
+  axes: Axes, diagrams: Mapping[str, Reliability], styles: Styles
+) -> None:
+  """Draw accuracy against confidence, with dots as large as the bins.
+
+  Bins of fewer than 10 examples are left out.
+
+  Args:
+    diagrams: by row.
+  """
+  axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+  for row, diagram in diagrams.items():
+    color, style = styles[row]
+    many = diagram.count >= 10
+    points = diagram.confidence[many], diagram.accuracy[many]
+    axes.plot(*points, color=color, linestyle=style, linewidth=1.2, label=row)
+    size = 4 + 150 * diagram.count[many] / diagram.count.sum()
+    axes.scatter(*points, s=size, color=color, alpha=0.5, linewidth=0)
+  axes.set_xlabel('confidence')
+  axes.set_ylabel('accuracy')
+  axes.set_xlim(0, 1.02)
+  axes.set_ylim(0, 1.02)
+  axes.set_aspect('equal')
+
+
+def draw_risk_coverage(
+  axes: Axes,
+  coverages: np.ndarray,
+  risks: Mapping[str, np.ndarray],
+  styles: Styles,
+  log: bool = False,
+) -> None:
+  """Draw risk against coverage, the mean over the seeds.
+
+  Args:
+    coverages: `[C]`.
+    risks: of each row `[seeds, C]`, in percent; NaN is left out.
+    log: draw coverage on a logarithmic axis.
+  """
+  for row, values in risks.items():
+    color, style = styles[row]
+    look = {'color': color, 'linestyle': style, 'linewidth': 1.4, 'label': row}
+    axes.plot(coverages, values.mean(axis=0), **look)
+  if log:
+    set_logarithmic(axes.xaxis)
+  axes.set_ylim(bottom=0)
+  axes.set_ylabel('risk [%]')
+
+
+def draw_suppression(
+  logits: Axes,
+  gradients: Axes,
+  suppressions: Mapping[str, Sequence[Suppression]],
+  styles: Styles,
+) -> None:
+  """Draw largest logits, and how smoothing acts on them, by error probability.
+
+  Args:
+    logits: axes for the largest logits.
+    gradients: axes for the gradient that smoothing adds, and its formula.
+    suppressions: of each row, one for each seed.
+  """
+  for row, parts in suppressions.items():
+    color, style = styles[row]
+    table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in parts)
+    total = table.groupby('bin')['count'].sum()
+
+    def mean(key: str, table=table, total=total) -> pd.Series:
+      sums = (table[key] * table['count']).groupby(table['bin']).sum()
+      return (sums / total)[total >= 10]
+
+    look = {'color': color, 'linestyle': style, 'marker': '.', 'label': row}
+    error = mean('error_probability')
+    logits.plot(error, mean('max_logit'), linewidth=1.4, **look)
+    gradients.plot(error, mean('suppression'), linewidth=1.4, **look)
+  every = (one for parts in suppressions.values() for one in parts)
+  for classes in {one.num_classes for one in every}:
+    ends = np.array([0, 1 - 1 / classes])
+    gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
+  logits.set_ylabel('largest logit')
+  gradients.set_ylabel('added gradient, theta 1')
+
+
+def draw_by_theta(
+  axes: Axes,
+  baseline: pd.DataFrame,
+  methods: Mapping[str, pd.DataFrame],
+  metric: Metric,
+) -> None:
+  """Draw a metric of each method against the strength of smoothing.
+
+  Args:
+    baseline: models without smoothing; drawn as a line across, with their
+      temperature.
+    methods: models of each method, by label, with 'theta' and the metric.
+    metric: of calibration.
+  """
+  across = metric.factor * baseline[metrics.SCALED + metric.key].mean()
+  if np.isfinite(across):
+    axes.axhline(
+      across, color=GREY, linestyle=':', label='baseline, temperature'
+    )
+  colors = (ORANGE, BLUE, GREEN, 'black', '#CC79A7', '#56B4E9')
+  for i, (label, models) in enumerate(methods.items()):
+    values = (metric.factor * models[metric.key]).groupby(models['theta'])
+    axes.errorbar(
+      list(values.groups),
+      values.mean(),
+      values.std().fillna(0),
+      color=colors[i % len(colors)],
+      linestyle=('-', '--')[i // len(colors) % 2],
+      marker='o',
+      markersize=4,
+      linewidth=1.4,
+      capsize=2,
+      label=label,
+    )
+  axes.set_xlabel('theta')
+  axes.set_ylabel(metric.label)
+
+
+def draw_explanations(
+  results: Results, *, log_coverage: bool = False
+) -> list[Picture]:
+  """Draw everything that was measured, with captions.
+
+  Args:
+    results: of a table, runs or files.
+    log_coverage: draw coverage on a logarithmic axis.
+  """
+  # Rows without a finished run have epochs only.
+  frames = [results.runs, results.epochs]
+  styles = figures.row_styles(pd.concat(frames, ignore_index=True))
+  pictures = [
+    *_collapse(results.epochs, styles),
+    *_calibration(results.epochs, styles),
+    *_selection(results, styles, log_coverage),
+    *_logits(results, styles),
+    *_reliability(results, styles),
+    *_strength(results),
+  ]
+  for _, _, figure in pictures:
+    figures.share_legend(figure)
+  return pictures
+
+
+def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
+  labels = {
+    f'train_{metric.key}': metric.label
+    for metric in shown(metrics.COLLAPSE, 'collapse')
+  }
+  # NC2 of two classes is always 0 up to rounding.
+  keys = [
+    key for key in labels if key in epochs and (epochs[key] > 1e-12).any()
+  ]
+  if not keys or measured(epochs, keys[0])['row'].value_counts().max() < 2:
+    return []
+  collapse = figures.make_figure(len(keys), width=14)
+  for axes, key in zip(collapse.axes, keys, strict=True):
+    figures.draw_rows(axes, epochs, key, labels[key], log=True, styles=styles)
+  norms = shown(metrics.COLLAPSE, 'norms')
+  paths = figures.make_figure(1 + len(norms), width=14)
+  first, *others = paths.axes
+  pair = 'train_nc1', 'train_nc2_features'
+  if set(pair) <= set(keys):
+    draw_path(first, epochs, *pair, styles)
+  first.set_xlabel(labels[pair[0]])
+  first.set_ylabel(labels[pair[1]])
+  for axes, metric in zip(others, norms, strict=True):
+    key = f'train_{metric.key}'
+    figures.draw_rows(
+      axes, epochs, key, metric.label, whole=True, styles=styles
+    )
+  return [
+    (
+      'collapse',
+      'Neural collapse of the training set over the epochs: geometric mean over'
+      f' the seeds, and a band of one standard deviation. {_ON_CURVES}',
+      collapse,
+    ),
+    (
+      'norms',
+      'Left: NC2 against NC1 during training (from right to left), which'
+      ' compares the methods at equal NC1. Others: mean norm of the features,'
+      f' and norm of the classifier. {_ON_CURVES}',
+      paths,
+    ),
+  ]
+
+
+def _calibration(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
+  if not len(measured(epochs, 'test_ece')):
+    return []
+  figure = figures.make_figure(2)
+  gap = epochs['test_confidence'] - epochs['test_top1']
+  for axes, key, label in zip(
+    figure.axes,
+    ('test_ece', 'gap'),
+    ('test ECE [%]', 'mean confidence above accuracy [points]'),
+    strict=True,
+  ):
+    frame = epochs.assign(gap=gap)
+    figures.draw_rows(axes, frame, key, label, 100, styles=styles)
+  figure.axes[1].axhline(0, color=GREY, linewidth=0.8)
+  caption = (
+    'Calibration on the test split over the epochs, without temperature:'
+    ' expected calibration error (15 bins), and mean confidence less accuracy'
+    ' (above 0 the model is overconfident). The first fifth of the epochs may'
+    f' lie outside. {_ON_CURVES}'
+  )
+  return [('calibration', caption, figure)]
+
+
+def _selection(
+  results: Results, styles: Styles, log_coverage: bool
+) -> list[Picture]:
+  if not results.diagrams or 'aurc' not in results.runs:
+    return []
+  figure = figures.make_figure(2, xlabel='coverage')
+  for axes, kind, title in zip(
+    figure.axes,
+    ('risk', 'norm_risk'),
+    ('by maximum softmax probability', 'by normalised logits'),
+    strict=True,
+  ):
+    risks = {
+      row: 100 * np.array([getattr(one, kind) for one in diagrams])
+      for row, diagrams in results.diagrams.items()
+    }
+    draw_risk_coverage(axes, COVERAGES, risks, styles, log_coverage)
+    axes.set_title(title, fontsize=10)
+  caption = (
+    'Risk (share of errors among the examples that are kept) against coverage'
+    ' (share of examples that are kept), from 10 examples on, mean over the'
+    ' seeds. Models for which no norm is better than the softmax have the'
+    ' softmax on both sides.'
+  )
+  return [('selection', caption, figure)]
+
+
+def _logits(results: Results, styles: Styles) -> list[Picture]:
+  suppressions = _existing(results, 'suppression')
+  if not suppressions or 'aurc' not in results.runs:
+    return []
+  figure = figures.make_figure(2, xlabel='predicted probability of error')
+  draw_suppression(*figure.axes, suppressions, styles)
+  caption = (
+    'Left: the largest logit, less the mean of all, against the predicted'
+    ' probability of error. Smoothing is expected to lower it most for'
+    ' confident predictions. Right: what smoothing adds to the gradient in the'
+    ' largest logit, for a theta of 1; above 0 it lowers the logit. The line is'
+    ' that of a calibrated model, 1 - P(error) - 1/K. All seeds together, bins'
+    ' of fewer than 10 examples left out.'
+  )
+  return [('logits', caption, figure)]
+
+
+def _reliability(results: Results, styles: Styles) -> list[Picture]:
+  if not _existing(results, 'plain') or 'ece' not in results.runs:
+    return []
+  figure = figures.make_figure(2, width=10)
+  for axes, kind, title in zip(
+    figure.axes,
+    ('plain', 'scaled'),
+    ('as trained', 'with temperature'),
+    strict=True,
+  ):
+    parts = _existing(results, kind)
+    pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
+    draw_reliability(axes, pooled, styles)
+    axes.set_title(title if pooled else f'{title}: none has one', fontsize=10)
+  caption = (
+    'Reliability: accuracy against confidence in 15 bins, all seeds together,'
+    ' bins of fewer than 10 examples left out. The area of a dot is the share'
+    ' of its bin in the examples. Below the diagonal a model is overconfident.'
+  )
+  return [('reliability', caption, figure)]
+
+
+def _existing(results: Results, kind: str) -> dict[str, list[Any]]:
+  """Return diagrams of one kind, of the rows that have any."""
+  found = {
+    row: [part for one in diagrams if (part := getattr(one, kind)) is not None]
+    for row, diagrams in results.diagrams.items()
+  }
+  return {row: parts for row, parts in found.items() if parts}
+
+
+def _strength(results: Results) -> list[Picture]:
+  runs = measured(results.runs, 'ece')
+  if runs.empty:
+    return []
+  baseline, methods = group_by_method(results, runs)
+  strengths = pd.concat([baseline, *methods.values()]).get('theta')
+  if not methods or strengths.nunique() < 3:
+    return []
+  panels = shown(metrics.CALIBRATION, 'strength')
+  figure = figures.make_figure(len(panels))
+  for axes, metric in zip(figure.axes, panels, strict=True):
+    draw_by_theta(axes, baseline, methods, metric)
+  caption = (
+    'Calibration against the strength of smoothing, mean and standard deviation'
+    ' over the seeds; theta 0 is the baseline. The line across is the baseline'
+    ' with its temperature.'
+  )
+  return [('strength', caption, figure)]
+
+
+def group_by_method(
+  results: Results, runs: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+  """Group models by method, of the rows that share the first baseline.
+
+  Args:
+    results: with the configs of the rows.
+    runs: the models to group.
+
+  Returns:
+    The models of the baseline, and those of each method, by label. Rows are of
+    one method if they differ in theta alone. The baseline is theta 0 of a
+    method without a drop.
+  """
+  compared = {
+    row: references['baseline']
+    for row, references in results.references.items()
+    if 'baseline' in references
+  }
+  first = next(iter(compared.values()), None)
+  rows = [row for row, baseline in compared.items() if baseline == first]
+  labels = method_labels({row: results.configs[row] for row in rows})
+  baseline = runs[runs['row'] == first]
+  methods: dict[str, pd.DataFrame] = {}
+  for row, label in labels.items():
+    smoothing = results.configs[row]['config']['smoothing']
+    kept = smoothing['drop_epoch'] is smoothing['drop_rule'] is None
+    models = methods.get(label, baseline if kept else runs.iloc[:0])
+    methods[label] = pd.concat([models, runs[runs['row'] == row]])
+  return baseline, methods
+
+
+def pool(diagrams: Sequence[Reliability]) -> Reliability:
+  """Merge diagrams of the same bins into that of all examples."""
+  frame = pd.concat(pd.DataFrame(dataclasses.asdict(d)) for d in diagrams)
+  means = ['confidence', 'accuracy']
+  frame[means] = frame[means].mul(frame['count'], axis=0)
+  sums = frame.groupby(['low', 'high'], as_index=False).sum()
+  sums[means] = sums[means].div(sums['count'], axis=0)
+  return Reliability(**{key: sums[key].to_numpy() for key in sums})

@@ -1,0 +1,314 @@
+"""Read the files of runs and tables into data frames, and compare rows."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tsla_jax import methods
+from tsla_jax.errors import InputError
+from tsla_jax.report import metrics
+from tsla_jax.report.inputs import read_predictions
+from tsla_jax.report.measure import Diagrams, measure
+from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
+
+# Columns of every run; those of `measure` follow where predictions exist.
+COLUMNS = (
+  *('row', 'seed', 'status', 'theta', 'drop_epoch', 'prior'),
+  *(metric.key for metric in (*metrics.BEST, *metrics.LAST)),
+  *('epochs', 'epochs_trained', 'seconds'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What is known of some models.
+
+  Attributes:
+    runs: a line for each model, with 'row', 'seed' and the metrics. For runs
+      also `COLUMNS`: 'status' is 'finished', 'diverged' or 'not finished';
+      accuracies are fractions; 'drop_epoch' is the first epoch on one-hot
+      labels; 'epochs_trained' and 'seconds' leave out epochs that another run
+      of the table has trained.
+    epochs: a line for each epoch of each run: 'row', 'seed', 'drop_epoch', and
+      the fields of `metrics.jsonl`. Empty without runs.
+    configs: the `config.json` of a run of each row. Empty without runs.
+    diagrams: curves of each row, one for each model.
+    record: the `table.json`; empty without a table.
+    notes: sentences on what was left out and why.
+    collapse_notes: the same for neural collapse.
+  """
+
+  runs: pd.DataFrame
+  epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
+  configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+  diagrams: Mapping[str, Sequence[Diagrams]] = field(default_factory=dict)
+  record: Mapping[str, Any] = field(default_factory=dict)
+  notes: Sequence[str] = ()
+  collapse_notes: Sequence[str] = ()
+
+  @property
+  def rows(self) -> list[str]:
+    """The names of the rows, in order."""
+    return list(dict.fromkeys(self.runs['row']))
+
+  @property
+  def num_seeds(self) -> int:
+    """The number of seeds."""
+    return self.runs['seed'].nunique()
+
+  @property
+  def data(self) -> str:
+    """The names of the data sets."""
+    names = (record['dataset']['name'] for record in self.configs.values())
+    return ' and '.join(dict.fromkeys(names))
+
+  @functools.cached_property
+  def references(self) -> dict[str, dict[str, str]]:
+    """The rows that each row is compared with (`methods.reference_rows`)."""
+    return {row: methods.reference_rows(self.configs, row) for row in self.rows}
+
+  def finished(self, row: str, column: str) -> pd.Series:
+    """Return a column of the finished runs of a row, by seed."""
+    runs = self.runs
+    runs = runs[(runs['row'] == row) & (runs['status'] == FINISHED)]
+    return runs.set_index('seed')[column]
+
+
+def read_results(
+  workdir: str | os.PathLike[str], *, split_seed: int = 0
+) -> Results:
+  """Read a table folder; the runs need not be finished.
+
+  Args:
+    workdir: of the table.
+    split_seed: as the seed of `measure`.
+
+  Raises:
+    InputError: if it is no table, no run has begun, or a file is damaged.
+  """
+  table = TableDir(workdir)
+  record = table.record()
+  if record is None:
+    raise InputError(
+      f"workdir '{workdir}' holds no table (table.json); give that of an"
+      ' experiments/table.py'
+    )
+  paths = [
+    (
+      row['name'],
+      seed,
+      table.run(row['directory'], seed).path,
+      row['num_epochs'],
+    )
+    for row in record['rows']
+    for seed in record['seeds']
+  ]
+  results = read_runs(paths, split_seed=split_seed)
+  if not results.configs:
+    raise InputError(
+      f"workdir '{workdir}' holds a table of which no run has begun"
+    )
+  return dataclasses.replace(results, record=record)
+
+
+def read_runs(
+  paths: Iterable[tuple[str, int, str | os.PathLike[str], int | None]],
+  *,
+  split_seed: int = 0,
+  intervals: bool = False,
+) -> Results:
+  """Read run folders.
+
+  Args:
+    paths: of each run the row, seed, folder, and number of epochs (None: that
+      of the config).
+    split_seed: as the seed of `measure`.
+    intervals: as in `measure`.
+
+  Raises:
+    InputError: if a file is damaged.
+  """
+  runs, epochs, configs, diagrams = [], [], {}, {}
+  for row, seed, path, num_epochs in paths:
+    name, folder = {'row': row, 'seed': seed}, RunDir(path)
+    record = folder.record()
+    if record is None:
+      runs.append({**name, 'status': UNFINISHED})
+      continue
+    try:
+      status = folder.status(num_epochs)
+      lines = _read_epochs(folder, status)
+      run = _describe_run(folder, record, status, lines)
+      if status == FINISHED:
+        measured, curves = _measure_run(folder, lines, split_seed, intervals)
+        run |= measured
+        diagrams.setdefault(row, []).extend(curves)
+    except InputError:
+      raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"run '{path}' cannot be read ({error!r}); put the files back"
+        ' or move the directory away'
+      ) from error
+    configs.setdefault(row, record)
+    runs.append(name | run)
+    if len(lines):
+      drop = np.float64(run['drop_epoch'])  # NaN without a drop
+      epochs.append(lines.assign(**name, drop_epoch=drop))
+  frame = pd.DataFrame(runs)
+  others = [column for column in frame if column not in COLUMNS]
+  return Results(
+    runs=frame.reindex(columns=[*COLUMNS, *others]),
+    epochs=pd.concat([pd.DataFrame(), *epochs], ignore_index=True),
+    configs=configs,
+    diagrams={row: curves for row, curves in diagrams.items() if curves},
+  )
+
+
+def _read_epochs(folder: RunDir, status: str) -> pd.DataFrame:
+  """Read the metrics of all epochs; null becomes NaN."""
+  epochs = pd.DataFrame(folder.lines()).apply(pd.to_numeric)
+  if status == FINISHED:
+    # The summary has metrics of the last epoch that were not due in it.
+    for key, value in folder.summary()['last'].items():
+      if key not in epochs or pd.isna(epochs[key].iloc[-1]):
+        epochs.loc[epochs.index[-1], key] = value
+  return epochs
+
+
+def _describe_run(
+  folder: RunDir, record: Mapping[str, Any], status: str, epochs: pd.DataFrame
+) -> dict[str, Any]:
+  """Return the values of `COLUMNS`, as far as the run has got."""
+  smoothing = record['config']['smoothing']
+  timing = [
+    line
+    for line in folder.lines('timing.jsonl')
+    if line['run'] == record['run']
+  ]
+  run = {
+    'status': status,
+    'theta': smoothing['theta'],
+    'drop_epoch': drop_epoch(smoothing, epochs.get('theta', ())),
+    'prior': smoothing['prior'],
+    'epochs': len(epochs),
+    'epochs_trained': len(timing),
+    'seconds': sum(
+      value
+      for line in timing
+      for key, value in line.items()
+      if key.endswith('_seconds')
+    ),
+  }
+  known = metrics.BEST if len(epochs) else ()
+  known += metrics.LAST if status == FINISHED else ()
+  return run | {metric.key: metric.compute(epochs) for metric in known}
+
+
+def drop_epoch(
+  smoothing: Mapping[str, Any], theta: Sequence[float]
+) -> int | None:
+  """Return the first epoch on one-hot labels of a run; None without a drop.
+
+  Args:
+    smoothing: fields of the config.
+    theta: of each epoch so far; tells when a rule on the metrics has fired.
+  """
+  if smoothing['drop_rule'] is None:
+    return smoothing['drop_epoch']
+  smoothed = np.asarray(theta) != 0
+  dropped = np.flatnonzero(smoothed[:-1] & ~smoothed[1:])
+  return int(dropped[0]) + 1 if len(dropped) else None
+
+
+def _measure_run(
+  folder: RunDir, epochs: pd.DataFrame, seed: int, intervals: bool
+) -> tuple[dict[str, float], list[Diagrams]]:
+  """Measure predictions and read neural collapse, as far as they exist."""
+  found, diagrams = {}, []
+  predictions = read_predictions(folder.path / 'predictions.npz')
+  if len(predictions.parts['test'].labels) > 1:  # else nothing to tune on
+    found, curves = measure(predictions, seed=seed, intervals=intervals)
+    diagrams.append(curves)
+  columns = {f'train_{m.key}': m.key for m in metrics.COLLAPSE}
+  collapse = epochs[[name for name in columns if name in epochs]]
+  measured = collapse.dropna(how='all')
+  if len(measured):
+    found |= measured.iloc[-1].rename(columns).to_dict()
+  return found, diagrams
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A paired comparison over seeds.
+
+  Attributes:
+    mean: of the differences.
+    low: lower end of the 95 % interval; NaN without one.
+    high: upper end; NaN without an interval.
+    count: number of pairs.
+  """
+
+  mean: float
+  low: float
+  high: float
+  count: int
+
+
+def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
+  """Compare two rows seed by seed, with the interval of the paired t-test.
+
+  Args:
+    a: values by seed.
+    b: values by seed; seeds that only one of both has are left out.
+
+  Returns:
+    The comparison of `a - b`. Fewer than 3 pairs have no interval, nor do
+    differences that are equal up to rounding.
+  """
+  both = pd.concat([a, b], axis=1, join='inner').to_numpy(np.float64)
+  difference = both[:, 0] - both[:, 1]
+  count = len(difference)
+  mean = float(difference.mean()) if count else math.nan
+  if count < 3 or np.ptp(difference) <= 1e-12 * np.abs(both).max():
+    return Difference(mean, math.nan, math.nan, count)
+  interval = stats.ttest_rel(both[:, 0], both[:, 1]).confidence_interval(0.95)
+  return Difference(mean, float(interval.low), float(interval.high), count)
+
+
+def method_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """Label rows by their method, ignoring theta.
+
+  Args:
+    configs: the `config.json` of a run of each row.
+
+  Returns:
+    Labels by row. Rows have the same label only if nothing but theta differs in
+    their methods; methods of one name are told apart by the fields that differ.
+  """
+  names = {
+    row: methods.method_name(record['config'])
+    for row, record in configs.items()
+  }
+  settings = {
+    row: methods.smoothing(record, theta=False)
+    for row, record in configs.items()
+  }
+  labels = {}
+  for row, name in names.items():
+    alike = [settings[other] for other in names if names[other] == name]
+    differing = [
+      f'{key.rpartition(".")[2]} {value}'
+      for key, value in settings[row].items()
+      if any(other[key] != value for other in alike)
+    ]
+    labels[row] = ', '.join([name, *differing])
+  return labels

@@ -1,0 +1,406 @@
+"""The folders of runs and tables: their only reader and writer.
+
+A run folder holds `config.json`, `metrics.jsonl` (a line an epoch, values that
+are equal in every run of the same config), `timing.jsonl` (those that are not),
+TensorBoard events, `checkpoints/`, and once the run is finished
+`predictions.npz`, `curves.png` and `summary.json`. A run that diverged has
+`diverged.json` instead. A table folder holds `table.json` and its run folders,
+`runs/ROW/seedN`.
+"""
+
+import importlib.metadata
+import io as iolib
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from tsla_jax import fields
+from tsla_jax.errors import InputError
+from tsla_jax.io import complete_lines, write_atomically
+
+# What a run folder may be: nothing in it yet, under way, or over.
+NEW, UNFINISHED, FINISHED, DIVERGED = (
+  'new',
+  'not finished',
+  'finished',
+  'diverged',
+)
+
+
+class RunDir:
+  """The folder of one run. Reading never changes anything.
+
+  Attributes:
+    path: of the folder.
+    checkpoints: of the checkpoint in it, see `training.checkpoint`.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = pathlib.Path(path)
+    self.checkpoints = self.path / 'checkpoints'
+    self._events = None
+
+  def record(self) -> dict[str, Any] | None:
+    """Reads `config.json`: 'config', 'dataset', versions; None without one."""
+    return read_json(
+      self.path / 'config.json', 'config', 'dataset', 'devices', 'run'
+    )
+
+  def config(self) -> ml_collections.ConfigDict | None:
+    """Reads the config; None without one."""
+    record = self.record()
+    return record and ml_collections.ConfigDict(record['config'])
+
+  def summary(self) -> dict[str, Any] | None:
+    """Reads `summary.json`; None while the run is not finished."""
+    return read_json(self.path / 'summary.json', 'num_epochs', 'best', 'last')
+
+  def divergence(self) -> str | None:
+    """Reads why the run ended early; None if it did not."""
+    record = read_json(self.path / 'diverged.json', 'reason')
+    return record and record['reason']
+
+  def lines(self, name: str = 'metrics.jsonl') -> list[dict[str, Any]]:
+    """Reads the complete lines of a file; null is a value that was not finite.
+
+    Raises:
+      InputError: names the line that is damaged or not in order.
+    """
+    lines = []
+    for epoch, text in enumerate(complete_lines(self.path / name)):
+      try:
+        lines.append(json.loads(text))
+        if lines[-1]['epoch'] != epoch:
+          raise ValueError(f'epoch {lines[-1]["epoch"]}')
+      except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+          f"line {epoch + 1} of '{self.path / name}' is damaged ({error!r});"
+          ' put the file back or use a new workdir'
+        ) from error
+    return lines
+
+  def status(self, num_epochs: int | None = None) -> str:
+    """Says whether the run is `NEW`, `UNFINISHED`, `FINISHED` or `DIVERGED`.
+
+    Args:
+      num_epochs: the length the run should have; None: that of its config.
+
+    Raises:
+      InputError: if a file is damaged.
+    """
+    record = self.record()
+    if record is None:
+      return NEW
+    if self.divergence() is not None:
+      return DIVERGED
+    num_epochs = num_epochs or record['config']['num_epochs']
+    summary = self.summary()
+    if (
+      summary is not None
+      and summary['num_epochs'] == num_epochs
+      and len(complete_lines(self.path / 'metrics.jsonl')) == num_epochs
+      and (self.path / 'predictions.npz').is_file()
+      and (self.path / 'curves.png').is_file()
+    ):
+      return FINISHED
+    return UNFINISHED
+
+  def check_config(self, config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that would give other numbers than the folder's.
+
+    Raises:
+      InputError: names each field that differs, with both values.
+    """
+    known = self.record()
+    if known is None:
+      ours = (
+        'metrics.jsonl',
+        'predictions.npz',
+        'summary.json',
+        'checkpoints',
+        'segments',
+        'table.json',
+      )
+      found = [name for name in ours if (self.path / name).exists()]
+      if found:
+        raise InputError(
+          f"workdir '{self.path}' has {', '.join(found)}, but no config.json of"
+          ' a run; use a new workdir'
+        )
+      return
+    old, new = fields.flatten(known['config']), fields.flatten(config.to_dict())
+    different = [
+      f'{key} (there {old.get(key)!r}, here {new.get(key)!r})'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and fields.kind(key) != fields.FREE
+    ]
+    if different:
+      raise InputError(
+        f"workdir '{self.path}' holds a run of another config:"
+        f' {", ".join(different)}; use its values or a new workdir'
+      )
+
+  def check_data(self, data: Mapping[str, Any]) -> None:
+    """Refuses other data than the folder's; their name may differ.
+
+    Args:
+      data: describes them: 'name', 'train_examples', 'test_examples',
+        'fingerprint' and 'prior', the digest of a teacher's table.
+
+    Raises:
+      InputError: names both.
+    """
+    record = self.record()
+    if record is None:
+      return
+    known = record['dataset']
+    if known['fingerprint'] != data['fingerprint']:
+      there, here = (
+        f"'{d['name']}' of {d['train_examples']} training and"
+        f' {d["test_examples"]} test images, fingerprint {d["fingerprint"]}'
+        for d in (known, data)
+      )
+      raise InputError(
+        f"workdir '{self.path}' holds a run on other data: there {there}; here"
+        f' {here}; use that data or a new workdir'
+      )
+    if known['prior'] != data['prior']:
+      raise InputError(
+        f"smoothing.teacher: workdir '{self.path}' holds a run with another"
+        f' table (digest {known["prior"]}, here {data["prior"]}); use that'
+        ' one or a new workdir'
+      )
+
+  def start(
+    self,
+    config: ml_collections.ConfigDict,
+    data: Mapping[str, Any],
+    devices: Sequence[str],
+    name: str,
+    progress: Any,
+  ) -> None:
+    """Opens the folder for a run, its files cut back or brought up to a state.
+
+    Args:
+      config: as the run uses it.
+      data: describes its data.
+      devices: the kind of each device the run is on.
+      name: of the run among those of a table; lines of `timing.jsonl` name in
+        'run' the one that trained their epoch.
+      progress: of the state to go on from: 'metrics' and 'timing' are the lines
+        of the epochs behind it.
+    """
+    known = self.record()
+    # How a run started stays on record when it goes on with more epochs.
+    record = known or {
+      **describe_environment(),
+      'devices': list(devices),
+      'dataset': dict(data),
+      'run': name,
+    }
+    record['config'] = config.to_dict()
+    self.path.mkdir(parents=True, exist_ok=True)
+    # Results of fewer epochs would contradict the files from here on.
+    for name in (
+      'summary.json',
+      'predictions.npz',
+      'predictions_train.npz',
+      'curves.png',
+    ):
+      (self.path / name).unlink(missing_ok=True)
+    write_json(self.path / 'config.json', record)
+    for file, lines in (
+      ('metrics.jsonl', progress.metrics),
+      ('timing.jsonl', progress.timing),
+    ):
+      text = ''.join(map(to_line, lines))
+      write_atomically(self.path / file, text.encode())
+    for old in self.path.glob('tensorboard/events.*'):
+      old.unlink()
+    self._events = _import_tensorboardx().SummaryWriter(
+      str(self.path / 'tensorboard')
+    )
+    for line in progress.metrics:
+      self._add_events(line)
+    self._events.flush()
+
+  def append(
+    self, metrics: Mapping[str, Any], timing: Mapping[str, Any]
+  ) -> None:
+    """Adds an epoch; both lines are on disk when this returns."""
+    for name, line in (('timing.jsonl', timing), ('metrics.jsonl', metrics)):
+      with open(self.path / name, 'a') as file:
+        file.write(to_line(line))
+        file.flush()
+        os.fsync(file.fileno())
+    self._add_events(metrics)
+    self._events.flush()
+
+  def _add_events(self, metrics: Mapping[str, Any]) -> None:
+    for key, value in metrics.items():
+      if key != 'epoch' and value is not None and math.isfinite(value):
+        # TensorBoard groups by what stands before a slash.
+        tag = re.sub('^(train|test|learning_rate)_', r'\1/', key)
+        self._events.add_scalar(tag, value, metrics['epoch'])
+
+  def close(self) -> None:
+    """Closes the event file, if one is open."""
+    if self._events is not None:
+      self._events.close()
+      self._events = None
+
+  def finish(
+    self,
+    predictions: Mapping[str, np.ndarray],
+    curves: bytes,
+    summary: Mapping[str, Any],
+  ) -> None:
+    """Writes the results; the summary last, since it marks a finished run."""
+    self.write_predictions('predictions.npz', predictions)
+    write_atomically(self.path / 'curves.png', curves)
+    write_json(self.path / 'summary.json', summary)
+
+  def write_predictions(
+    self, name: str, predictions: Mapping[str, np.ndarray]
+  ) -> pathlib.Path:
+    """Writes arrays as an `.npz`, and returns its path."""
+    archive = iolib.BytesIO()
+    np.savez(archive, **predictions)
+    write_atomically(self.path / name, archive.getvalue())
+    return self.path / name
+
+  def diverge(self, reason: str) -> None:
+    """Marks a run that ended early."""
+    write_json(self.path / 'diverged.json', {'reason': reason})
+
+
+class TableDir:
+  """The folder of a table.
+
+  Attributes:
+    path: of the folder.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = pathlib.Path(path)
+
+  def record(self) -> dict[str, Any] | None:
+    """Reads `table.json`: 'table', 'rows', 'seeds' and more; None without one.
+
+    Each of 'rows' has 'name', 'directory' and 'num_epochs'.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    file = self.path / 'table.json'
+    record = read_json(file, 'table', 'rows', 'seeds')
+    try:
+      for row in record['rows'] if record else ():
+        _ = row['name'], row['directory'], row['num_epochs']
+    except (KeyError, TypeError) as error:
+      raise _damaged(file, error) from error
+    return record
+
+  def run(self, directory: str, seed: int) -> RunDir:
+    """Returns the folder of a run."""
+    return RunDir(self.path / 'runs' / directory / f'seed{seed}')
+
+
+def slug(row: str) -> str:
+  """Turns a row's name into that of its folder: 'TSLA(40)' is 'tsla_40'."""
+  letters = (c if c.isascii() and c.isalnum() else ' ' for c in row.lower())
+  return '_'.join(''.join(letters).split())
+
+
+def read_json(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+  """Reads an object with at least these keys; None if there is no file.
+
+  Raises:
+    InputError: if it is damaged.
+  """
+  try:
+    record = json.loads(file.read_text())
+    for key in keys:
+      record[key]
+    return record
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise _damaged(file, error) from error
+
+
+def _damaged(file: pathlib.Path, error: Exception) -> InputError:
+  return InputError(
+    f"'{file}' is damaged ({error!r}); put it back or use a new workdir"
+  )
+
+
+def write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes an object, atomically."""
+  write_atomically(file, (json.dumps(dict(record), indent=2) + '\n').encode())
+
+
+def to_line(values: Mapping[str, Any]) -> str:
+  """Returns a line of JSON; null for what is not finite."""
+  finite = {
+    key: None
+    if isinstance(value, float) and not math.isfinite(value)
+    else value
+    for key, value in values.items()
+  }
+  return json.dumps(finite) + '\n'
+
+
+def describe_environment() -> dict[str, Any]:
+  """Returns what numbers may depend on beside the config: versions, commit."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+  def git(*arguments: str) -> str | None:
+    try:
+      done = subprocess.run(
+        ('git', *arguments),
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+      )
+    except (OSError, subprocess.CalledProcessError):
+      return None
+    return done.stdout.strip()
+
+  status = git('status', '--porcelain')
+  return {
+    'versions': {
+      'python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+    'git_commit': git('rev-parse', 'HEAD'),
+    'git_modified': None if status is None else bool(status),
+  }
+
+
+def _import_tensorboardx() -> types.ModuleType:
+  """Imports tensorboardX without torch, which it would import if installed.
+
+  That costs seconds and memory, for types that are never passed here.
+  """
+  hide = 'torch' not in sys.modules
+  if hide:
+    sys.modules['torch'] = None  # makes `import torch` an ImportError
+  try:
+    import tensorboardX
+  finally:
+    if hide:
+      del sys.modules['torch']
+  return tensorboardX

@@ -1,0 +1,283 @@
+"""Devices: the only file that names pmap, meshes or processes.
+
+One source and one signature for every topology, always under `pmap`. What
+varies by device has a leading device axis. Either all devices train one run,
+each a part of every batch, or each device trains a run of its own: these run
+side by side and exchange nothing.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tsla_jax.data.augment import Augmentation
+from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing.losses import Loss
+from tsla_jax.training import optimizers, step
+
+AXIS = 'batch'
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Which devices train which run.
+
+  Attributes:
+    num_runs: R: 1, or the number of devices.
+    devices_per_run: the number of devices, or 1.
+  """
+
+  num_runs: int
+  devices_per_run: int
+
+  @property
+  def num_devices(self) -> int:
+    """D, the length of every device axis."""
+    return self.num_runs * self.devices_per_run
+
+  @property
+  def axis_name(self) -> str | None:
+    """The axis that a run's statistics are averaged over, if there is one.
+
+    A run on one device exchanges nothing, whatever runs beside it: its program
+    is that of the run alone.
+    """
+    return AXIS if self.devices_per_run > 1 else None
+
+  @property
+  def devices(self) -> list[jax.Device]:
+    """The local devices in use."""
+    return jax.local_devices()[: self.num_devices]
+
+  @property
+  def kinds(self) -> list[str]:
+    """The kinds of the devices of a run."""
+    return [d.device_kind for d in self.devices[: self.devices_per_run]]
+
+  def fill(self, per_run: Sequence[Any]) -> list[Any]:
+    """Repeats the first value until there is one for every run."""
+    return [*per_run, *per_run[:1] * (self.num_runs - len(per_run))]
+
+  def _sharding(self, *axes: str) -> NamedSharding:
+    mesh = Mesh(np.array(self.devices), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  def mean_over_run(self, tree: Any) -> Any:
+    """Averages over the devices of a run; for use inside a mapped function."""
+    return tree if self.axis_name is None else jax.lax.pmean(tree, AXIS)
+
+  def split(self, batch_size: int) -> int:
+    """Returns a device's part of a batch; refuses one that doesn't divide."""
+    parts = self.devices_per_run
+    if batch_size % parts:
+      raise InputError(
+        f'batch_size: {batch_size} cannot be split over {parts} devices; a'
+        f' multiple of {parts}, or set num_devices'
+      )
+    return batch_size // parts
+
+  def place(self, per_run: Sequence[Any]) -> Any:
+    """Puts one tree a run on the run's devices, as arrays `[D, ...]`.
+
+    They lie as the compiled step wants them: any other placement would cost a
+    transfer a step and a second compilation.
+    """
+
+    def leaf(*values: np.ndarray) -> jax.Array:
+      values = [np.asarray(value)[None] for value in values]
+      return jax.make_array_from_callback(
+        (self.num_devices, *values[0].shape[1:]),
+        self._sharding(AXIS),
+        lambda where: values[(where[0].start or 0) // self.devices_per_run],
+      )
+
+    return jax.tree.map(leaf, *per_run)
+
+  def place_batches(self, per_run: Sequence[np.ndarray]) -> jax.Array:
+    """Splits batches `[..., B]`, one a run: `[D, ..., B / devices_per_run]`."""
+    parts = [
+      part
+      for batches in per_run
+      for part in np.split(batches, self.devices_per_run, axis=-1)
+    ]
+    return jax.device_put(np.stack(parts), self._sharding(AXIS))
+
+  def place_shared(self, tree: Any) -> Any:
+    """Puts a copy of host arrays on every device, without a device axis.
+
+    Raises:
+      InputError: if they don't fit beside what is there already.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    for device in self.devices:
+      stats = device.memory_stats() or {}
+      free = stats.get('bytes_limit', np.inf) - stats.get('bytes_in_use', 0)
+      if needed > free:
+        raise InputError(
+          f'the data set needs {needed / 1e9:.1f} GB on each device, and'
+          f' {device} has {free / 1e9:.1f} GB free; lower data.decode_size or'
+          ' data.image_size, or take a smaller split'
+        )
+    return jax.device_put(tree, self._sharding())
+
+  def fetch(self, tree: Any) -> list[Any]:
+    """Brings a placed tree back: one host tree a run, from its first device."""
+    first = range(0, self.num_devices, self.devices_per_run)
+    leaves, structure = jax.tree.flatten(tree)
+    columns = []
+    for array in leaves:
+      by_device = {
+        s.index[0].start or 0: s.data for s in array.addressable_shards
+      }
+      columns.append([by_device[device] for device in first])
+      for shard in columns[-1]:
+        shard.copy_to_host_async()
+    return [
+      jax.tree.unflatten(
+        structure, [np.asarray(column[run])[0, ...] for column in columns]
+      )
+      for run in range(self.num_runs)
+    ]
+
+  def gather(self, values: np.ndarray) -> list[np.ndarray]:
+    """Joins the parts of each run: `[D, B, ...]` to R arrays `[D/R B, ...]`."""
+    return list(values.reshape(self.num_runs, -1, *values.shape[2:]))
+
+
+def data_parallel(num_devices: int | None = None) -> Topology:
+  """Returns a topology of one run over all local devices, or the first few."""
+  return Topology(1, _available(num_devices))
+
+
+def side_by_side(num_runs: int) -> Topology:
+  """Returns a topology of runs that each have a device of their own."""
+  return Topology(_available(num_runs), 1)
+
+
+def _available(wanted: int | None) -> int:
+  if jax.process_count() > 1:
+    raise InputError(
+      f'one process drives all devices, but there are {jax.process_count()}'
+      ' processes; start a single one'
+    )
+  local = jax.local_device_count()
+  if wanted is not None and not 1 <= wanted <= local:
+    raise InputError(
+      f'num_devices: {wanted} asked for, and there are {local}; 1 to {local}'
+    )
+  return wanted or local
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """Compiled functions; all arrays but the examples have a device axis.
+
+  Attributes:
+    init: `keys [D, 2] -> TrainState`.
+    train_step: `(TrainState, EpochInputs, Examples) -> (TrainState, sums)`.
+    eval_step: `(TrainState, EvalInputs, Examples) -> scores`.
+  """
+
+  init: Callable[..., Any]
+  train_step: Callable[..., Any]
+  eval_step: Callable[..., Any]
+
+
+@functools.cache
+def compile_programs(
+  model: nn.Module,
+  optimizer: optimizers.OptimizerSpec,
+  loss: Loss,
+  augmentation: Augmentation,
+  input_shape: tuple[int, ...],
+  topology: Topology,
+) -> Programs:
+  """Makes the compiled functions, once in a process for equal arguments.
+
+  Schedules, priors, seeds and learning rates are data of the functions, so all
+  runs of a table share them.
+
+  Args:
+    model: made for this topology's axis.
+    optimizer: static settings of the optimizer.
+    loss: which one.
+    augmentation: of training inputs, and the normalisation of all.
+    input_shape: of an example.
+    topology: which devices train which run.
+
+  Returns:
+    The programs; each compiles when first called.
+  """
+  transform = optimizers.make_optimizer(optimizer)
+  pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=topology.devices)
+  init = functools.partial(
+    step.init_state,
+    input_shape=input_shape,
+    model=model,
+    optimizer=transform,
+    loss=loss,
+  )
+  train_step = functools.partial(
+    step.resident_train_step,
+    model=model,
+    optimizer=transform,
+    loss=loss,
+    augmentation=augmentation,
+    mean_over_run=topology.mean_over_run,
+  )
+  eval_step = functools.partial(
+    step.resident_eval_step, model=model, augmentation=augmentation
+  )
+  axes = (0, 0, None)  # state, inputs, examples
+  return Programs(
+    init=pmap(init),
+    train_step=pmap(train_step, in_axes=axes, donate_argnums=0),
+    eval_step=pmap(eval_step, in_axes=axes),
+  )
+
+
+def use_deterministic_ops() -> None:
+  """Asks for the same bits from every start of the same program.
+
+  On a GPU two things would change them: kernels that sum in any order, and
+  kernels chosen by timing. A flag rules out the first. Keeping executables
+  rules out the second: those in `JAX_COMPILATION_CACHE_DIR`, or else in the
+  user's cache directory, serve every run on the machine.
+
+  Raises:
+    InputError: if a GPU is in use already, without the flag.
+  """
+  flag = '--xla_gpu_deterministic_ops=true'
+  flags = os.environ.get('XLA_FLAGS', '')
+  if flag not in flags:
+    if _has_started() and jax.default_backend() == 'gpu':
+      raise InputError(
+        'deterministic: jax has started without the flag it takes; set it'
+        f' before the first computation: XLA_FLAGS={flag}'
+      )
+    os.environ['XLA_FLAGS'] = f'{flags} {flag}'.strip()
+  if not jax.config.jax_compilation_cache_dir:
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(home, 'tsla_jax', 'xla')
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def _has_started() -> bool:
+  """Whether jax has made its devices, so that flags come too late."""
+  before = jax.config.jax_num_cpu_devices
+  try:
+    # It refuses to change this number of devices once it has made them.
+    jax.config.update('jax_num_cpu_devices', before + 1)
+  except RuntimeError:
+    return True
+  jax.config.update('jax_num_cpu_devices', before)
+  return False

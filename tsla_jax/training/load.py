@@ -1,0 +1,162 @@
+"""What runs have learnt, to use it elsewhere."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from tsla_jax.data import augment, pipeline
+from tsla_jax.data.dataset import Dataset, Split
+from tsla_jax.errors import InputError
+from tsla_jax.io import writing
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import config as config_lib
+from tsla_jax.training.checkpoint import read_checkpoint, read_state
+
+
+def load_model(
+  workdir: str | os.PathLike[str], *, best: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Loads what a run has trained; changes nothing in its folder.
+
+  Args:
+    workdir: the folder of a run that is finished or has diverged.
+    best: the weights of the best epoch on the test split, or of the last.
+
+  Returns:
+    A model and its variables: `model.apply(variables, images, train=False)`
+    gives logits and features of images normalised as in training.
+
+  Raises:
+    InputError: if there is no run or no checkpoint, or it is damaged.
+  """
+  directory = RunDir(workdir)
+  record = directory.record()
+  if record is None:
+    raise InputError(f"workdir '{workdir}' holds no run")
+  try:
+    checkpoint = read_checkpoint(directory.checkpoints)
+  except FileNotFoundError as error:
+    raise InputError(
+      f"workdir '{workdir}' holds no run with a checkpoint that is complete;"
+      ' runs have one when they are finished'
+    ) from error
+  state = read_state(checkpoint, 'best' if best else 'last')
+  model = config_lib.make_model(
+    directory.config(), len(record['dataset']['class_names'])
+  )
+  return model, {name: state[name] for name in ('params', 'batch_stats')}
+
+
+def apply_model(
+  model: nn.Module,
+  variables: dict[str, Any],
+  split: Split,
+  augmentation: augment.Augmentation,
+  batch_size: int = 100,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Shows a model the clean images of a split.
+
+  Args:
+    model: returns logits and features.
+    variables: of it.
+    split: N examples; grey images are shown as colour to a colour model.
+    augmentation: its evaluation view and normalisation are used.
+    batch_size: images at a time.
+
+  Returns:
+    Float32 logits `[N, K]` and features `[N, d]`.
+  """
+  channels = len(augmentation.mean)
+
+  @jax.jit
+  def apply(variables: Any, images: jax.Array, sizes: jax.Array) -> Any:
+    images = augment.evaluation_view(images, sizes, augmentation)
+    images = jnp.broadcast_to(images, (*images.shape[:3], channels))
+    images = augment.normalise(images, augmentation)
+    return model.apply(variables, images, train=False)
+
+  index, _ = pipeline.evaluation_batches(len(split), batch_size)
+  outputs = [
+    jax.device_get(apply(variables, split.images[rows], split.sizes[rows]))
+    for rows in tqdm.tqdm(index, unit='batch', disable=None, leave=False)
+  ]
+  logits, features = (
+    np.concatenate(parts)[: len(split)] for parts in zip(*outputs, strict=True)
+  )
+  return logits, features
+
+
+def predict_train(
+  workdir: str | os.PathLike[str], dataset: Dataset | None = None
+) -> pathlib.Path:
+  """Writes a run's predictions on its training split, in evaluation mode.
+
+  Args:
+    workdir: the folder of the run.
+    dataset: that it was trained on, if that is not the one its config names.
+
+  Returns:
+    The path of `predictions_train.npz`, with the keys of `predictions.npz`, by
+    the weights of the last epoch.
+
+  Raises:
+    InputError: if there is no run or no checkpoint, or its data are others.
+  """
+  model, variables = load_model(workdir, best=False)
+  directory = RunDir(workdir)
+  config = config_lib.resolve(directory.config())
+  dataset = config_lib.load_dataset(config, dataset)
+  known = directory.record()['dataset']
+  if dataset.fingerprint() != known['fingerprint']:
+    raise InputError(
+      f"workdir '{workdir}': '{dataset.name}', which its config names, is not"
+      f" the data it was trained on, '{known['name']}'; put them back (data of"
+      ' your own: load.predict_train(workdir, dataset))'
+    )
+  logits, features = apply_model(
+    model,
+    variables,
+    dataset.train,
+    config_lib.augmentation(config),
+    config.eval_batch_size or config.batch_size,
+  )
+  scores = {'logits': logits, 'features': features}
+  head = variables['params']['head']
+  predictions = to_predictions('train', scores, head, dataset)
+  with writing(directory.path, mend='start again'):
+    return directory.write_predictions('predictions_train.npz', predictions)
+
+
+def to_predictions(
+  name: str,
+  scores: Mapping[str, np.ndarray],
+  head: Mapping[str, np.ndarray],
+  dataset: Dataset,
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a `predictions.npz`.
+
+  Args:
+    name: of the split, 'train' or 'test'.
+    scores: 'logits' and 'features' of its examples.
+    head: the classifier's parameters.
+    dataset: with the split.
+  """
+  split = getattr(dataset, name)
+  return {
+    'logits': scores['logits'],
+    'labels': split.labels,
+    'index': np.arange(len(split), dtype=np.int32),
+    'features': scores['features'],
+    'weights': np.ascontiguousarray(head['kernel'].T),
+    'bias': head['bias'],
+    'ids': split.ids,
+    'class_names': np.array(dataset.class_names),
+    'split': np.array(name),
+  }
