@@ -22,13 +22,10 @@ from tsla_jax.label_smoothing import losses
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import plan, train
-from tsla_jax.training.checkpoint import (
-  Store,
-  read_checkpoint,
-  read_state,
-)
+from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.plan import Run
+from tsla_jax.training.store import Store
 from tsla_jax.training.train import train_and_evaluate
 
 

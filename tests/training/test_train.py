@@ -18,10 +18,11 @@ from tests.helpers import check_same_run, make_config, make_dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory
 from tsla_jax.rundir import RunDir
-from tsla_jax.training import devices, train
-from tsla_jax.training.checkpoint import Store, read_checkpoint, read_state
+from tsla_jax.training import devices, walk
+from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.load import load_model
+from tsla_jax.training.store import Store
 from tsla_jax.training.train import train_and_evaluate
 
 
@@ -491,7 +492,7 @@ def test_all_devices_are_used_unless_told(tmp_path, monkeypatch, capsys):
     topologies.append(experiment.topology)
     raise NotTrainedError
 
-  monkeypatch.setattr(train, 'fit', no_training)
+  monkeypatch.setattr(walk, 'fit', no_training)
   config = make_config(**{'num_epochs': 3, 'num_devices': None})
   with pytest.raises(NotTrainedError):
     train_and_evaluate(config, tmp_path, make_dataset())

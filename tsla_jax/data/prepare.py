@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 from tsla_jax.errors import InputError
 
@@ -44,16 +45,7 @@ def prepare(
     raise InputError(f"--data_dir: '{root}': {error}") from error
   for old in root.glob('.prepare*'):  # of a preparation that was killed
     shutil.rmtree(old, ignore_errors=True)
-  try:
-    builder = tfds.builder(
-      name, data_dir=str(root), file_format='array_record', try_gcs=False
-    )
-  # An unknown name, version or config: each raises something else.
-  except Exception as error:
-    raise InputError(
-      f"--dataset: TFDS has no '{name}' ({type(error).__name__}); the paper's"
-      ' are cifar100, stanford_dogs and caltech_birds2011'
-    ) from error
+  builder = _find_builder(name, root)
   final = pathlib.Path(builder.data_path)
   if (final / 'dataset_info.json').is_file():
     if builder.info.file_format.value != 'array_record':
@@ -100,6 +92,22 @@ def prepare(
       f"'{name}' cannot be prepared in '{root}' ({reason}); {mend}"
     ) from error
   return final
+
+
+def _find_builder(name: str, root: pathlib.Path) -> Any:
+  """Returns the TFDS builder of a data set."""
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder(
+      name, data_dir=str(root), file_format='array_record', try_gcs=False
+    )
+  # An unknown name, version or config: each raises something else.
+  except Exception as error:
+    raise InputError(
+      f"--dataset: TFDS has no '{name}' ({type(error).__name__}); the paper's"
+      ' are cifar100, stanford_dogs and caltech_birds2011'
+    ) from error
 
 
 def _describe(needed: dict[str, int]) -> str:

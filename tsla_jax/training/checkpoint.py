@@ -1,27 +1,20 @@
 """Checkpoints: states of runs, each with the history that led to it.
 
-A store holds them, and knows nothing of rows or methods: a run goes on from
-the newest state that was trained on a beginning of its own path.
+A run's checkpoint is a directory:
 
-  STORE/NAME/seedN/     one run of those that trained side by side
-    progress.json       what it was trained on, metrics so far, digests
-    last/               the state, by orbax
-    best/               the state after the best epoch, unless that is the last
-  STORE/diverged-ID.json  a path that ended in NaN or infinity
+  progress.json    what the state was trained on, metrics so far, digests
+  last/            the state, by orbax
+  best/            the state after the best epoch, unless that is the last
+  switch/          in a run's folder: the state before one-hot labels, if any
 
-A checkpoint of several runs is written to a temporary directory and committed
-by one rename, so it is there for all of them or for none. Deleting renames the
-directory first. Digests of all values are checked at every read. Only a `Store`
-writes; `read_checkpoint` and `read_state` change nothing.
+Digests of all values are checked at every read. Reading changes nothing; only
+`store.Store` writes.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +26,6 @@ from flax import serialization, traverse_util
 from tsla_jax.errors import InputError
 from tsla_jax.io import write_atomically
 from tsla_jax.training.state import TrainState
-
-_ROLLING = 2  # how many states are kept of those that only serve a restart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,225 +111,6 @@ class Checkpoint:
   digests: Mapping[str, str]
 
 
-class Store:
-  """All checkpoints of a workdir; one process at a time has it open.
-
-  Args:
-    root: the directory; made with the first checkpoint.
-    runs: all of the plan (`plan.Run`). The checkpoints in their folders are to
-      start from, too.
-  """
-
-  def __init__(self, root: pathlib.Path, runs: Sequence[Any]):
-    self.root = root
-    self.runs = runs
-    self.warnings: list[str] = []
-    self.checkpoints: list[Checkpoint] = []
-    self._diverged: list[Progress] = []
-    self._pending: concurrent.futures.Future | None = None
-    self._writer = concurrent.futures.ThreadPoolExecutor(1)
-    folders = [run.directory.checkpoints for run in runs]
-    for path in folders:  # if a kill came between the renames of `export`
-      temporary = path.with_name(f'.{path.name}.tmp')
-      if not path.exists() and (temporary / 'progress.json').exists():
-        os.rename(temporary, path)
-    for path in [*sorted(root.glob('[!.]*/seed*')), *folders]:
-      try:
-        self.checkpoints.append(read_checkpoint(path))
-      except FileNotFoundError:
-        pass
-      except InputError as error:
-        self.warnings.append(str(error))
-    for file in sorted(root.glob('diverged-*.json')):
-      try:
-        self._diverged.append(Progress(**json.loads(file.read_text())))
-      except (ValueError, TypeError) as error:
-        self.warnings.append(str(_damaged(file, error)))
-
-  def clean(self) -> None:
-    """Removes what a killed process left half-written or half-deleted."""
-    for path in self.root.glob('.*'):
-      if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-      else:
-        path.unlink()
-
-  def newest(self, run: Any) -> Checkpoint | None:
-    """Returns the state that leaves the least of a run to be trained."""
-    return max(
-      (c for c in self.checkpoints if run.shares(c.progress)),
-      key=lambda c: c.progress.step,
-      default=None,
-    )
-
-  def after(self, run: Any, epoch: int) -> Checkpoint | None:
-    """Returns a run's state after so many epochs, if there is one."""
-    return next(
-      (
-        c
-        for c in self.checkpoints
-        if (c.progress.epoch, c.progress.first) == (epoch, 0)
-        and run.shares(c.progress)
-      ),
-      None,
-    )
-
-  def divergence(self, run: Any) -> Progress | None:
-    """Returns where a run's path is known to end in NaN or infinity."""
-    return next((p for p in self._diverged if run.shares(p)), None)
-
-  def forget(self, checkpoint: Checkpoint) -> None:
-    """Leaves out a checkpoint that turned out to be damaged."""
-    self.checkpoints.remove(checkpoint)
-
-  def save(
-    self,
-    progress: Sequence[Progress],
-    states: Sequence[TrainState],
-    best: Sequence[TrainState | None],
-  ) -> None:
-    """Starts to write a checkpoint, once the one before is complete.
-
-    Raises:
-      InputError: if the one before could not be written.
-    """
-    self.wait()
-    self._pending = self._writer.submit(self._write, progress, states, best)
-
-  def wait(self) -> None:
-    """Returns when everything saved is on disk.
-
-    Raises:
-      InputError: if it could not be written.
-    """
-    pending, self._pending = self._pending, None
-    if pending is None:
-      return
-    try:
-      self.checkpoints += pending.result()
-    # Orbax and TensorStore raise errors of many kinds and of hundreds of lines.
-    except Exception as error:
-      reason = ' '.join(str(error).split())[:200]
-      raise InputError(
-        f"checkpoints cannot be written to '{self.root}' ({reason}); mend that"
-        ' and start again to go on'
-      ) from error
-    self.prune()
-
-  def close(self) -> None:
-    """Waits for what is being written, and ends the writing thread."""
-    try:
-      self.wait()
-    finally:
-      self._writer.shutdown()
-
-  def diverge(self, progress: Progress) -> None:
-    """Stores where a path ends in NaN or infinity."""
-    text = json.dumps(dataclasses.asdict(progress))
-    self.root.mkdir(parents=True, exist_ok=True)
-    name = f'diverged-{_digest_text(text)[:16]}.json'
-    write_atomically(self.root / name, text.encode())
-    self._diverged.append(progress)
-
-  def export(self, run: Any, drop: int | None) -> pathlib.Path | None:
-    """Gives a run's folder checkpoints that do not depend on the store.
-
-    Args:
-      run: which one. `checkpoints` in its folder will hold 'last', 'best' and,
-        if it has two stages, 'switch', the state between them.
-      drop: the first epoch of the second stage, if there is one.
-
-    Returns:
-      That directory; None if there is no state of the run.
-    """
-    newest, target = self.newest(run), run.directory.checkpoints
-    if newest is None:
-      return None
-    parts = {name: (newest, name) for name in ('last', 'best')}
-    switch = drop and self.after(run, drop)
-    if switch:
-      parts['switch'] = (switch, 'last')
-    for old in self.checkpoints:  # if the run was asked for more epochs
-      if old.path == target and 'switch' in old.digests:
-        parts.setdefault('switch', (old, 'switch'))
-    if 'switch' in parts:
-      read_state(*parts['switch'])  # raises if it is damaged
-    temporary = target.with_name(f'.{target.name}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    digests = {}
-    for part, (source, name) in parts.items():
-      name = name if name in source.digests else 'last'
-      digests[part] = source.digests[name]
-      _link(source.path / name, temporary / part)
-    _write_progress(temporary, newest.progress, digests)
-    _delete(target)
-    os.rename(temporary, target)
-    others = [c for c in self.checkpoints if c.path != target]
-    self.checkpoints = [*others, read_checkpoint(target)]
-    return target
-
-  def remove(self) -> None:
-    """Deletes the store, when run folders hold all that is needed of it."""
-    self.wait()
-    self.checkpoints, self._diverged = [], []
-    _delete(self.root)
-
-  def _write(
-    self,
-    progress: Sequence[Progress],
-    states: Sequence[TrainState],
-    best: Sequence[TrainState | None],
-  ) -> list[Checkpoint]:
-    # A state that is only found to be one to keep later has another name.
-    what = [(p.identity, p.kept, *p.keys) for p in progress]
-    name = f'{progress[0].step:08d}-{_digest_text(json.dumps(what))[:12]}'
-    target = self.root / name
-    temporary = self.root / f'.{target.name}.tmp'
-    shutil.rmtree(temporary, ignore_errors=True)
-    written = []
-    for one, last, other in zip(progress, states, best, strict=True):
-      directory = temporary / f'seed{one.seed}'
-      trees = {'last': last} | ({} if other is None else {'best': other})
-      digests = {
-        name: _write_state(directory / name, tree)
-        for name, tree in trees.items()
-      }
-      _write_progress(directory, one, digests)
-      place = target / directory.name
-      written.append(Checkpoint(place, one, digests))
-    _delete(target)  # one that turned out to be damaged
-    os.rename(temporary, target)
-    return written
-
-  def prune(self) -> None:
-    """Deletes states that only serve a restart and are needed no more.
-
-    Those are needed that a run would start from, and of runs under way the last
-    two.
-    """
-    groups: dict[pathlib.Path, list[Checkpoint]] = {}
-    for checkpoint in self.checkpoints:
-      if checkpoint.path.parent.parent == self.root:
-        groups.setdefault(checkpoint.path.parent, []).append(checkpoint)
-    for path, group in groups.items():
-      if any(c.progress.kept for c in group):
-        continue
-      waiting = [
-        run
-        for run in self.runs
-        if any(run.shares(c.progress) for c in group) and not run.is_over()
-      ]
-      newer = min(
-        sum(o.progress.continues(c.progress) for o in self.checkpoints)
-        for c in group
-      )
-      if waiting and newer < _ROLLING:
-        continue
-      if not any(self.newest(run) in group for run in waiting):
-        self.checkpoints = [c for c in self.checkpoints if c not in group]
-        _delete(path)
-
-
 def read_checkpoint(path: pathlib.Path) -> Checkpoint:
   """Reads what a checkpoint is of, and not its arrays.
 
@@ -353,11 +125,11 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
   try:
     record = json.loads(text)
     digest = record.pop('digest')
-    if digest != _digest_text(json.dumps(record)):
+    if digest != digest_text(json.dumps(record)):
       raise ValueError('its digest is another')
     return Checkpoint(path, Progress(**record['progress']), record['arrays'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise _damaged(path / 'progress.json', error) from error
+    raise damaged(path / 'progress.json', error) from error
 
 
 def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
@@ -382,7 +154,7 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
       raise ValueError('its digest is another')
   # Orbax and TensorStore raise errors of many kinds.
   except Exception as error:
-    raise _damaged(path, error) from error
+    raise damaged(path, error) from error
   return tree
 
 
@@ -413,7 +185,7 @@ def restore(
   )
 
 
-def _write_state(path: pathlib.Path, state: TrainState) -> str:
+def write_state(path: pathlib.Path, state: TrainState) -> str:
   """Writes a state and returns its digest."""
   # Without the empty nodes, which orbax does not keep.
   flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
@@ -426,13 +198,14 @@ def _write_state(path: pathlib.Path, state: TrainState) -> str:
   return _digest(tree)
 
 
-def _write_progress(
+def write_progress(
   directory: pathlib.Path, progress: Progress, digests: Mapping[str, str]
 ) -> None:
+  """Writes all of a checkpoint but its arrays, after these."""
   record = {'progress': dataclasses.asdict(progress), 'arrays': dict(digests)}
   # As a reader will see it: tuples as lists.
   record = json.loads(json.dumps(record))
-  record['digest'] = _digest_text(json.dumps(record))
+  record['digest'] = digest_text(json.dumps(record))
   text = json.dumps(record) + '\n'
   write_atomically(directory / 'progress.json', text.encode())
 
@@ -445,35 +218,12 @@ def _digest(tree: Mapping[str, Any]) -> str:
   return digest.hexdigest()
 
 
-def _digest_text(text: str) -> str:
+def digest_text(text: str) -> str:
+  """Returns a digest of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> InputError:
+def damaged(path: pathlib.Path, error: Exception) -> InputError:
+  """Returns the error to raise for a file that cannot be read."""
   reason = ' '.join(str(error).split())[:150]
   return InputError(f"checkpoint '{path}' is damaged ({reason})")
-
-
-def _delete(path: pathlib.Path) -> None:
-  """Deletes a directory, if there is one.
-
-  It is renamed before, so that nothing half-deleted looks whole; what a killed
-  process had renamed goes, too.
-  """
-  doomed = path.with_name(f'.{path.name}.deleted')
-  shutil.rmtree(doomed, ignore_errors=True)
-  if path.is_dir():
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a directory; by hard links where the file system has them."""
-
-  def link(one: str, other: str) -> None:
-    try:
-      os.link(one, other)
-    except OSError:
-      shutil.copy2(one, other)
-
-  shutil.copytree(source, target, copy_function=link)

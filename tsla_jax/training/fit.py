@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsla_jax.training.checkpoint import Progress, Store
+from tsla_jax.training.checkpoint import Progress
 from tsla_jax.training.experiment import Experiment, StepSums
 from tsla_jax.training.plan import Run
 from tsla_jax.training.progress import Bar
 from tsla_jax.training.state import Prior, TrainState
+from tsla_jax.training.store import Store
 
 
 @dataclasses.dataclass(eq=False)

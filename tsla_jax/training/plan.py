@@ -28,7 +28,7 @@ from tsla_jax.methods import method_name
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, TableDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, priors
-from tsla_jax.training.checkpoint import Progress
+from tsla_jax.training.checkpoint import Progress, digest_text
 from tsla_jax.training.state import Hparams
 
 # Steps of an epoch where the data are not at hand: enough to tell schedules
@@ -84,7 +84,7 @@ class Run:
       data = self.data['fingerprint']
     program = fields.select(config.to_dict(), fields.PROGRAM, fields.LOSS)
     self.program = json.dumps([program, data])
-    self.identity = _digest(f'{self.program} {config.seed}')
+    self.identity = digest_text(f'{self.program} {config.seed}')
     self._table = functools.cache(
       functools.partial(config_lib.hparams_table, config, self.steps_per_epoch)
     )
@@ -96,7 +96,7 @@ class Run:
     run.config = self.config.copy_and_resolve_references()
     run.config.seed = seed
     run.directory, run.name = directory, name
-    run.identity = _digest(f'{run.program} {seed}')
+    run.identity = digest_text(f'{run.program} {seed}')
     return run
 
   @property
@@ -360,7 +360,3 @@ def describe_plan(
 
 def _plural(count: int) -> str:
   return '' if count == 1 else 's'
-
-
-def _digest(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()[:32]
