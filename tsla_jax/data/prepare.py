@@ -28,8 +28,8 @@ def prepare(
     The directory of the prepared version.
 
   Raises:
-    InputError: if TensorFlow or an archive is missing, or an archive is another
-      than TFDS expects; nothing half-prepared stays.
+    InputError: if TensorFlow or an archive is missing, or an archive is not the
+      one TFDS expects; nothing half-prepared stays.
   """
   if importlib.util.find_spec('tensorflow') is None:
     raise InputError(
@@ -55,7 +55,6 @@ def prepare(
       )
     print(f'Prepared before: {final}')
     return final
-
   infos = (builder.url_infos or {}).values()
   needed = {info.filename: int(info.size) for info in infos if info.filename}
   folder = None
