@@ -27,7 +27,7 @@ def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
   """
   # Until a training loop takes over: a KeyboardInterrupt could get lost in
   # callbacks of the libraries that are being loaded.
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, _leave)
   logging.set_verbosity(logging.WARNING)  # the libraries' own news
   try:
@@ -35,6 +35,8 @@ def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
   except (InputError, DivergenceError) as error:
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2 if isinstance(error, InputError) else 1)
+  except BrokenPipeError:  # nobody reads any more, as behind `| head`
+    os._exit(128 + signal.SIGPIPE)
 
 
 def _start(

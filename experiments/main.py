@@ -17,6 +17,11 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory.")
+_ALLOW = flags.DEFINE_bool(
+  'allow_other_versions',
+  False,
+  'Go on with a deterministic run of other versions or devices.',
+)
 
 
 def main() -> None:
@@ -24,7 +29,9 @@ def main() -> None:
   # Imported here, so that --help and flag errors come at once.
   from tsla_jax.training.train import train_and_evaluate
 
-  train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+  train_and_evaluate(
+    _CONFIG.value, _WORKDIR.value, allow_other_versions=_ALLOW.value
+  )
 
 
 if __name__ == '__main__':

@@ -42,6 +42,11 @@ _PARALLEL = flags.DEFINE_enum(
   ['seeds', 'batch'],
   'What several devices share: the seeds, one each, or every batch.',
 )
+_ALLOW = flags.DEFINE_bool(
+  'allow_other_versions',
+  False,
+  'Go on with a deterministic table of other versions or devices.',
+)
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the plan; no data and no device are needed.'
 )
@@ -94,7 +99,12 @@ def main() -> None:
       for title, row in zip(configs, rows, strict=True)
     },
   }
-  train_table(table, record, over_batch=_PARALLEL.value == 'batch')
+  train_table(
+    table,
+    record,
+    over_batch=_PARALLEL.value == 'batch',
+    allow_other_versions=_ALLOW.value,
+  )
   from tsla_jax.report import page
 
   print(page.draw(_WORKDIR.value))

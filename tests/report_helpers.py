@@ -102,6 +102,7 @@ def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
   ]
   write_lines(path / 'timing.jsonl', timing)
   summary = {'num_epochs': len(top1), 'best': lines[0], 'last': lines[-1]}
+  summary['digests'] = {}  # files may be changed by tests
   (path / 'summary.json').write_text(json.dumps(summary))
   # One example: nothing to tune on, so nothing is measured.
   one = make_predictions(count=1)

@@ -2,9 +2,12 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tsla_jax.errors import InputError
 
@@ -24,10 +27,48 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def complete_lines(path: pathlib.Path) -> list[bytes]:
-  """Reads the complete lines of a file; none if there is no file."""
-  lines = path.read_bytes().splitlines(True) if path.is_file() else []
-  return [line for line in lines if line.endswith(b'\n')]
+def digest_text(text: str) -> str:
+  """Returns a digest of a text."""
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+  """Reads an object with at least these keys; None if there is no file.
+
+  Raises:
+    InputError: if it is damaged.
+  """
+  try:
+    record = json.loads(file.read_text())
+    for key in keys:
+      record[key]
+    # Without one it is written by hand.
+    if 'digest' in record and record['digest'] != _digest(record):
+      raise ValueError('its digest is another')
+    return record
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise damaged(file, error) from error
+
+
+def write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes an object and its digest, atomically."""
+  text = json.dumps({**record, 'digest': _digest(record)}, indent=2)
+  write_atomically(file, f'{text}\n'.encode())
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+  content = {key: record[key] for key in record if key != 'digest'}
+  return digest_text(json.dumps(content))
+
+
+def damaged(path: pathlib.Path, error: Exception) -> InputError:
+  """Returns the error to raise for a file that cannot be read."""
+  reason = ' '.join(repr(error).split())[:150]
+  return InputError(
+    f"'{path}' is damaged ({reason}); put it back or use a new workdir"
+  )
 
 
 @contextlib.contextmanager

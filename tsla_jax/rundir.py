@@ -8,6 +8,8 @@ TensorBoard events, `checkpoints/`, and once the run is finished
 `runs/ROW/seedN`.
 """
 
+import functools
+import hashlib
 import importlib.metadata
 import io as iolib
 import json
@@ -27,7 +29,12 @@ import numpy as np
 
 from tsla_jax import fields
 from tsla_jax.errors import InputError
-from tsla_jax.io import complete_lines, write_atomically
+from tsla_jax.io import (
+  damaged,
+  read_json,
+  write_atomically,
+  write_json,
+)
 
 # What a run folder may be: nothing in it yet, under way, or over.
 NEW, UNFINISHED, FINISHED, DIVERGED = (
@@ -36,6 +43,9 @@ NEW, UNFINISHED, FINISHED, DIVERGED = (
   'finished',
   'diverged',
 )
+
+# What a summary vouches for.
+_RESULTS = ('metrics.jsonl', 'timing.jsonl', 'predictions.npz', 'curves.png')
 
 
 class RunDir:
@@ -64,12 +74,41 @@ class RunDir:
 
   def summary(self) -> dict[str, Any] | None:
     """Reads `summary.json`; None while the run is not finished."""
-    return read_json(self.path / 'summary.json', 'num_epochs', 'best', 'last')
+    return read_json(
+      self.path / 'summary.json', 'num_epochs', 'best', 'last', 'digests'
+    )
+
+  def diverged(self) -> dict[str, Any] | None:
+    """Reads why and where the run ended early; None if it did not."""
+    return read_json(self.path / 'diverged.json', 'reason', 'progress')
 
   def divergence(self) -> str | None:
-    """Reads why the run ended early; None if it did not."""
-    record = read_json(self.path / 'diverged.json', 'reason')
-    return record and record['reason']
+    """Says why the run ended early, and what is left; None if it did not."""
+    record, good = self.diverged(), self.checkpoints / 'last'
+    if record is None:
+      return None
+    left = 'no checkpoint was saved before'
+    if good.exists():
+      left = f'the last good checkpoint is {good}'
+    return f'{record["reason"]}; {left}'
+
+  def read(self, name: str) -> bytes:
+    """Reads a file; that of a finished run must be as it was written.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      InputError: if its digest is not that in `summary.json`.
+    """
+    content, summary = (self.path / name).read_bytes(), self.summary()
+    # A summary of fewer epochs stays until a longer run has its own.
+    if summary and summary['num_epochs'] == self.config().num_epochs:
+      digest = summary['digests'].get(name)  # none of what is made later
+      if digest not in (None, hashlib.sha256(content).hexdigest()):
+        raise InputError(
+          f"'{self.path / name}' is not what the run has written; put it back,"
+          ' or delete it and start the training again, which writes it anew'
+        )
+    return content
 
   def lines(self, name: str = 'metrics.jsonl') -> list[dict[str, Any]]:
     """Reads the complete lines of a file; null is a value that was not finite.
@@ -77,8 +116,12 @@ class RunDir:
     Raises:
       InputError: names the line that is damaged or not in order.
     """
+    try:
+      content = self.read(name)
+    except FileNotFoundError:
+      return []
     lines = []
-    for epoch, text in enumerate(complete_lines(self.path / name)):
+    for epoch, text in enumerate(content.split(b'\n')[:-1]):
       try:
         lines.append(json.loads(text))
         if lines[-1]['epoch'] != epoch:
@@ -102,16 +145,13 @@ class RunDir:
     record = self.record()
     if record is None:
       return NEW
-    if self.divergence() is not None:
+    if self.diverged() is not None:
       return DIVERGED
-    num_epochs = num_epochs or record['config']['num_epochs']
-    summary = self.summary()
+    asked, summary = record['config']['num_epochs'], self.summary()
     if (
       summary is not None
-      and summary['num_epochs'] == num_epochs
-      and len(complete_lines(self.path / 'metrics.jsonl')) == num_epochs
-      and (self.path / 'predictions.npz').is_file()
-      and (self.path / 'curves.png').is_file()
+      and summary['num_epochs'] == asked == (num_epochs or asked)
+      and all((self.path / name).is_file() for name in _RESULTS)
     ):
       return FINISHED
     return UNFINISHED
@@ -202,23 +242,17 @@ class RunDir:
         of the epochs behind it.
     """
     known = self.record()
-    # How a run started stays on record when it goes on with more epochs.
+    # How a run started stays on record; `timing.jsonl` has each epoch's.
     record = known or {
-      **describe_environment(),
+      'versions': versions(),
+      'git_commit': _git('rev-parse', 'HEAD'),
+      'git_modified': bool(_git('status', '--porcelain')),
       'devices': list(devices),
       'dataset': dict(data),
       'run': name,
     }
     record['config'] = config.to_dict()
     self.path.mkdir(parents=True, exist_ok=True)
-    # Results of fewer epochs would contradict the files from here on.
-    for name in (
-      'summary.json',
-      'predictions.npz',
-      'predictions_train.npz',
-      'curves.png',
-    ):
-      (self.path / name).unlink(missing_ok=True)
     write_json(self.path / 'config.json', record)
     for file, lines in (
       ('metrics.jsonl', progress.metrics),
@@ -267,9 +301,16 @@ class RunDir:
     summary: Mapping[str, Any],
   ) -> None:
     """Writes the results; the summary last, since it marks a finished run."""
+    # Those of fewer epochs stay until here: they are what is lost by a slip.
+    for name in ('summary.json', 'predictions_train.npz'):
+      (self.path / name).unlink(missing_ok=True)
     self.write_predictions('predictions.npz', predictions)
     write_atomically(self.path / 'curves.png', curves)
-    write_json(self.path / 'summary.json', summary)
+    digests = {
+      name: hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+      for name in _RESULTS
+    }
+    write_json(self.path / 'summary.json', {**summary, 'digests': digests})
 
   def write_predictions(
     self, name: str, predictions: Mapping[str, np.ndarray]
@@ -280,9 +321,10 @@ class RunDir:
     write_atomically(self.path / name, archive.getvalue())
     return self.path / name
 
-  def diverge(self, reason: str) -> None:
-    """Marks a run that ended early."""
-    write_json(self.path / 'diverged.json', {'reason': reason})
+  def diverge(self, reason: str, progress: Mapping[str, Any]) -> None:
+    """Marks a run that ended early, and says what it had been trained on."""
+    record = {'reason': reason, 'progress': progress}
+    write_json(self.path / 'diverged.json', record)
 
 
 class TableDir:
@@ -309,7 +351,7 @@ class TableDir:
       for row in record['rows'] if record else ():
         _ = row['name'], row['directory'], row['num_epochs']
     except (KeyError, TypeError) as error:
-      raise _damaged(file, error) from error
+      raise damaged(file, error) from error
     return record
 
   def run(self, directory: str, seed: int) -> RunDir:
@@ -323,34 +365,6 @@ def slug(row: str) -> str:
   return '_'.join(''.join(letters).split())
 
 
-def read_json(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
-  """Reads an object with at least these keys; None if there is no file.
-
-  Raises:
-    InputError: if it is damaged.
-  """
-  try:
-    record = json.loads(file.read_text())
-    for key in keys:
-      record[key]
-    return record
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise _damaged(file, error) from error
-
-
-def _damaged(file: pathlib.Path, error: Exception) -> InputError:
-  return InputError(
-    f"'{file}' is damaged ({error!r}); put it back or use a new workdir"
-  )
-
-
-def write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes an object, atomically."""
-  write_atomically(file, (json.dumps(dict(record), indent=2) + '\n').encode())
-
-
 def to_line(values: Mapping[str, Any]) -> str:
   """Returns a line of JSON; null for what is not finite."""
   finite = {
@@ -362,32 +376,32 @@ def to_line(values: Mapping[str, Any]) -> str:
   return json.dumps(finite) + '\n'
 
 
-def describe_environment() -> dict[str, Any]:
-  """Returns what numbers may depend on beside the config: versions, commit."""
+@functools.cache
+def versions() -> Mapping[str, str]:
+  """Returns what the last bits of a run depend on, beside its devices."""
+  import jax  # reading folders needs none of it
+
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-  def git(*arguments: str) -> str | None:
-    try:
-      done = subprocess.run(
-        ('git', *arguments),
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-      )
-    except (OSError, subprocess.CalledProcessError):
-      return None
-    return done.stdout.strip()
-
-  status = git('status', '--porcelain')
   return {
-    'versions': {
-      'python': platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-    'git_commit': git('rev-parse', 'HEAD'),
-    'git_modified': None if status is None else bool(status),
+    'python': platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in packages},
+    'threefry_partitionable': str(jax.config.jax_threefry_partitionable),
   }
+
+
+def _git(*arguments: str) -> str | None:
+  """Asks git about the code that runs; None where it is no checkout."""
+  try:
+    done = subprocess.run(
+      ('git', *arguments),
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
 
 
 def _import_tensorboardx() -> types.ModuleType:

@@ -67,7 +67,7 @@ def test_two_steps_on_stand_in_data(name):
   data = make_dataset(16, 10, shape, classes)
   run, topology = make_run(config, data), devices.data_parallel(1)
   if name in ALIKE:  # as are its numbers: here the shapes are shown to fit
-    check_shapes(make_experiment(run.config, data, topology), run, classes)
+    check_shapes(make_experiment([run], topology), run, classes)
     return
   experiment, state, test_prior, sums = train_an_epoch(topology, [run])
   losses = [float(values['loss'][0]) / 8 for values in sums]

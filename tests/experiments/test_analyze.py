@@ -203,7 +203,7 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
   (run / 'config.json').write_text(record.replace('"theta"', '"tehta"'))
   check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'lacks')
   (run / 'config.json').write_text(record)
-  (run / 'diverged.json').write_text('{"reason": "too wild"}')
+  (run / 'diverged.json').write_text('{"reason": "too wild", "progress": {}}')
   check_refused(door(root, 'analyze', f'--run={run}'), 'ended early: too wild')
   assert not (run / 'analysis').exists()
 

@@ -115,7 +115,9 @@ def test_what_is_not_whole_is_refused(workdir, tmp_path):
   (folder / 'config.json').write_text(json.dumps(record))
   with pytest.raises(InputError, match="config.json' lacks a field"):
     explain([folder])
-  (folder / 'diverged.json').write_text('{"reason": "too wild"}')
+  (folder / 'diverged.json').write_text(
+    '{"reason": "too wild", "progress": {}}'
+  )
   with pytest.raises(InputError, match='ended early: too wild'):
     explain([folder])
   assert not list(tmp_path.rglob('analysis'))

@@ -79,7 +79,7 @@ def test_notes_say_what_the_numbers_are(workdir):
       record['config']['model']['pretrained'] = '/a/b/weights.pth'
     path.write_text(json.dumps(record))
   (workdir / 'runs' / 'lsr' / 'seed1' / 'diverged.json').write_text(
-    '{"reason": "x"}'
+    '{"reason": "x", "progress": {}}'
   )
   text = notes(workdir)
   assert '20% of the training labels are wrong on purpose' in text
@@ -108,7 +108,7 @@ def test_a_table_of_diverged_runs_is_drawn(workdir):
     for name in ('metrics.jsonl', 'timing.jsonl'):
       (path / name).write_text('')
     (path / 'summary.json').unlink()
-    (path / 'diverged.json').write_text('{"reason": "x"}')
+    (path / 'diverged.json').write_text('{"reason": "x", "progress": {}}')
   assert '0, 3 diverged' in page.draw(workdir)
   assert Page((workdir / 'report.html').read_text()).pictures == []
 

@@ -131,7 +131,9 @@ def test_runs_that_are_not_finished_are_said_and_not_counted(workdir):
   lsr = workdir / 'runs' / 'lsr'
   (lsr / 'seed0' / 'summary.json').unlink()
   (lsr / 'seed2' / 'summary.json').unlink()
-  (lsr / 'seed2' / 'diverged.json').write_text('{"reason": "x"}')
+  (lsr / 'seed2' / 'diverged.json').write_text(
+    '{"reason": "x", "progress": {}}'
+  )
   results = read_results(workdir)
   line = cells(tables.results_layout(results), 'LSR, theta 0.1')
   assert line['runs'] == Cell('1, 1 diverged, 1 not finished')

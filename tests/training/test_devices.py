@@ -8,7 +8,7 @@ from tests.helpers import make_config, make_dataset, make_run, train_an_epoch
 from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices
-from tsla_jax.training import experiment as experiment_lib
+from tsla_jax.training.experiment import make_experiment
 from tsla_jax.training.state import Prior
 
 
@@ -95,8 +95,8 @@ def test_place_and_fetch_are_inverse(topology, batches):
 
 def test_indivisible_batch_is_refused(data):
   with pytest.raises(InputError, match='12 cannot be split over 8.*multiple'):
-    experiment_lib.make_experiment(
-      resolved(batch_size=12), data, devices.data_parallel(8)
+    make_experiment(
+      [make_run(make_config(batch_size=12), data)], devices.data_parallel(8)
     )
 
 

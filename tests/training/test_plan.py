@@ -8,7 +8,7 @@ from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, plan
 from tsla_jax.training.checkpoint import Progress
-from tsla_jax.training.plan import Branch, find_branches
+from tsla_jax.training.plan import find_branches
 
 
 def test_what_runs_share_is_found():
@@ -26,15 +26,15 @@ def test_the_tree_has_every_prefix_once():
       rng.integers(0, 2, rng.integers(0, 6)).tolist()
       for _ in range(rng.integers(1, 9))
     ]
-    branches = find_branches(runs)
-    prefixes = {tuple(run[:i]) for run in runs for i in range(1, len(run) + 1)}
+    # States, as `Run.path` gives them: all that led to them.
+    paths = [[tuple(r[:i]) for i in range(1, len(r) + 1)] for r in runs]
+    branches = find_branches(paths)
     pairs = list(zip(runs, branches, strict=True))
-    assert sum(len(run) - b.epoch for run, b in pairs) == len(prefixes)
-    for run, branch in pairs:
-      if branch.parent is None:
-        assert branch.epoch == 0
-      else:
-        assert runs[branch.parent][: branch.epoch] == run[: branch.epoch]
+    trained = sum(len(run) - epoch for run, (_, epoch) in pairs)
+    assert trained == len({state for path in paths for state in path})
+    for run, (parent, epoch) in pairs:
+      assert (parent is None) == (epoch == 0)
+      assert epoch == 0 or runs[parent][:epoch] == run[:epoch]
 
 
 def stalling(epochs):
@@ -103,5 +103,5 @@ def test_rows_on_other_data_share_nothing():
   }
   table = plan.make_table(configs, SEEDS, 'x')
   first, second = (table.runs(row)[0] for row in configs)
-  assert find_branches([first.path(), second.path()]) == [Branch(), Branch()]
+  assert find_branches([first.path(), second.path()]) == [(None, 0)] * 2
   assert first.identity != second.identity

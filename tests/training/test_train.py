@@ -1,5 +1,6 @@
 """A run's directory: what is in it, and what it is protected from."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -8,6 +9,7 @@ import re
 import shutil
 import signal
 import struct
+import sys
 import zlib
 
 import jax
@@ -15,12 +17,15 @@ import numpy as np
 import pytest
 
 from tests.helpers import check_same_run, make_config, make_dataset
+from tsla_jax import rundir
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory
-from tsla_jax.rundir import RunDir
-from tsla_jax.training import devices, walk
+from tsla_jax.report.explain import explain
+from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir
+from tsla_jax.training import devices, fit, train
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import Experiment
+from tsla_jax.training.fit import Segment
 from tsla_jax.training.load import load_model
 from tsla_jax.training.store import Store
 from tsla_jax.training.train import train_and_evaluate
@@ -255,11 +260,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path):
     config = make_config(**{'num_epochs': epochs})
     train_and_evaluate(config, tmp_path / 'extended', dataset)
   train_and_evaluate(config, tmp_path / 'whole', dataset)
-  for name in ('metrics.jsonl', 'predictions.npz', 'summary.json'):
-    extended, whole = (
-      (tmp_path / run / name).read_bytes() for run in ('extended', 'whole')
-    )
-    assert extended == whole
+  check_same_run(tmp_path / 'extended', tmp_path / 'whole')
   assert RunDir(tmp_path / 'extended').config().num_epochs == 5
 
 
@@ -275,19 +276,28 @@ def test_fewer_epochs_than_trained_are_refused(finished):
 
 def test_results_of_fewer_epochs_do_not_outlive_a_longer_run(tmp_path):
   """Finished with 3 epochs, killed on the way to 6: no longer finished."""
-  train_and_evaluate(make_config(**{'num_epochs': 3}), tmp_path, make_dataset())
+  shorter = make_config(**{'num_epochs': 3})
+  train_and_evaluate(shorter, tmp_path, make_dataset())
+  before = read_checkpoint(tmp_path / 'checkpoints').digests
 
   class KilledError(Exception):
     pass
 
   def kill(self, metrics, timing):
-    raise KilledError
+    if metrics['epoch'] == 4:
+      raise KilledError
+    append(self, metrics, timing)
 
+  append = RunDir.append
   longer = make_config(**{'num_epochs': 6})
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
     patch.setattr(RunDir, 'append', kill)
     train_and_evaluate(longer, tmp_path, make_dataset())
-  assert not (tmp_path / 'summary.json').exists()
+  assert RunDir(tmp_path).status() == UNFINISHED
+  # A slip: what it had finished is as it was, at no epoch's cost.
+  train_and_evaluate(shorter, tmp_path, make_dataset())
+  assert read_checkpoint(tmp_path / 'checkpoints').digests == before
+  assert len(RunDir(tmp_path).lines()) == 3
   train_and_evaluate(longer, tmp_path, make_dataset())
   assert len(RunDir(tmp_path).lines()) == 6
 
@@ -432,9 +442,7 @@ def test_missing_results_are_made_again(finished, tmp_path):
   shutil.copytree(finished[0], directory)
   (directory / 'predictions.npz').unlink()
   train_and_evaluate(make_config(), directory, make_dataset())
-  for name in ('predictions.npz', 'summary.json', 'metrics.jsonl'):
-    expected = (finished[0] / name).read_bytes()
-    assert (directory / name).read_bytes() == expected
+  check_same_run(directory, finished[0])
 
 
 def test_unwritable_disk_is_one_line(tmp_path, monkeypatch):
@@ -488,11 +496,11 @@ def test_all_devices_are_used_unless_told(tmp_path, monkeypatch, capsys):
   class NotTrainedError(Exception):
     pass
 
-  def no_training(courses, experiment, *args):
-    topologies.append(experiment.topology)
+  def no_training(self):
+    topologies.append(self.experiment.topology)
     raise NotTrainedError
 
-  monkeypatch.setattr(walk, 'fit', no_training)
+  monkeypatch.setattr(Segment, 'train', no_training)
   config = make_config(**{'num_epochs': 3, 'num_devices': None})
   with pytest.raises(NotTrainedError):
     train_and_evaluate(config, tmp_path, make_dataset())
@@ -504,6 +512,107 @@ def test_signal_handlers_are_put_back(tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   train_and_evaluate(make_config(), tmp_path, make_dataset())
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGPIPE])
+def test_a_lost_terminal_or_reader_saves_and_leaves(
+  finished, tmp_path, monkeypatch, number
+):
+  """As a closed window; as `| head`, whose pipe breaks at the next line."""
+  config = make_config(**{'checkpoint.every_epochs': 0})
+  append = RunDir.append
+  reader, writer = os.pipe()
+  os.close(reader)
+  pipe = os.fdopen(writer, 'w')
+
+  def losing(self, metrics, timing):
+    append(self, metrics, timing)
+    if metrics['epoch'] == 0:
+      if number == signal.SIGHUP:
+        os.kill(os.getpid(), number)
+      else:
+        monkeypatch.setattr(sys, 'stdout', pipe)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+    patch.setattr(RunDir, 'append', losing)
+    train_and_evaluate(config, tmp_path, make_dataset())
+  monkeypatch.undo()
+  with contextlib.suppress(BrokenPipeError):
+    pipe.close()
+  assert end.value.code == 128 + number
+  (stored,) = (tmp_path / 'segments').glob('*/seed0')
+  assert read_checkpoint(stored).progress.step == 4
+  train_and_evaluate(config, tmp_path, make_dataset())
+  check_same_run(tmp_path, finished[0])
+
+
+def test_other_versions_and_devices_are_said_and_may_be_refused(
+  tmp_path, monkeypatch, capsys
+):
+  """A deterministic run promises bits that these would change."""
+  fields = {'num_epochs': 2, 'smoothing.drop_epoch': 1}
+  config = make_config(**fields, deterministic=True)
+  train_and_evaluate(config, tmp_path, make_dataset())
+  now = rundir.versions()
+  other = {**now, 'jax': '0.0.1', 'threefry_partitionable': 'False'}
+  monkeypatch.setattr(rundir, 'versions', lambda: other)
+  monkeypatch.setattr(train, 'versions', lambda: other)
+  monkeypatch.setattr(fit, 'versions', lambda: other)
+  config.num_epochs, before = 3, contents(tmp_path)
+  words = rf'jax {now["jax"]} before, 0.0.1 now; threefry_partitionable True'
+  with pytest.raises(InputError, match=f'{words}.*--allow_other_versions'):
+    train_and_evaluate(config, tmp_path, make_dataset())
+  assert contents(tmp_path) == before
+  allowed = {'allow_other_versions': True}
+  train_and_evaluate(config, tmp_path, make_dataset(), **allowed)
+  assert re.search(f'Note: {words}', capsys.readouterr().out)
+  # Each epoch's are on record.
+  lines = RunDir(tmp_path).lines('timing.jsonl')
+  jax_versions = [line['versions']['jax'] for line in lines]
+  assert jax_versions == [now['jax']] * 2 + ['0.0.1']
+
+  config.num_epochs, config.num_devices, config.deterministic = 4, 2, False
+  shutil.copytree(tmp_path, tmp_path / 'copy')
+  with pytest.raises(InputError, match='deterministic .there True'):
+    train_and_evaluate(config, tmp_path / 'copy', make_dataset())
+  config.deterministic = True
+  with pytest.raises(InputError, match='devices cpu before, cpu, cpu now'):
+    train_and_evaluate(config, tmp_path / 'copy', make_dataset())
+
+
+def test_what_is_hardly_ever_meant_is_said(tmp_path, capsys):
+  fields = {'smoothing.theta': 1.5, 'optimizer.drop_epochs': (1, 9)}
+  config = make_config(**fields, num_epochs=2, **{'smoothing.drop_epoch': 1})
+  train_and_evaluate(config, tmp_path, make_dataset())
+  text = capsys.readouterr().out
+  assert 'Note: smoothing.theta 1.5 is outside [0, 1]' in text
+  assert 'Note: optimizer.drop_epochs [9] are beyond the last epoch' in text
+
+
+def test_reading_changes_nothing(finished, tmp_path):
+  """Not even what a training process is about to rename or to delete."""
+  directory = tmp_path / 'copy'
+  shutil.copytree(finished[0], directory)
+  for name in ('.00000008-a.tmp', '.00000008-b.deleted', '00000004-c'):
+    shutil.copytree(directory / 'checkpoints', directory / 'segments' / name)
+  before = contents(directory)
+  load_model(directory)
+  assert RunDir(directory).status() == FINISHED
+  explain([directory], output=tmp_path / 'out')
+  assert contents(directory) == before
+
+
+def test_files_of_finished_runs_are_as_they_were_written(finished, tmp_path):
+  for name in ('metrics.jsonl', 'timing.jsonl', 'summary.json', 'config.json'):
+    directory = tmp_path / name
+    shutil.copytree(finished[0], directory)
+    text = (directory / name).read_text()
+    digit = re.search(r'\.\d*([1-8])', text).start(1)
+    changed = str(int(text[digit]) + 1)
+    (directory / name).write_text(text[:digit] + changed + text[digit + 1 :])
+    with pytest.raises(InputError, match=name):
+      run = RunDir(directory)
+      run.record(), run.summary(), run.lines(), run.lines('timing.jsonl')
 
 
 def test_a_run_that_diverges_after_its_drop_keeps_the_switch(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,17 @@ class Dataset:
     """A digest of images and labels, by which a run knows its data again."""
     parts = [*self.class_names, self.train.digest, self.test.digest]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
+
+  def describe(self) -> dict[str, Any]:
+    """Describes the data, for the record of a run."""
+    return {
+      'name': self.name,
+      'train_examples': len(self.train),
+      'test_examples': len(self.test),
+      'image_shape': list(self.train.images.shape[1:]),
+      'class_names': list(self.class_names),
+      'fingerprint': self.fingerprint(),
+    }
 
 
 def add_label_noise(dataset: Dataset, share: float) -> Dataset:

@@ -13,7 +13,6 @@ Digests of all values are checked at every read. Reading changes nothing; only
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
 from tsla_jax.errors import InputError
-from tsla_jax.io import write_atomically
+from tsla_jax.io import damaged, read_json, write_json
 from tsla_jax.training.state import TrainState
 
 
@@ -43,7 +42,6 @@ class Progress:
     metrics: a line of `metrics.jsonl` for each epoch that is over.
     timing: the lines of `timing.jsonl`.
     kept: whether other runs may start here; other states only serve a restart.
-    reason: why the path ended here, in NaN or infinity; else None.
   """
 
   identity: str
@@ -55,7 +53,6 @@ class Progress:
   metrics: Sequence[Mapping[str, Any]] = ()
   timing: Sequence[Mapping[str, Any]] = ()
   kept: bool = False
-  reason: str | None = None
 
   @property
   def epoch(self) -> int:
@@ -65,26 +62,13 @@ class Progress:
   @property
   def best_epoch(self) -> int | None:
     """The first epoch of the highest test top-1; None before the first."""
-    if not self.metrics:
-      return None
-    return max(range(self.epoch), key=lambda i: self.metrics[i]['test_top1'])
+    top1 = [line['test_top1'] for line in self.metrics]
+    return top1.index(max(top1)) if top1 else None
 
   def is_of(self, run: Any) -> bool:
     """Whether a run trained the last epoch itself, and not another for it."""
     return run.identity == self.identity and (
       not self.timing or self.timing[-1]['run'] == run.name
-    )
-
-  def cut(self, epochs: int, steps_per_epoch: int) -> 'Progress':
-    """Returns what this was after fewer epochs."""
-    return dataclasses.replace(
-      self,
-      keys=self.keys[:epochs],
-      step=epochs * steps_per_epoch,
-      first=0,
-      sums={},
-      metrics=self.metrics[:epochs],
-      timing=self.timing[:epochs],
     )
 
   def continues(self, other: 'Progress') -> bool:
@@ -121,14 +105,12 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     FileNotFoundError: if there is none.
     InputError: if it is damaged.
   """
-  text = (path / 'progress.json').read_bytes()
+  record = read_json(path / 'progress.json', 'progress', 'arrays')
+  if record is None:
+    raise FileNotFoundError(path / 'progress.json')
   try:
-    record = json.loads(text)
-    digest = record.pop('digest')
-    if digest != digest_text(json.dumps(record)):
-      raise ValueError('its digest is another')
     return Checkpoint(path, Progress(**record['progress']), record['arrays'])
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except TypeError as error:
     raise damaged(path / 'progress.json', error) from error
 
 
@@ -148,8 +130,7 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
   try:
     digest = checkpoint.digests[name]
     with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.restore(path.absolute())
-    tree = jax.tree.map(np.asarray, tree)
+      tree = jax.tree.map(np.asarray, checkpointer.restore(path.absolute()))
     if _digest(tree) != digest:
       raise ValueError('its digest is another')
   # Orbax and TensorStore raise errors of many kinds.
@@ -169,13 +150,16 @@ def restore(
   whole = traverse_util.flatten_dict(
     serialization.to_state_dict(template), keep_empty_nodes=True
   )
-  wanted = {key: leaf for key, leaf in whole.items() if hasattr(leaf, 'shape')}
   found = traverse_util.flatten_dict(dict(tree))
-  if wanted.keys() != found.keys() or any(
-    found[key].shape != wanted[key].shape
-    or found[key].dtype != wanted[key].dtype
-    for key in wanted
-  ):
+
+  def form(leaves: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+      key: (leaf.shape, leaf.dtype)
+      for key, leaf in leaves.items()
+      if hasattr(leaf, 'shape')
+    }
+
+  if form(found) != form(whole):
     raise InputError(
       f"checkpoint '{path}' is of another model or optimizer, or of another"
       ' version of the code; use that version or a new workdir'
@@ -189,9 +173,7 @@ def write_state(path: pathlib.Path, state: TrainState) -> str:
   """Writes a state and returns its digest."""
   # Without the empty nodes, which orbax does not keep.
   flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
-  tree = traverse_util.unflatten_dict(
-    {key: np.asarray(value) for key, value in flat.items()}
-  )
+  tree = jax.tree.map(np.asarray, traverse_util.unflatten_dict(flat))
   path.parent.mkdir(parents=True, exist_ok=True)
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(path.absolute(), tree)
@@ -203,11 +185,7 @@ def write_progress(
 ) -> None:
   """Writes all of a checkpoint but its arrays, after these."""
   record = {'progress': dataclasses.asdict(progress), 'arrays': dict(digests)}
-  # As a reader will see it: tuples as lists.
-  record = json.loads(json.dumps(record))
-  record['digest'] = digest_text(json.dumps(record))
-  text = json.dumps(record) + '\n'
-  write_atomically(directory / 'progress.json', text.encode())
+  write_json(directory / 'progress.json', record)
 
 
 def _digest(tree: Mapping[str, Any]) -> str:
@@ -216,14 +194,3 @@ def _digest(tree: Mapping[str, Any]) -> str:
     digest.update(repr((key, value.dtype.str, value.shape)).encode())
     digest.update(np.ascontiguousarray(value).data)
   return digest.hexdigest()
-
-
-def digest_text(text: str) -> str:
-  """Returns a digest of a text."""
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def damaged(path: pathlib.Path, error: Exception) -> InputError:
-  """Returns the error to raise for a file that cannot be read."""
-  reason = ' '.join(str(error).split())[:150]
-  return InputError(f"checkpoint '{path}' is damaged ({reason})")

@@ -1,7 +1,7 @@
 """What a config means: its checks, schedules, model, optimizer and data."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -121,24 +121,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     InputError: names the field, what was found and what is accepted.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  for field, value in fields.flatten(config.to_dict()).items():
+  values = fields.flatten(config.to_dict())
+  for field, value in values.items():
     prefix = field.rpartition('.')[0] + '.'
     accepted = _ACCEPTED.get(field) or _ACCEPTED.get(prefix)
     if accepted is not None:
       _require(field, value, *accepted)
-  _check_smoothing(config)
-  _require(
-    'loss.strength',
-    config.loss.strength,
-    lambda value: value == 0 or config.loss.name != 'cross_entropy',
-    "0 beside loss.name 'cross_entropy', which adds nothing",
-  )
-  _require(
-    'data.pad',
-    config.data.pad,
-    lambda value: not (value and config.data.crop_size),
-    '0 beside data.crop_size, which crops without it',
-  )
+  for field, valid, text in _conditions(config):
+    _require(field, values[field], lambda _, valid=valid: valid, text)
   if config.model.dtype == 'auto':
     on_cpu = jax.default_backend() == 'cpu'
     config.model.dtype = 'float32' if on_cpu else 'bfloat16'
@@ -147,45 +137,53 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
-def _check_smoothing(config: ml_collections.ConfigDict) -> None:
-  """Checks what depends on several fields of the method."""
+def _conditions(
+  config: ml_collections.ConfigDict,
+) -> Iterator[tuple[str, Any, str]]:
+  """Yields what depends on several fields: one of them, if valid, what is."""
   smoothing, last = config.smoothing, config.num_epochs - 1
   drop, rule = smoothing.drop_epoch, smoothing.drop_rule
-  for field, valid, accepted in (
-    (
-      'smoothing.drop_epoch',
-      drop is None or 1 <= drop <= last,
-      f'between 1 and {last}, so that both stages of the {last + 1} epochs are'
-      ' trained: give :tsla,drop=EPOCH (without a drop :lsr, without smoothing'
-      ' :baseline)',
-    ),
-    (
-      'smoothing.drop_epoch',
-      drop is not None or smoothing.schedule == 'two_stage',
-      f"an epoch, at which a '{smoothing.schedule}' schedule reaches 0",
-    ),
-    (
-      'smoothing.drop_rule',
-      rule is None or drop is None,
-      'None beside smoothing.drop_epoch; give one of the two',
-    ),
-    (
-      'smoothing.theta',
-      rule is None or 0 < smoothing.theta <= 1,
-      'above 0, at most 1, with smoothing.drop_rule',
-    ),
-    (
-      'optimizer.second_stage_factor',
-      config.optimizer.second_stage_factor == 1 or drop or rule,
-      '1 where there is no second stage (smoothing.drop_epoch is None)',
-    ),
-  ):
-    value = fields.flatten(config.to_dict())[field]
-    _require(field, value, lambda _, valid=valid: valid, accepted)
+  yield (
+    'smoothing.drop_epoch',
+    drop is None or 1 <= drop <= last,
+    f'between 1 and {last}, so that both stages of the {last + 1} epochs are'
+    ' trained: give :tsla,drop=EPOCH (without a drop :lsr, without smoothing'
+    ' :baseline)',
+  )
+  yield (
+    'smoothing.drop_epoch',
+    drop is not None or smoothing.schedule == 'two_stage',
+    f"an epoch, at which a '{smoothing.schedule}' schedule reaches 0",
+  )
+  yield (
+    'smoothing.drop_rule',
+    rule is None or drop is None,
+    'None beside smoothing.drop_epoch; give one of the two',
+  )
+  yield (
+    'smoothing.theta',
+    rule is None or 0 < smoothing.theta <= 1,
+    'above 0, at most 1, with smoothing.drop_rule',
+  )
+  yield (
+    'optimizer.second_stage_factor',
+    config.optimizer.second_stage_factor == 1 or drop or rule,
+    '1 where there is no second stage (smoothing.drop_epoch is None)',
+  )
+  yield (
+    'loss.strength',
+    config.loss.strength == 0 or config.loss.name != 'cross_entropy',
+    "0 beside loss.name 'cross_entropy', which adds nothing",
+  )
+  yield (
+    'data.pad',
+    not (config.data.pad and config.data.crop_size),
+    '0 beside data.crop_size, which crops without it',
+  )
 
 
 def _require(
-  field: str, value: Any, is_valid: Callable[[Any], bool], accepted: str
+  field: str, value: Any, is_valid: Callable[[Any], Any], accepted: str
 ) -> None:
   try:
     valid = is_valid(value)
@@ -193,6 +191,20 @@ def _require(
     valid = False
   if not valid:
     raise InputError(f'{field}: {value!r}; must be {accepted}')
+
+
+def notes(config: ml_collections.ConfigDict) -> list[str]:
+  """Says what is accepted in a config, and hardly ever meant."""
+  found, theta = [], config.smoothing.theta
+  late = [e for e in config.optimizer.drop_epochs if e >= config.num_epochs]
+  if late:
+    found.append(f'optimizer.drop_epochs {late} are beyond the last epoch')
+  if not 0 <= theta <= 1:
+    found.append(
+      f'smoothing.theta {theta} is outside [0, 1]: smoothed labels are no'
+      ' distributions'
+    )
+  return found
 
 
 def make_model(
@@ -216,13 +228,12 @@ def optimizer_spec(
 ) -> optimizers.OptimizerSpec:
   """Returns the static settings of the optimizer."""
   options = config.optimizer
-  decay = {'backbone': options.weight_decay, 'head': options.head_weight_decay}
-  if decay['head'] is None:
-    decay['head'] = options.weight_decay
+  decay, head = options.weight_decay, options.head_weight_decay
+  of_group = {'backbone': decay, 'head': decay if head is None else head}
   return optimizers.OptimizerSpec(
     name=options.name,
     momentum=options.momentum,
-    weight_decay=tuple(decay[group] for group in optimizers.GROUPS),
+    weight_decay=tuple(of_group[group] for group in optimizers.GROUPS),
     decoupled=options.decoupled_weight_decay,
   )
 

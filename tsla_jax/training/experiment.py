@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from tsla_jax.analysis.calibration import calibration_error
@@ -234,19 +233,13 @@ class Experiment:
 
 
 def make_experiment(
-  config: ml_collections.ConfigDict,
-  dataset: Dataset,
-  topology: devices.Topology,
-  prior_rows: tuple[int, int] = (1, 1),
+  runs: Sequence[Any], topology: devices.Topology
 ) -> Experiment:
-  """Prepares to train runs of a config.
+  """Prepares to train runs of one program.
 
   Args:
-    config: resolved; its seed, smoothing and learning rates play no part.
-    dataset: what the runs train on.
+    runs: see `plan.Run`.
     topology: which devices train which run.
-    prior_rows: the most rows that a table of the runs' priors has, of training
-      and of test examples.
 
   Returns:
     The experiment, its data on the devices.
@@ -255,6 +248,7 @@ def make_experiment(
     InputError: if the batch does not fit the devices or the data set, or the
       augmentation does not fit the images.
   """
+  config, dataset = runs[0].config, runs[0].dataset
   topology.split(config.batch_size)
   pipeline.num_steps(len(dataset.train), config.batch_size)
   augmentation = config_lib.augmentation(config)
@@ -295,7 +289,10 @@ def make_experiment(
       topology,
     ),
     batch_size=config.batch_size,
-    prior_rows=prior_rows,
+    prior_rows=(
+      max(len(run.prior.rows) for run in runs),
+      max(len(run.test_prior.rows) for run in runs),
+    ),
     train=resident(dataset.train, placed[0]),
     test=resident(dataset.test, placed[1]),
   )

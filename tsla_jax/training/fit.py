@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from tsla_jax.rundir import versions
 from tsla_jax.training.checkpoint import Progress
 from tsla_jax.training.experiment import Experiment, StepSums
+from tsla_jax.training.load import to_predictions
 from tsla_jax.training.plan import Run
-from tsla_jax.training.progress import Bar
+from tsla_jax.training.progress import Bar, say
 from tsla_jax.training.state import Prior, TrainState
 from tsla_jax.training.store import Store
 
@@ -25,36 +27,33 @@ class Course:
     run: which one.
     progress: what its state has been trained on.
     state: to start from, on the host; None once it is on the devices.
-    best: the state after the best epoch so far, on the host; None before the
-      first. It is written with the next checkpoint: a kill before that loses
-      it together with the epochs that made it, which are trained again.
+    best: the state after the best epoch so far, on the host, and what it was
+      trained on; None before the first. It is written with the next
+      checkpoint: a kill before that loses it together with the epochs that
+      made it, which are trained again.
+    reason: why the run ended early, in NaN or infinity; else None.
   """
 
   run: Run
   progress: Progress
   state: TrainState | None
-  best: TrainState | None = None
+  best: tuple[Progress, TrainState] | None = None
+  reason: str | None = None
 
   def update(self, **fields: Any) -> None:
     """Replaces fields of the progress."""
     self.progress = dataclasses.replace(self.progress, **fields)
 
 
-def fit(
-  courses: Sequence[Course],
-  experiment: Experiment,
-  store: Store,
-  bar: Bar,
-  signals: Sequence[int],
-  report: Callable[[Mapping[str, Any], float], None] | None = None,
-) -> None:
-  """Trains a segment: from where the runs are to their ends.
+@dataclasses.dataclass
+class Segment:
+  """Runs of one row that train side by side.
 
   A state is kept where another run leaves the path, where theta comes to 0,
   where a learning rate drops, and at the end. A run whose loss is not finite
   ends alone.
 
-  Args:
+  Attributes:
     courses: at equal steps, of runs of one row; as many as the topology trains
       side by side, or fewer.
     experiment: programs and data.
@@ -63,81 +62,74 @@ def fit(
     signals: to leave, as they come.
     report: called after each epoch with the line of the first run and the
       images per second of all.
-
-  Raises:
-    InputError: if a file cannot be written.
-    SystemExit: on a signal, after saving.
   """
-  segment = _Segment(courses, experiment, store, bar, signals, report)
-  try:
-    segment.train()
-  finally:
-    for course in courses:
-      course.run.directory.close()
 
+  courses: Sequence[Course]
+  experiment: Experiment
+  store: Store
+  bar: Bar
+  signals: Sequence[int]
+  report: Callable[[Mapping[str, Any], float], None] | None = None
 
-class _Segment:
-  """The state of a segment: `fit`'s arguments, and the runs still training."""
-
-  def __init__(self, courses, experiment, store, bar, signals, report):
-    self.experiment: Experiment = experiment
-    self.store: Store = store
-    self.bar: Bar = bar
-    self.signals: Sequence[int] = signals
-    self.report = report
-    self.config = courses[0].run.config
+  def __post_init__(self):
+    self.config = self.courses[0].run.config
+    self.topology = self.experiment.topology
+    self.filled: list[Course] = self.topology.fill(self.courses)
+    self.active: dict[int, Course] = dict(enumerate(self.courses))
     self.saved_at = time.monotonic()
-    self.active: list[tuple[int, Course]] = list(enumerate(courses))
-    self.courses: list[Course] = experiment.topology.fill(courses)
-    # Runs on the same path so far.
-    self.others = [
-      [r for r in store.runs if r is not c.run and r.shares(c.progress)]
-      for c in courses
-    ]
 
   def train(self) -> None:
-    """Trains to the end."""
-    topology, start = self.experiment.topology, self.courses[0].progress
-    for _, course in self.active:
-      run = course.run
-      run.directory.start(
-        run.config, run.data, topology.kinds, run.name, course.progress
-      )
-    state = topology.place([course.state for course in self.courses])
-    for course in self.courses:
-      course.state = None  # it is on the devices now
-    priors = self.experiment.place_priors([c.run for c in self.courses])
+    """Trains the runs from where they are to their ends.
+
+    Raises:
+      InputError: if a file cannot be written.
+      SystemExit: on a signal, after saving.
+    """
+    start = self.courses[0].progress
     epoch, first = start.epoch, start.first
-    if not first:
-      # A run that leaves here may have been added to the table.
-      kept = [course.progress.kept for course in self.courses]
-      self._must_keep(epoch)
-      new = [course.progress.kept for course in self.courses]
-      if start.step and any(n > k for n, k in zip(new, kept, strict=True)):
-        self._save(state)
-    while self.active and epoch < self.config.num_epochs:
-      state = self._train_epoch(state, epoch, first, priors[0])
-      if self.active:
+    try:
+      for run, progress in ((c.run, c.progress) for c in self.courses):
+        run.directory.start(
+          run.config, run.data, self.topology.kinds, run.name, progress
+        )
+      state = self.topology.place([course.state for course in self.filled])
+      for course in self.courses:
+        course.state = None  # it is on the devices now
+      priors = self.experiment.place_priors([c.run for c in self.filled])
+      while self.active and epoch < self.config.num_epochs:
+        state = self._train_epoch(state, epoch, first, priors[0])
         self._end_epoch(state, epoch, *priors)
-      epoch, first = epoch + 1, 0
+        epoch, first = epoch + 1, 0
+    finally:
+      for course in self.courses:
+        course.run.directory.close()
+    self.store.wait()
+    if self.active:
+      self._finish(state, *priors)
+    for course in self.courses:
+      if course.reason is not None:
+        self._diverge(course)
 
   def _train_epoch(
     self, state: TrainState, epoch: int, first: int, prior: Prior
   ) -> TrainState:
     """Trains an epoch from its step `first` on."""
     steps, count = self.experiment.steps_per_epoch, len(self.active)
-    self.bar.describe(f'epoch {epoch + 1}/{self.config.num_epochs}')
+    label = f'{self.courses[0].run.row or ""} epoch'.strip()
+    self.bar.set_description_str(
+      f'{label} {epoch + 1}/{self.config.num_epochs}', refresh=False
+    )
     self.started, self.steps_here = time.monotonic(), steps - first
-    past = [course.progress for course in self.courses]
-    for course, progress in zip(self.courses, past, strict=True):
+    past = [course.progress for course in self.filled]
+    for course, progress in zip(self.filled, past, strict=True):
       key = course.run.key(epoch, progress.metrics)
       course.update(keys=(*progress.keys[:epoch], key), kept=False)
-    sums = StepSums(self.experiment.topology, [p.sums for p in past])
+    sums = StepSums(self.topology, [p.sums for p in past])
     trained = self.experiment.train_epoch(
       state,
-      [course.run.config.seed for course in self.courses],
+      [course.run.config.seed for course in self.filled],
       epoch,
-      [c.run.hparams(epoch, c.progress.metrics) for c in self.courses],
+      [c.run.hparams(epoch, c.progress.metrics) for c in self.filled],
       prior,
       first,
     )
@@ -149,7 +141,7 @@ class _Segment:
       pause = first < steps and (leave or self._is_due())
       if pause or first == steps:
         totals = sums.totals()
-        for i, course in self.active:
+        for i, course in self.active.items():
           step = epoch * steps + first
           course.update(step=step, first=first, sums=totals[i])
       for i, step in sums.diverged.items():
@@ -166,26 +158,28 @@ class _Segment:
     self, state: TrainState, epoch: int, prior: Prior, test_prior: Prior
   ) -> None:
     """Evaluates, writes the epoch's lines, and saves where it is time to."""
+    if not self.active:
+      return
     trained, count = time.monotonic(), len(self.active)
-    lines = [self._training_line(course) for course in self.courses]
+    lines = [self._training_line(course) for course in self.filled]
     theta = [line['theta'] for line in lines]
     tests = self.experiment.evaluate(state, theta, test_prior)
     tested = time.monotonic()
-    for i, _ in self.active:
-      lines[i] |= {f'test_{name}': value for name, value in tests[i].items()}
-      if not np.isfinite(tests[i]['onehot_loss']):
+    for i, test in enumerate(tests):
+      lines[i] |= {f'test_{name}': value for name, value in test.items()}
+      if not np.isfinite(test['onehot_loss']):
         self._end(i, f'the test loss is not finite after epoch {epoch + 1}')
     every = self.config.analysis.neural_collapse_every
     # After the first epoch too: curves have a start, and no later epoch
     # compiles anything.
     if every and self.active and (epoch == 0 or (epoch + 1) % every == 0):
       found = self.experiment.collapse(state, prior)
-      for i, course in self.active:
+      for i, course in self.active.items():
         metrics = {} if found[i] is None else found[i].metrics()
         lines[i] |= {f'train_{name}': v for name, v in metrics.items()}
         if epoch == 0 and found[i] is not None and found[i].remarks:
           remarks = '; '.join(found[i].remarks)
-          self.bar.write(f'{course.run.title}: neural collapse: {remarks}.')
+          say(f'{course.run.title}: neural collapse: {remarks}.')
     rate = self.steps_here * self.config.batch_size / (trained - self.started)
     timing = {
       'epoch': epoch,
@@ -194,25 +188,30 @@ class _Segment:
       'analysis_seconds': time.monotonic() - tested,
       'images_per_second': rate,
       'side_by_side': count,
-      'devices': self.experiment.topology.kinds,
+      'devices': self.topology.kinds,
+      'versions': versions(),
       'ended': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
     }
-    for i, course in self.active:
+    for i, course in self.active.items():
       more = {**timing, 'run': course.run.name}
       course.run.directory.append(lines[i], more)
       past = course.progress
       metrics, timings = (*past.metrics, lines[i]), (*past.timing, more)
       course.update(first=0, sums={}, metrics=metrics, timing=timings)
-    better = [(i, c) for i, c in self.active if c.progress.best_epoch == epoch]
-    hosts = self.experiment.topology.fetch(state) if better else []
-    for i, course in better:
-      course.best = hosts[i]
-    self.bar.speed(count * rate)
+    self.bar.set_postfix_str(f'{count * rate:,.0f} images/s')
     if self.report is not None and self.active:
-      self.report(lines[self.active[0][0]], count * rate)
+      self.report(lines[min(self.active)], count * rate)
+    better = {
+      i: c for i, c in self.active.items() if c.progress.best_epoch == epoch
+    }
     leave = bool(self.signals)
-    if self._must_keep(epoch + 1) or leave or self._is_due(epoch + 1):
-      self._save(state)
+    must = [self._must_keep(course) for course in self.active.values()]
+    save = any(must) or leave or self._is_due(epoch + 1)
+    hosts = self.topology.fetch(state) if better or save else []
+    for i, course in better.items():
+      course.best = course.progress, hosts[i]
+    if save:
+      self._save(state, hosts)
     if leave and epoch + 1 < self.config.num_epochs:
       self._leave()
 
@@ -232,16 +231,15 @@ class _Segment:
       **{f'train_{name}': sum_ / count for name, sum_ in progress.sums.items()},
     }
 
-  def _must_keep(self, epoch: int) -> bool:
+  def _must_keep(self, course: Course) -> bool:
     """Whether to start from here later: for other runs, or after a switch."""
-    for i, course in self.active:
-      run, progress = course.run, course.progress
-      over = epoch == run.config.num_epochs
-      key = None if over else run.key(epoch, progress.metrics)
-      left = [r for r in self.others[i] if r.leaves(progress, key)]
-      self.others[i] = [r for r in self.others[i] if r not in left]
-      course.update(kept=bool(over or left or run.is_switch(progress)))
-    return any(course.progress.kept for _, course in self.active)
+    run, progress = course.run, course.progress
+    over = progress.epoch == run.config.num_epochs
+    key = None if over else run.key(progress.epoch, progress.metrics)
+    others = (r for r in self.store.runs if r is not run and r.shares(progress))
+    left = any(other.leaves(progress, key) for other in others)
+    course.update(kept=bool(over or left or run.is_switch(progress)))
+    return course.progress.kept
 
   def _is_due(self, epochs: int | None = None) -> bool:
     """Whether an interval between checkpoints is over."""
@@ -250,55 +248,102 @@ class _Segment:
     late = seconds and time.monotonic() - self.saved_at >= seconds
     return bool(late or (epochs and every and epochs % every == 0))
 
-  def _save(self, state: TrainState) -> None:
+  def _save(
+    self, state: TrainState, hosts: Sequence[TrainState] | None = None
+  ) -> None:
     """Starts to write a checkpoint of all runs whose state is finite."""
-    hosts = self.experiment.topology.fetch(state)
-    for i, course in self.active:
+    hosts = hosts or self.topology.fetch(state)
+    for i, course in dict(self.active).items():
       if not _is_finite(hosts[i]):
         step = course.progress.step
         self._end(i, f'the parameters are not finite after step {step}')
-    if self.active:
-      progress = [course.progress for _, course in self.active]
-      # The best state is written only where it is not the last one.
-      best = [
-        None if p.first == 0 and p.best_epoch == p.epoch - 1 else course.best
-        for (_, course), p in zip(self.active, progress, strict=True)
-      ]
-      self.store.save(progress, [hosts[i] for i, _ in self.active], best)
+    progress = [course.progress for course in self.active.values()]
+    # The best state is written only where it is not the last one.
+    best = [
+      None
+      if c.best is None or (p.first == 0 and p.best_epoch == p.epoch - 1)
+      else c.best[1]
+      for c, p in zip(self.active.values(), progress, strict=True)
+    ]
+    if progress:
+      self.store.save(progress, [hosts[i] for i in self.active], best)
       self.saved_at = time.monotonic()
 
   def _end(self, position: int, reason: str) -> None:
-    """Ends a run that diverged; its last good state is kept."""
-    course = self.courses[position]
-    if position not in dict(self.active):
-      return
-    self.active = [(i, c) for i, c in self.active if i != position]
-    self.store.wait()
-    stored, progress = self.store.newest(course.run), course.progress
-    if course.best is not None and _is_finite(course.best):
-      # Nothing may have been due to be saved since the best epoch.
-      at_best = progress.cut(
-        progress.best_epoch + 1, self.experiment.steps_per_epoch
-      )
-      if stored is None or at_best.continues(stored.progress):
-        self.store.save([at_best], [course.best], [None])
-        self.store.wait()
-    self.store.diverge(
-      dataclasses.replace(progress, reason=f'{reason}; stopped')
-    )
+    """Ends a run that diverged, and lets the others go on."""
+    course = self.active.pop(position, None)
+    if course is not None:
+      course.reason = f'{reason}; stopped'
 
   def _leave(self) -> None:
     """Ends the process, once what was saved is on disk."""
     if self.active:
       self.store.wait()
       self.bar.close()
-      progress = self.active[0][1].progress
-      print(
+      progress = self.active[min(self.active)].progress
+      say(
         f'{signal.Signals(self.signals[0]).name}: saved at step'
         f' {progress.first} of epoch {progress.epoch + 1} in {self.store.root};'
         ' start again with the same workdir to go on.'
       )
       raise SystemExit(128 + self.signals[0])
+
+  def _finish(self, state: TrainState, prior: Prior, test_prior: Prior) -> None:
+    """Writes the results of runs that came to their ends."""
+    # Imported late: matplotlib takes its time.
+    from tsla_jax.report import figures
+
+    experiment, zeros = self.experiment, [0.0] * len(self.filled)
+    names = ('logits', 'features')
+    scores = experiment.scores(state, zeros, test_prior, experiment.test, names)
+    heads = self.topology.fetch(state.params['head'])
+    collapse: Sequence[Any] = [None] * len(self.filled)
+    # A line of metrics must not depend on which epoch is the last: it has the
+    # collapse only where that was due, the summary has it always.
+    if self.config.analysis.neural_collapse_every:
+      collapse = experiment.collapse(state, prior)
+    for i, course in self.active.items():
+      run, lines = course.run, course.run.directory.lines()
+      last, best = lines[-1], lines[course.progress.best_epoch]
+      measured = {} if collapse[i] is None else collapse[i].metrics()
+      self.store.export(run)
+      run.directory.finish(
+        predictions=to_predictions('test', scores[i], heads[i], run.dataset),
+        curves=figures.curves_png(lines, run.description, run.switch(lines)),
+        summary={
+          'num_epochs': run.config.num_epochs,
+          'best_epoch': best['epoch'],
+          'best': best,
+          'last': last | {f'train_{k}': v for k, v in measured.items()},
+        },
+      )
+      if run.row is not None:
+        say(
+          f'{run.title}: test top-1 {last["test_top1"]:.2%} after the last'
+          f' epoch, {best["test_top1"]:.2%} at best'
+        )
+    self.store.prune()
+
+  def _diverge(self, course: Course) -> None:
+    """Marks a run that diverged; its last good state is kept."""
+    stored = self.store.newest(course.run)
+    if course.best is not None and _is_finite(course.best[1]):
+      # Nothing may have been due to be saved since the best epoch.
+      progress, state = course.best
+      if stored is None or progress.continues(stored.progress):
+        self.store.save([progress], [state], [None])
+        self.store.wait()
+    mark_diverged(course.run, course.reason, course.progress, self.store)
+
+
+def mark_diverged(
+  run: Run, reason: str, progress: Progress, store: Store
+) -> None:
+  """Marks the folder of a run whose path ended in NaN or infinity."""
+  store.export(run)
+  run.directory.diverge(reason, dataclasses.asdict(progress))
+  if run.row is not None:
+    say(f'{run.title}: {run.directory.divergence()}')
 
 
 def _is_finite(state: TrainState) -> bool:

@@ -2,8 +2,8 @@
 
 LSR and TSLA(20) are the same run up to epoch 20. What runs share is found by
 comparing keys, a digest of everything an epoch depends on beside the state it
-starts from; no method is known here. A run's own path continues from any state
-that was trained on a beginning of it, and ends with the bits that it would
+starts from; no method is known here. A run continues from any state that was
+trained on a beginning of its own path, and ends with the bits that it would
 have had alone.
 """
 
@@ -11,9 +11,10 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,11 +25,12 @@ from tsla_jax import fields
 from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
+from tsla_jax.io import digest_text
 from tsla_jax.methods import method_name
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, TableDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, priors
-from tsla_jax.training.checkpoint import Progress, digest_text
+from tsla_jax.training.checkpoint import Progress
 from tsla_jax.training.state import Hparams
 
 # Steps of an epoch where the data are not at hand: enough to tell schedules
@@ -63,11 +65,8 @@ class Run:
     name: str = '.',
     row: str | None = None,
   ):
-    self.config = config
-    self.dataset = dataset
-    self.directory = directory
-    self.name = name
-    self.row = row
+    self.config, self.dataset = config, dataset
+    self.directory, self.name, self.row = directory, name, row
     smoothing = config.smoothing
     if dataset is None:
       self.steps_per_epoch = _NOMINAL_STEPS
@@ -80,7 +79,7 @@ class Run:
       self._prior_key, teacher = smoothing.prior, None
       if smoothing.prior == 'teacher':  # other priors follow from the data
         self._prior_key = teacher = priors.digest(self.prior)
-      self.data = describe_data(dataset, teacher)
+      self.data = {**dataset.describe(), 'prior': teacher}
       data = self.data['fingerprint']
     program = fields.select(config.to_dict(), fields.PROGRAM, fields.LOSS)
     self.program = json.dumps([program, data])
@@ -115,15 +114,20 @@ class Run:
       return self.description
     return f'{self.row}, seed {self.config.seed}'
 
-  def path(self) -> list[tuple[str, str]]:
-    """Returns what each epoch depends on, if no drop rule ever fires."""
-    epochs = range(self.config.num_epochs)
-    return [(self.identity, self.key(epoch)) for epoch in epochs]
-
   def is_over(self) -> bool:
     """Whether the run is finished, or has diverged."""
     status = self.directory.status(self.config.num_epochs)
     return status in (FINISHED, DIVERGED)
+
+  def switch(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns the first epoch on one-hot labels, if it is known and trained.
+
+    Args:
+      metrics: of the epochs so far, which a drop rule decides by.
+    """
+    drop = config_lib.drop_epoch(self.config, metrics)
+    # A rule may fire after the last epoch.
+    return None if drop == self.config.num_epochs else drop
 
   def hparams(
     self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()
@@ -134,28 +138,32 @@ class Run:
       epoch: counted from 0.
       metrics: of the epochs before it, at least, if a rule decides the drop.
     """
-    return self._row(epoch, self._drop(epoch, metrics))
-
-  def _row(self, epoch: int, drop: int | None) -> Hparams:
-    return jax.tree.map(lambda values: values[epoch], self._table(drop))
+    table = self._table(self.switch(metrics[:epoch]))
+    return jax.tree.map(lambda values: values[epoch], table)
 
   def key(self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
     """Returns a digest of what an epoch depends on beside its first state."""
-    return self._key(epoch, self._drop(epoch, metrics))
-
-  def _drop(
-    self, epoch: int, metrics: Sequence[Mapping[str, Any]]
-  ) -> int | None:
-    return config_lib.drop_epoch(self.config, metrics[:epoch])
+    return self._key(epoch, self.switch(metrics[:epoch]))
 
   def _make_key(self, epoch: int, drop: int | None) -> str:
-    hparams = self._row(epoch, drop)
+    hparams = jax.tree.map(lambda values: values[epoch], self._table(drop))
     digest = hashlib.sha256()
     for values in jax.tree.leaves(hparams):
       digest.update(values.tobytes())
     if np.any(hparams.theta):
       digest.update(self._prior_key.encode())
     return digest.hexdigest()[:16]
+
+  def path(self) -> list[str]:
+    """Returns the run's states after each epoch, if no drop rule ever fires.
+
+    States are equal where these digests of all that led to them are.
+    """
+    keys = [self.key(epoch) for epoch in range(self.config.num_epochs)]
+    past = itertools.accumulate(
+      keys, lambda past, key: digest_text(past + key), initial=self.identity
+    )
+    return list(past)[1:]
 
   def shares(self, progress: Progress) -> bool:
     """Whether this run's path begins with that of a state."""
@@ -176,9 +184,10 @@ class Run:
     return self.key(epoch, progress.metrics) != next_key
 
   def is_switch(self, progress: Progress) -> bool:
-    """Whether theta comes to 0 or a learning rate drops after a state."""
+    """Whether this run's theta or a learning rate drops after a state."""
     epoch, metrics = progress.epoch, progress.metrics
-    if not 0 < epoch < self.config.num_epochs:
+    inside = 0 < epoch < self.config.num_epochs and not progress.first
+    if not inside or not self.shares(progress):
       return False
     before = jax.tree.map(lambda v: v[-1], self.hparams(epoch - 1, metrics))
     after = jax.tree.map(lambda v: v[0], self.hparams(epoch, metrics))
@@ -186,19 +195,6 @@ class Run:
     return bool(before.theta and not after.theta) or any(
       new < old for old, new in zip(*rates, strict=True)
     )
-
-
-def describe_data(dataset: Dataset, prior: str | None) -> dict[str, Any]:
-  """Describes a run's data, for its record."""
-  return {
-    'name': dataset.name,
-    'train_examples': len(dataset.train),
-    'test_examples': len(dataset.test),
-    'image_shape': list(dataset.train.images.shape[1:]),
-    'class_names': list(dataset.class_names),
-    'fingerprint': dataset.fingerprint(),
-    'prior': prior,
-  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,15 +226,12 @@ def make_table(
   seeds: Sequence[int],
   workdir: str | pathlib.Path,
 ) -> Table:
-  """Checks what a table is made of.
+  """Checks what a table is made of; nothing is written.
 
   Args:
     rows: configs by the names of the rows.
     seeds: of the runs of each row, in order.
     workdir: the table's folder.
-
-  Returns:
-    The table; nothing is written.
 
   Raises:
     InputError: names the row and the field.
@@ -272,88 +265,62 @@ def make_table(
       configs[name] = config_lib.resolve(config)
     except InputError as error:
       raise InputError(f"row '{name}': {error}") from error
-  for what, of in (
-    ('num_devices', lambda config: config.num_devices),
-    ('analysis', lambda config: config.analysis.to_dict()),
-  ):
-    if any(of(c) != of(next(iter(configs.values()))) for c in configs.values()):
+  for what in ('num_devices', 'analysis'):
+    if len({str(config[what]) for config in configs.values()}) > 1:
       raise InputError(f'{what}: differs between rows; it is one for a table')
   return Table(configs, tuple(seeds), TableDir(workdir))
 
 
-@dataclasses.dataclass(frozen=True)
-class Branch:
-  """Where a run comes from.
-
-  Attributes:
-    parent: the number of the run it leaves; None for one from the beginning.
-    epoch: epochs it shares with it; 0 without.
-  """
-
-  parent: int | None = None
-  epoch: int = 0
-
-
-def find_branches(paths: Sequence[Sequence[Any]]) -> list[Branch]:
+def find_branches(
+  paths: Sequence[Sequence[Hashable]],
+) -> list[tuple[int | None, int]]:
   """Finds what runs share, so that each epoch is trained once.
 
-  Each run leaves that earlier one with which it shares the most epochs. So
-  each distinct beginning of a path is trained once.
-
   Args:
-    paths: for each run, what each of its epochs depends on.
+    paths: of each run, see `Run.path`.
 
   Returns:
-    A branch a run.
+    For each the number of the earlier run that it leaves, None if there is
+    none, and how many epochs it shares with it.
   """
-
-  def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
-    pairs = zip(a, b, strict=False)
-    different = (i for i, (x, y) in enumerate(pairs) if x != y)
-    return next(different, min(len(a), len(b)))
-
-  branches = []
+  branches, owners = [], {}
   for i, path in enumerate(paths):
-    epoch, parent = max(
-      ((shared(path, paths[j]), -j) for j in range(i)), default=(0, 0)
-    )
-    branches.append(Branch(-parent, epoch) if epoch else Branch())
+    epochs = sum(state in owners for state in path)
+    branches.append((owners[path[epochs - 1]] if epochs else None, epochs))
+    owners = dict.fromkeys(path, i) | owners
   return branches
 
 
 def describe_plan(
-  table: Table, branches: Sequence[Branch] | None = None, where: str = ''
+  table: Table, runs: Mapping[str, Sequence[Run]] | None = None, where: str = ''
 ) -> str:
   """Says in lines what will be trained in an empty workdir.
 
   Args:
     table: its rows and seeds.
-    branches: of its rows; None for those of any data set.
+    runs: those of its rows; None for any data set.
     where: on which devices, if that is known.
   """
-  if branches is None:
-    branches = find_branches(
-      [table.runs(row)[0].path() for row in table.configs]
-    )
   names, width = list(table.configs), max(map(len, table.configs))
-  lines, total, trained = [], 0, 0
-  for row, branch in zip(names, branches, strict=True):
-    config = table.configs[row]
-    count = config.num_epochs - branch.epoch
+  paths = [(runs[row] if runs else table.runs(row))[0].path() for row in names]
+  lines, trained = [], 0
+  for row, path, branch in zip(names, paths, find_branches(paths), strict=True):
+    parent, shared = branch
+    count = len(path) - shared
     line = f'  {row:<{width}}  {count:>4} epoch{_plural(count)}'
-    if branch.parent is not None:
-      line += f', leaves {names[branch.parent]} after {branch.epoch}'
-    if config.smoothing.drop_rule is not None:
+    if parent is not None:
+      line += f', leaves {names[parent]} after {shared}'
+    if table.configs[row].smoothing.drop_rule is not None:
       line += ', more where its drop rule fires before'
     lines.append(line)
-    total, trained = total + config.num_epochs, trained + count
+    trained += count
   count = len(table.seeds)
   seeds = '1 seed' if count == 1 else f'each of {count} seeds'
   return '\n'.join(
     [
       f'{len(names)} row{_plural(len(names))}:',
       *lines,
-      f'{trained:,} of {total:,} epochs for {seeds}{where}.',
+      f'{trained:,} of {sum(map(len, paths)):,} epochs for {seeds}{where}.',
     ]
   )
 

@@ -1,4 +1,8 @@
-"""The progress bar: epochs done, speed, time to go."""
+"""What a person sees while runs train: lines, and a bar with the time to go."""
+
+import os
+import signal
+import sys
 
 import tqdm
 
@@ -8,49 +12,40 @@ _FORMAT = (
 )
 
 
-class Bar:
+def say(line: str) -> None:
+  """Prints a line above the bar, if there is one.
+
+  Where nobody reads any more, as behind `| head`, that is a signal to save and
+  leave like any other.
+  """
+  try:
+    tqdm.tqdm.write(line)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.raise_signal(signal.SIGPIPE)
+
+
+class Bar(tqdm.tqdm):
   """A bar over the epochs of one run or of many; none without a terminal.
 
-  Attributes:
-    label: stands before the bar.
+  Args:
+    total: epochs of all runs.
+    done: epochs that need no training any more.
   """
 
-  def __init__(self, total: int):
-    self.label = ''
-    self._bar = tqdm.tqdm(
+  def __init__(self, total: int, done: float):
+    super().__init__(
       total=total,
+      initial=done,
       bar_format=_FORMAT,
       disable=None,
       dynamic_ncols=True,
     )
 
-  def describe(self, text: str) -> None:
-    """Says what is being trained, after the label."""
-    self._bar.set_description_str(f'{self.label} {text}'.strip(), refresh=False)
-
-  def skip(self, epochs: float) -> None:
-    """Counts what was done before, which says nothing of the speed."""
-    if not self._bar.disable:
-      self._bar.initial += epochs
-      self._bar.n += epochs
-      self._bar.refresh()
-
-  def settle(self, epochs: float) -> None:
-    """Sets the count, where it was not known what would be done."""
-    self.skip(epochs - self._bar.n)
-
   def advance(self, epochs: float) -> None:
     """Counts a part of an epoch."""
-    self._bar.update(epochs)
-
-  def speed(self, images_per_second: float) -> None:
-    """Says how fast it goes."""
-    self._bar.set_postfix_str(f'{images_per_second:,.0f} images/s')
-
-  def write(self, line: str) -> None:
-    """Prints a line above the bar."""
-    self._bar.write(line)
-
-  def close(self) -> None:
-    """Leaves the bar as it is."""
-    self._bar.close()
+    if not self.disable:
+      # A drop that metrics decide may add epochs to those foreseen.
+      self.total = max(self.total, self.n + epochs)
+      self.update(epochs)

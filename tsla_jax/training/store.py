@@ -1,18 +1,13 @@
 """The store of checkpoints: written whole, found by what they were trained on.
 
 It knows nothing of rows or methods: a run goes on from the newest state that
-was trained on a beginning of its own path.
-
-  STORE/NAME/seedN/         a checkpoint of each run that trained side by side
-  STORE/diverged-ID.json    a path that ended in NaN or infinity
-
-A checkpoint of several runs is written to a temporary directory and committed
-by one rename, so it is there for all of them or for none. Deleting renames the
-directory first.
+was trained on a beginning of its own path. STORE/NAME/seedN/ is the checkpoint
+of one of the runs that trained side by side. It is written to a temporary
+directory and committed by one rename, so it is there for all of them or for
+none. Deleting renames the directory first.
 """
 
 import concurrent.futures
-import dataclasses
 import json
 import os
 import pathlib
@@ -21,17 +16,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsla_jax.errors import InputError
-from tsla_jax.io import write_atomically
+from tsla_jax.io import digest_text
 from tsla_jax.training.checkpoint import (
   Checkpoint,
   Progress,
-  damaged,
-  digest_text,
   read_checkpoint,
   read_state,
   write_progress,
   write_state,
 )
+from tsla_jax.training.progress import say
 from tsla_jax.training.state import TrainState
 
 _ROLLING = 2  # how many states are kept of those that only serve a restart
@@ -41,19 +35,19 @@ class Store:
   """All checkpoints of a workdir; one process at a time has it open.
 
   Args:
-    root: the directory; made with the first checkpoint.
+    root: the directory; made with the first checkpoint. What a killed process
+      left half-written or half-deleted in it is removed.
     runs: all of the plan (`plan.Run`). The checkpoints in their folders are to
       start from, too.
   """
 
   def __init__(self, root: pathlib.Path, runs: Sequence[Any]):
-    self.root = root
-    self.runs = runs
-    self.warnings: list[str] = []
+    self.root, self.runs = root, runs
     self.checkpoints: list[Checkpoint] = []
-    self._diverged: list[Progress] = []
     self._pending: concurrent.futures.Future | None = None
     self._writer = concurrent.futures.ThreadPoolExecutor(1)
+    for path in root.glob('.*'):
+      shutil.rmtree(path, ignore_errors=True)
     folders = [run.directory.checkpoints for run in runs]
     for path in folders:  # if a kill came between the renames of `export`
       temporary = path.with_name(f'.{path.name}.tmp')
@@ -65,48 +59,25 @@ class Store:
       except FileNotFoundError:
         pass
       except InputError as error:
-        self.warnings.append(str(error))
-    for file in sorted(root.glob('diverged-*.json')):
-      try:
-        self._diverged.append(Progress(**json.loads(file.read_text())))
-      except (ValueError, TypeError) as error:
-        self.warnings.append(str(damaged(file, error)))
+        say(f'{error}; it is left out.')
 
-  def clean(self) -> None:
-    """Removes what a killed process left half-written or half-deleted."""
-    for path in self.root.glob('.*'):
-      if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-      else:
-        path.unlink()
+  def newest(self, run: Any, epoch: int | None = None) -> Checkpoint | None:
+    """Returns the state that leaves the least of a run to be trained.
 
-  def newest(self, run: Any) -> Checkpoint | None:
-    """Returns the state that leaves the least of a run to be trained."""
+    Args:
+      run: which one.
+      epoch: of the states after so many epochs; None: of all.
+    """
     return max(
-      (c for c in self.checkpoints if run.shares(c.progress)),
-      key=lambda c: c.progress.step,
-      default=None,
-    )
-
-  def after(self, run: Any, epoch: int) -> Checkpoint | None:
-    """Returns a run's state after so many epochs, if there is one."""
-    return next(
       (
         c
         for c in self.checkpoints
-        if (c.progress.epoch, c.progress.first) == (epoch, 0)
-        and run.shares(c.progress)
+        if run.shares(c.progress)
+        and epoch in (None, c.progress.epoch if not c.progress.first else -1)
       ),
-      None,
+      key=lambda c: c.progress.step,
+      default=None,
     )
-
-  def divergence(self, run: Any) -> Progress | None:
-    """Returns where a run's path is known to end in NaN or infinity."""
-    return next((p for p in self._diverged if run.shares(p)), None)
-
-  def forget(self, checkpoint: Checkpoint) -> None:
-    """Leaves out a checkpoint that turned out to be damaged."""
-    self.checkpoints.remove(checkpoint)
 
   def save(
     self,
@@ -149,21 +120,12 @@ class Store:
     finally:
       self._writer.shutdown()
 
-  def diverge(self, progress: Progress) -> None:
-    """Stores where a path ends in NaN or infinity."""
-    text = json.dumps(dataclasses.asdict(progress))
-    self.root.mkdir(parents=True, exist_ok=True)
-    name = f'diverged-{digest_text(text)[:16]}.json'
-    write_atomically(self.root / name, text.encode())
-    self._diverged.append(progress)
-
-  def export(self, run: Any, drop: int | None) -> pathlib.Path | None:
+  def export(self, run: Any) -> pathlib.Path | None:
     """Gives a run's folder checkpoints that do not depend on the store.
 
     Args:
       run: which one. `checkpoints` in its folder will hold 'last', 'best' and,
         if it has two stages, 'switch', the state between them.
-      drop: the first epoch of the second stage, if there is one.
 
     Returns:
       That directory; None if there is no state of the run.
@@ -172,14 +134,18 @@ class Store:
     if newest is None:
       return None
     parts = {name: (newest, name) for name in ('last', 'best')}
-    switch = drop and self.after(run, drop)
-    if switch:
-      parts['switch'] = (switch, 'last')
-    for old in self.checkpoints:  # if the run was asked for more epochs
-      if old.path == target and 'switch' in old.digests:
-        parts.setdefault('switch', (old, 'switch'))
-    if 'switch' in parts:
-      read_state(*parts['switch'])  # raises if it is damaged
+    drop = run.switch(newest.progress.metrics)
+    switches = [(self.newest(run, drop), 'last')] if drop else []
+    # If the run was asked for more epochs, or a store without the state.
+    switches += [(c, 'switch') for c in self.checkpoints if c.path == target]
+    for source, name in switches:
+      if source is None or name not in source.digests or 'switch' in parts:
+        continue
+      try:
+        read_state(source, name)
+        parts['switch'] = source, name
+      except InputError as error:
+        say(f'{error}; it is left out.')
     temporary = target.with_name(f'.{target.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     digests = {}
@@ -196,8 +162,7 @@ class Store:
 
   def remove(self) -> None:
     """Deletes the store, when run folders hold all that is needed of it."""
-    self.wait()
-    self.checkpoints, self._diverged = [], []
+    self.checkpoints = []
     _delete(self.root)
 
   def _write(
@@ -209,20 +174,18 @@ class Store:
     # A state that is only found to be one to keep later has another name.
     what = [(p.identity, p.kept, *p.keys) for p in progress]
     name = f'{progress[0].step:08d}-{digest_text(json.dumps(what))[:12]}'
-    target = self.root / name
-    temporary = self.root / f'.{target.name}.tmp'
+    target, temporary = self.root / name, self.root / f'.{name}.tmp'
     shutil.rmtree(temporary, ignore_errors=True)
     written = []
     for one, last, other in zip(progress, states, best, strict=True):
       directory = temporary / f'seed{one.seed}'
       trees = {'last': last} | ({} if other is None else {'best': other})
       digests = {
-        name: write_state(directory / name, tree)
-        for name, tree in trees.items()
+        part: write_state(directory / part, tree)
+        for part, tree in trees.items()
       }
       write_progress(directory, one, digests)
-      place = target / directory.name
-      written.append(Checkpoint(place, one, digests))
+      written.append(Checkpoint(target / directory.name, one, digests))
     _delete(target)  # one that turned out to be damaged
     os.rename(temporary, target)
     return written
@@ -230,8 +193,8 @@ class Store:
   def prune(self) -> None:
     """Deletes states that only serve a restart and are needed no more.
 
-    Those are needed that a run would start from, and of runs under way the last
-    two.
+    Those are needed that a run would start from or must give as its switch, and
+    of runs under way the last two.
     """
     groups: dict[pathlib.Path, list[Checkpoint]] = {}
     for checkpoint in self.checkpoints:
@@ -249,9 +212,14 @@ class Store:
         sum(o.progress.continues(c.progress) for o in self.checkpoints)
         for c in group
       )
-      if waiting and newer < _ROLLING:
-        continue
-      if not any(self.newest(run) in group for run in waiting):
+      if not any(
+        newer < _ROLLING
+        or self.newest(run) in group
+        or any(
+          run.is_switch(c.progress) for c in group if run.shares(c.progress)
+        )
+        for run in waiting
+      ):
         self.checkpoints = [c for c in self.checkpoints if c not in group]
         _delete(path)
 
