@@ -7,7 +7,6 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -71,18 +70,18 @@ def load(
       source = _prepared(name, root)
 
     def decode(split: str) -> Split:
+      encoded = source.read(split)
       if decode_size is None:
-        encoded = source.read(split)
-        images = cache.decode_all(encoded, source.mode, image_size)
-        return Split(images, encoded.labels, encoded.ids)
-      arrays = cache.decode_once(
-        cache_dir or cache.default_directory(),
-        source.identity(split),
-        lambda: source.read(split),
-        source.mode,
-        decode_size,
-      )
-      return Split(**arrays)
+        arrays = {'images': cache.decode_all(encoded, source.mode, image_size)}
+      else:
+        arrays = cache.decode_once(
+          cache_dir or cache.default_directory(),
+          f'{source.name}-{split}',
+          encoded,
+          source.mode,
+          decode_size,
+        )
+      return Split(labels=encoded.labels, ids=encoded.ids, **arrays)
 
     return Dataset(
       source.name, decode(train_split), decode(test_split), source.class_names
@@ -118,14 +117,12 @@ class _Source:
     name: of the data set.
     class_names: K names.
     mode: Pillow's, 'L' or 'RGB'.
-    identity: what a decoded split is known by, from its name.
     read: the files of a split, from its name.
   """
 
   name: str
   class_names: tuple[str, ...]
   mode: str
-  identity: Callable[[str], dict[str, Any]]
   read: Callable[[str], cache.Encoded]
 
 
@@ -188,24 +185,10 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
       ids=np.array(ids),
     )
 
-  def identity(split: str) -> dict[str, Any]:
-    # Files that were written anew may hold something else under the same name.
-    files = sorted(pathlib.Path(builder.data_path).glob('*.array_record*'))
-    return {
-      'name': builder.info.name,
-      'version': str(builder.info.version),
-      'split': split,
-      'files': [
-        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-        for file in files
-      ],
-    }
-
   return _Source(
     name=builder.info.name,
     class_names=tuple(features[label_key].names),
     mode='L' if features[image_key].shape[-1] == 1 else 'RGB',
-    identity=identity,
     read=read,
   )
 
@@ -322,17 +305,4 @@ def _image_folder(
       ids=np.array([path.relative_to(root).as_posix() for path in files]),
     )
 
-  def identity(split: str) -> dict[str, Any]:
-    encoded = read(split)
-    stats = [path.stat() for path in encoded.files]
-    return {
-      'name': root.resolve().name,
-      'version': 'folder',
-      'split': split,
-      'files': [
-        [name, stat.st_size, stat.st_mtime_ns]
-        for name, stat in zip(encoded.ids.tolist(), stats, strict=True)
-      ],
-    }
-
-  return _Source(root.resolve().name, class_names, 'RGB', identity, read)
+  return _Source(root.resolve().name, class_names, 'RGB', read)
