@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import encode, make_dataset, make_folder, truncate
-from tsla_jax.data import sources
+from tsla_jax.data import cache, sources
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 
@@ -188,6 +188,25 @@ def test_image_folder(tmp_path):
   ]
   with Image.open(folder / 'train' / 'bee' / '2.png') as image:
     np.testing.assert_array_equal(dataset.train.images[5], image)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA', 'P', 'L', 'RGB'])
+@pytest.mark.parametrize('channels', ['RGB', 'L'])
+def test_transparent_pixels_are_white(mode, channels):
+  """A transparent and an opaque pixel, both grey below; other pixels stay."""
+  file = io.BytesIO()
+  image = Image.new('LA', (2, 1), (80, 0))
+  image.putpixel((1, 0), (90, 255))
+  if mode in ('RGBA', 'LA'):
+    image.convert(mode).save(file, 'png')
+  elif mode == 'PA':
+    image.convert('RGBA').convert('PA').save(file, 'tiff')
+  else:  # one colour, or place in a palette, is transparent
+    opaque = image.convert('L').convert(mode)
+    opaque.save(file, 'png', transparency=opaque.getpixel((0, 0)))
+  encoded = cache.Encoded([file], ['pixels'], np.zeros(1), np.zeros(1))
+  pixels = cache.decode_all(encoded, channels, None)
+  assert pixels.tolist() == [[[[x] * len(channels) for x in (255, 90)]]]
 
 
 def deep_image(folder):

@@ -225,7 +225,13 @@ def _open(encoded: Encoded, index: int, mode: str) -> Image.Image:
     with Image.open(encoded.files[index]) as image:
       if image.mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
-      return ImageOps.exif_transpose(image).convert(mode)
+      image = ImageOps.exif_transpose(image)
+      if image.has_transparency_data:
+        # Seen on white. Colours below transparent pixels are whatever the
+        # program left there that wrote the file.
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA'))
+      return image.convert(mode)
   # Pillow's plugins raise whatever a damaged file makes them raise.
   except Exception as error:
     reason = str(error)
