@@ -277,6 +277,27 @@ def test_image_folder_slices_have_all_classes(tmp_path):
     sources.load('image_folder', folder, test_split='train[')
 
 
+def test_shared_images_are_noted_once(tmp_path, capsys):
+  sources.load('digits')
+  sources.load('digits', train_split='train[:90%]', test_split='train[90%:]')
+  assert not capsys.readouterr().out
+  for _ in range(2):
+    sources.load('digits', train_split='train[:90%]', test_split='train[80%:]')
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(
+    'Note: 144 of 288 test images are also training images'
+  )
+  # Copies under other names are found, from a cache too.
+  folder = make_folder(tmp_path / 'ants')
+  image = (folder / 'train' / 'ant' / '1.png').read_bytes()
+  (folder / 'test' / 'ant' / '0.png').write_bytes(image)
+  sources.load(
+    'image_folder', folder, decode_size=8, cache_dir=tmp_path / 'cache'
+  )
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'Note: 1 of 4 test images' in line
+
+
 def deep_image(folder):
   """16 bits a pixel, which Pillow would clip to 255."""
   ramp = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000

@@ -4,6 +4,7 @@ None of them needs TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import pathlib
@@ -26,7 +27,7 @@ def load(
   decode_size: int | None = None,
   cache_dir: str | None = None,
 ) -> Dataset:
-  """Loads a data set whole, as uint8.
+  """Loads a data set whole, as uint8; notes test images that are trained on.
 
   Args:
     name: 'digits', 'image_folder', or the name of a TFDS data set.
@@ -63,7 +64,7 @@ def load(
     else:
       source = _prepared(name, _root(name, data_dir))
 
-    def decode(split: str) -> Split:
+    def decode(split: str) -> tuple[Split, list[bytes]]:
       encoded = source.read(split)
       if decode_size is None:
         arrays = {'images': cache.decode_all(encoded, source.mode, image_size)}
@@ -75,15 +76,29 @@ def load(
           source.mode,
           decode_size,
         )
-      return Split(labels=encoded.labels, ids=encoded.ids, **arrays)
+      examples = Split(labels=encoded.labels, ids=encoded.ids, **arrays)
+      return examples, encoded.digests
 
-    return Dataset(
-      source.name, decode(train_split), decode(test_split), source.class_names
-    )
+    train, trained_on = decode(train_split)
+    test, tested_on = decode(test_split)
   except OSError as error:
     raise InputError(
       f"data.data_dir '{data_dir}' cannot be read: {error}"
     ) from error
+  known = set(trained_on)
+  shared = sum(digest in known for digest in tested_on)
+  if shared:
+    _print_once(
+      f'Note: {shared} of {len(test)} test images are also training images'
+      f" (data set '{source.name}', data.train_split '{train_split}',"
+      f" data.test_split '{test_split}')."
+    )
+  return Dataset(source.name, train, test, source.class_names)
+
+
+@functools.cache
+def _print_once(note: str) -> None:
+  print(note)
 
 
 def _root(name: str, data_dir: str | None) -> pathlib.Path:
