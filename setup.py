@@ -33,7 +33,7 @@ setuptools.setup(
     'optax>=0.2.6',
     'orbax-checkpoint>=0.11',
     'pandas',
-    'pillow',
+    'pillow>=10.1',
     'safetensors',
     'scikit-learn',
     'scipy',

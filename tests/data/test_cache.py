@@ -12,10 +12,9 @@ from PIL import Image
 
 from tests.helpers import make_folder, smooth_image
 from tsla_jax.data import cache, sources
-from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
 
-IDENTITY = {'name': 'photos', 'version': '1.0.0', 'split': 'train[:3]'}
+LABEL = 'photos-train[:3]'
 SHAPES = [(200, 300), (260, 160), (100, 400), (64, 64), (30, 20)]
 
 
@@ -34,19 +33,27 @@ def encoded(images=None):
   )
 
 
-def never():
-  raise AssertionError('the original files were opened again')
+@pytest.fixture
+def decoded(monkeypatch):
+  """The indices of the images that are decoded."""
+  indices = []
+  decode = cache._open
+
+  def count(encoded, index, mode):
+    indices.append(index)
+    return decode(encoded, index, mode)
+
+  monkeypatch.setattr(cache, '_open', count)
+  return indices
 
 
 def test_ratios_are_kept_up_to_three_to_two(tmp_path):
-  arrays = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  arrays = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   assert isinstance(arrays['images'], np.memmap)
   assert arrays['images'].shape == (5, 64, 96, 3)
   assert arrays['sizes'].tolist() == [
     [64, 96], [96, 64], [64, 96], [64, 64], [96, 64],
   ]  # fmt: skip
-  split = Split(**arrays)
-  assert split.labels.tolist() == [0, 1, 2, 3, 4]
   # Wide: as Pillow resizes it. High: transposed, its ends cut off.
   image = Image.fromarray(smooth_image(200, 300))
   want = np.asarray(image.resize((96, 64), Image.BILINEAR))
@@ -60,30 +67,26 @@ def test_ratios_are_kept_up_to_three_to_two(tmp_path):
   assert not np.any(arrays['images'][3][:, 64:])
 
 
-def test_later_runs_open_it(tmp_path):
-  first = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
-  again = cache.decode_once(tmp_path, IDENTITY, never, 'RGB', 64)
+def test_later_runs_open_it(tmp_path, decoded):
+  first = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
+  again = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
+  assert len(decoded) == len(SHAPES)
   for name, array in first.items():
     np.testing.assert_array_equal(array, again[name])
   (entry,) = tmp_path.glob('[!.]*')
-  assert entry.name.startswith('photos-1_0_0-train_3-64-')
+  assert entry.name.startswith('photos-train_3-64-')
 
 
 @pytest.mark.parametrize(
-  ('change', 'size'),
-  [({'version': '1.0.1'}, 64), ({'split': 'test'}, 64), ({'name': 'x'}, 64),
-   ({}, 32)],
-)  # fmt: skip
-def test_key_is_set_version_split_and_size(tmp_path, change, size):
-  cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
-  opened = []
-
-  def read():
-    opened.append(True)
-    return encoded()
-
-  cache.decode_once(tmp_path, {**IDENTITY, **change}, read, 'RGB', size)
-  assert opened and len(list(tmp_path.glob('[!.]*'))) == 2
+  ('mode', 'size', 'order'),
+  [('L', 64, 1), ('RGB', 32, 1), ('RGB', 64, -1)],
+)
+def test_key_is_content_mode_and_size(tmp_path, decoded, mode, size, order):
+  cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
+  images = [smooth_image(*shape) for shape in SHAPES[::order]]
+  cache.decode_once(tmp_path, LABEL, encoded(images), mode, size)
+  assert len(decoded) == 2 * len(SHAPES)
+  assert len(list(tmp_path.glob('[!.]*'))) == 2
 
 
 def cut(entry):
@@ -106,66 +109,64 @@ def empty(entry):
   [empty, cut, flip_a_bit, lambda entry: (entry / 'sizes.npy').unlink()],
 )
 def test_damaged_cache_is_made_again(tmp_path, spoil, capsys):
-  first = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  first = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   pixels = np.array(first['images'])
   (entry,) = tmp_path.glob('[!.]*')
   spoil(entry)
-  again = cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  again = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   np.testing.assert_array_equal(again['images'], pixels)
   assert 'is damaged' in capsys.readouterr().out
   assert len(list(tmp_path.glob('[!.]*'))) == 1
 
 
 def test_corrupt_image_is_named_and_nothing_stays(tmp_path):
-  def read():
-    result = encoded()
-    data = result.files[2].getvalue()
-    result.files[2] = io.BytesIO(data[: len(data) // 2])
-    return result
-
+  broken = encoded()
+  data = broken.files[2].getvalue()
+  broken.files[2] = io.BytesIO(data[: len(data) // 2])
   with pytest.raises(InputError, match='photo 2: cannot be read as an image'):
-    cache.decode_once(tmp_path, IDENTITY, read, 'RGB', 64)
+    cache.decode_once(tmp_path, LABEL, broken, 'RGB', 64)
   assert not list(tmp_path.glob('[!.]*'))
 
 
-def test_half_written_cache_is_not_taken_for_one(tmp_path, monkeypatch):
+def test_half_written_cache_is_not_taken_for_one(
+  tmp_path, monkeypatch, decoded
+):
   """Killed before the rename: what is left has another name."""
+  rename = os.rename
   monkeypatch.setattr(os, 'rename', lambda *a: (_ for _ in ()).throw(OSError))
   with pytest.raises(InputError, match='cannot be written'):
-    cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+    cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   assert not list(tmp_path.glob('[!.]*'))
-  monkeypatch.undo()
-  opened = []
-  cache.decode_once(
-    tmp_path, IDENTITY, lambda: opened.append(1) or encoded(), 'RGB', 64
-  )
-  assert opened
+  monkeypatch.setattr(os, 'rename', rename)
+  cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
+  assert len(decoded) == 2 * len(SHAPES)
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path):
-  cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   (entry,) = tmp_path.glob('[!.]*')
   left = entry.rename(entry.with_name(f'{entry.name}.tmp'))
   (left / 'images.npy').write_bytes(b'half')
-  cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+  cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   assert [path.name for path in tmp_path.glob('[!.]*')] == [entry.name]
 
 
-def test_two_at_once_decode_once(tmp_path):
-  opened = []
+def test_two_at_once_decode_once(tmp_path, monkeypatch, decoded):
+  rename = os.rename
 
-  def read():
-    opened.append(True)
+  def rename_slowly(*paths):
     time.sleep(0.2)
-    return encoded()
+    rename(*paths)
+
+  monkeypatch.setattr(os, 'rename', rename_slowly)
 
   def work():
-    return cache.decode_once(tmp_path, IDENTITY, read, 'RGB', 64)
+    return cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
 
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     futures = [pool.submit(work) for _ in range(3)]
     results = [future.result() for future in futures]
-  assert len(opened) == 1
+  assert len(decoded) == len(SHAPES)
   for arrays in results:
     np.testing.assert_array_equal(arrays['images'], results[0]['images'])
 
@@ -176,7 +177,7 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'posix_fallocate', full, raising=False)
   with pytest.raises(InputError, match='No space left on device; make room'):
-    cache.decode_once(tmp_path, IDENTITY, encoded, 'RGB', 64)
+    cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
   assert not list(tmp_path.glob('[!.]*'))
 
 
@@ -203,3 +204,48 @@ def test_sources_use_it(tmp_path):
   assert load().train.sizes[-1].tolist() == [16, 18]
   with pytest.raises(InputError, match='set one of them to 0'):
     sources.load('image_folder', folder, decode_size=16, image_size=16)
+
+
+def test_folders_that_look_alike_have_caches_of_their_own(tmp_path):
+  """Equal names, sizes and times, as archives give them; other pixels."""
+  folders = [make_folder(tmp_path / name / 'insects') for name in 'ab']
+  paths = [folder / 'train' / 'bee' / '2.png' for folder in folders]
+  data = paths[1].read_bytes()
+  image = np.zeros((9, 7, 3), np.uint8)
+  image[:, :3] = 255
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, 'png')
+  # Bytes after the end of a PNG are ignored.
+  paths[1].write_bytes(file.getvalue().ljust(len(data), b'\0'))
+
+  def load(folder):
+    for path in folder.rglob('*.png'):
+      os.utime(path, (0, 0))
+    return sources.load(
+      'image_folder', folder, decode_size=8, cache_dir=tmp_path / 'cache'
+    )
+
+  first, second = map(load, folders)
+  assert np.any(first.train.images[5] != second.train.images[5])
+  np.testing.assert_array_equal(first.train.images[:5], second.train.images[:5])
+  # The same within one folder: an image that was changed in place.
+  paths[1].write_bytes(data)
+  third = load(folders[1])
+  np.testing.assert_array_equal(first.train.images, third.train.images)
+
+
+def test_a_moved_folder_keeps_its_cache(tmp_path, decoded):
+  folder = make_folder(tmp_path / 'a' / 'insects')
+  options = {'decode_size': 8, 'cache_dir': tmp_path / 'cache'}
+  before = sources.load('image_folder', folder, **options)
+  assert len(decoded) == 10
+  (tmp_path / 'b').mkdir()
+  moved = folder.rename(tmp_path / 'b' / 'insects')
+  # Labels and names are not in the cache.
+  for split in ('train', 'test'):
+    (moved / split / 'ant').rename(moved / split / 'emu')
+    (moved / split / 'bee').rename(moved / split / 'fly')
+  after = sources.load('image_folder', moved, **options)
+  assert len(decoded) == 10
+  np.testing.assert_array_equal(before.train.images, after.train.images)
+  assert after.train.ids[0] == 'train/emu/0.png'

@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from tsla_jax.data import sources
 from tsla_jax.errors import InputError
+from tsla_jax.io import lock_directory
 
 needs_tensorflow = pytest.mark.skipif(
   importlib.util.find_spec('tensorflow') is None,
@@ -206,3 +209,67 @@ def test_without_tensorflow_it_says_so(tmp_path, monkeypatch):
   with pytest.raises(InputError, match='preparing data sets needs TensorFlow'):
     prepare('cifar100', tmp_path)
   assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+class FakeBuilder:
+  """A TFDS builder as far as `prepare` uses one, without TensorFlow."""
+
+  url_infos: ClassVar = {}
+
+  def __init__(self, name, data_dir, **options):
+    version = pathlib.Path(data_dir) / name / '1.0.0'
+    self.data_path = str(version)
+    self.info = types.SimpleNamespace(full_name=f'{name}/1.0.0')
+
+  def download_and_prepare(self, download_dir, download_config):
+    unpacked = pathlib.Path(download_dir)
+    unpacked.mkdir(parents=True)
+    (unpacked / 'image').write_text('pixels')
+    pathlib.Path(self.data_path).mkdir(parents=True)
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  from tsla_jax.data.prepare import prepare
+
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(tfds, 'builder', FakeBuilder)
+  return prepare
+
+
+def test_only_leftovers_of_this_data_set_are_removed(tmp_path, prepare):
+  root, archives = tmp_path / 'data', tmp_path / 'archives'
+  for name in ('.prepare_notes', '.tsla_jax-prepare-birds-1.0.0'):
+    (root / name).mkdir(parents=True)
+  others = sorted(root.iterdir())
+  with pytest.raises(InputError, match='--archives: .* is not a directory'):
+    prepare('toys', root, archives)
+  assert sorted(root.iterdir()) == others
+  archives.mkdir()
+  left = root / '.tsla_jax-prepare-toys-1.0.0'
+  (left / 'unpacked').mkdir(parents=True)  # of a run that was killed
+  (left / 'unpacked' / 'image').write_text('half')
+  final = prepare('toys', root, archives)
+  assert final == root / 'toys' / '1.0.0' and final.is_dir()
+  assert sorted(root.iterdir()) == [*others, root / 'toys']
+
+
+def test_bad_input_makes_no_directory(tmp_path, prepare):
+  with pytest.raises(InputError, match='--archives: .* is not a directory'):
+    prepare('toys', tmp_path / 'new', tmp_path / 'nowhere')
+  assert not list(tmp_path.iterdir())
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='--data_dir: .* give a directory'):
+    prepare('toys', tmp_path / 'file')
+
+
+def test_two_at_once_are_refused(tmp_path, prepare):
+  scratch = tmp_path / '.tsla_jax-prepare-toys-1.0.0'
+  with lock_directory(scratch):
+    (scratch / 'unpacked').mkdir()
+    with pytest.raises(InputError, match='--data_dir: .* is in use by another'):
+      prepare('toys', tmp_path, tmp_path)
+    assert (scratch / 'unpacked').is_dir()
+    prepare('birds', tmp_path, tmp_path)

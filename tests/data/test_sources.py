@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import encode, make_dataset, make_folder, truncate
-from tsla_jax.data import sources
+from tsla_jax.data import cache, sources
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 
@@ -90,6 +90,49 @@ def test_digits():
   np.testing.assert_allclose(mean, (0.305, 0.376), atol=0.005)
 
 
+def test_digits_are_sliced_and_resized(tmp_path):
+  whole = sources.load('digits')
+  parts = sources.load(
+    'digits', train_split='train[:90%]', test_split='train[90%:]'
+  )
+  assert (len(parts.train), len(parts.test)) == (1298, 144)
+  ids = [*parts.train.ids, *parts.test.ids]
+  assert ids == whole.train.ids.tolist()
+  mixed = sources.load(
+    'digits', train_split='train[10:20]+test', test_split='test[-5:]'
+  )
+  assert mixed.train.ids[:10].tolist() == whole.train.ids[10:20].tolist()
+  assert mixed.test.ids.tolist() == whole.test.ids[-5:].tolist()
+  np.testing.assert_array_equal(mixed.test.images, whole.test.images[-5:])
+  one = sources.load('digits', test_split='test[:1]')
+  assert one.test.ids.tolist() == whole.test.ids[:1].tolist()
+  small = sources.load('digits', image_size=6)
+  assert small.train.images.shape == (1442, 6, 6, 1)
+  large = sources.load('digits', decode_size=16, cache_dir=tmp_path)
+  assert large.train.images.shape == (1442, 16, 24, 1)
+
+
+@pytest.mark.parametrize(
+  ('split', 'message'),
+  [
+    ('nope', "Unknown split 'nope'"),
+    ('train[', 'Unrecognized split format'),
+    ('train[:200%]', r'should be in \[-100, 100\]'),
+    ('train[:2000]', 'incompatible with 1442 examples'),
+    ('train[:0]', 'holds no examples'),
+    ('train[9:5]', 'holds no examples'),
+    ('train+test[:0]', 'holds no examples'),
+    ('all[:5%]', "'all' does not support slice"),
+  ],
+)
+def test_other_slices_are_refused(split, message):
+  with pytest.raises(
+    InputError, match=f'{message}.*; there is train, test'
+  ) as e:
+    sources.load('digits', train_split=split)
+  assert '\n' not in str(e.value)
+
+
 def test_tfds_by_name_and_by_directory(tmp_path):
   arrays = prepare_tfds(tmp_path)
   check_toy(sources.load('toy_images', tmp_path), arrays)
@@ -109,8 +152,10 @@ def test_tfds_by_name_and_by_directory(tmp_path):
 
   with pytest.raises(InputError, match=r"unknown data set 'zoo'.*toy_images"):
     sources.load('zoo', tmp_path)
-  with pytest.raises(InputError, match="split 'nope'"):
-    sources.load('toy_images', tmp_path, test_split='nope')
+  for split in ('nope', 'test[:0]', 'all[:5%]', 'test['):
+    with pytest.raises(InputError, match='; there is train, test') as error:
+      sources.load('toy_images', tmp_path, test_split=split)
+    assert '\n' not in str(error.value)
 
 
 def damage_record(directory):
@@ -188,6 +233,69 @@ def test_image_folder(tmp_path):
   ]
   with Image.open(folder / 'train' / 'bee' / '2.png') as image:
     np.testing.assert_array_equal(dataset.train.images[5], image)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA', 'P', 'L', 'RGB'])
+@pytest.mark.parametrize('channels', ['RGB', 'L'])
+def test_transparent_pixels_are_white(mode, channels):
+  """A transparent and an opaque pixel, both grey below; other pixels stay."""
+  file = io.BytesIO()
+  image = Image.new('LA', (2, 1), (80, 0))
+  image.putpixel((1, 0), (90, 255))
+  if mode in ('RGBA', 'LA'):
+    image.convert(mode).save(file, 'png')
+  elif mode == 'PA':
+    image.convert('RGBA').convert('PA').save(file, 'tiff')
+  else:  # one colour, or place in a palette, is transparent
+    opaque = image.convert('L').convert(mode)
+    opaque.save(file, 'png', transparency=opaque.getpixel((0, 0)))
+  encoded = cache.Encoded([file], ['pixels'], np.zeros(1), np.zeros(1))
+  pixels = cache.decode_all(encoded, channels, None)
+  assert pixels.tolist() == [[[[x] * len(channels) for x in (255, 90)]]]
+
+
+def test_image_folder_slices_have_all_classes(tmp_path):
+  folder = tmp_path / 'many'
+  for name in ('ant', 'bee', 'cow'):
+    (folder / 'train' / name).mkdir(parents=True)
+    for i in range(20):
+      array = np.full((2, 2, 3), i, np.uint8)
+      path = folder / 'train' / name / f'{i}.png'
+      path.write_bytes(encode(array, 'png'))
+  splits = {'train_split': 'train[:75%]', 'test_split': 'train[75%:]'}
+  dataset = sources.load('image_folder', folder, **splits)
+  assert (len(dataset.train), len(dataset.test)) == (45, 15)
+  ids = {*dataset.train.ids, *dataset.test.ids}
+  assert len(ids) == 60
+  assert np.bincount(dataset.test.labels).min() >= 2
+  for split in (dataset.train, dataset.test):
+    names = [dataset.class_names[label] for label in split.labels]
+    assert names == [i.split('/')[1] for i in split.ids]
+  with pytest.raises(InputError, match="no directory 'valid'; there is train"):
+    sources.load('image_folder', folder, test_split='valid[:5]')
+  with pytest.raises(InputError, match='Unrecognized split format'):
+    sources.load('image_folder', folder, test_split='train[')
+
+
+def test_shared_images_are_noted_once(tmp_path, capsys):
+  sources.load('digits')
+  sources.load('digits', train_split='train[:90%]', test_split='train[90%:]')
+  assert not capsys.readouterr().out
+  for _ in range(2):
+    sources.load('digits', train_split='train[:90%]', test_split='train[80%:]')
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(
+    'Note: 144 of 288 test images are also training images'
+  )
+  # Copies under other names are found, from a cache too.
+  folder = make_folder(tmp_path / 'ants')
+  image = (folder / 'train' / 'ant' / '1.png').read_bytes()
+  (folder / 'test' / 'ant' / '0.png').write_bytes(image)
+  sources.load(
+    'image_folder', folder, decode_size=8, cache_dir=tmp_path / 'cache'
+  )
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'Note: 1 of 4 test images' in line
 
 
 def deep_image(folder):

@@ -3,14 +3,14 @@
 import concurrent.futures
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
-import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ _EIGHT_BIT_MODES = (
 )  # fmt: skip
 
 # Changes whenever what a cache holds for the same images does.
-_FORMAT = 1
+_FORMAT = 2
 # A canvas is this much longer than its shorter side; longer images lose ends.
 _LONGEST = 1.5
 
@@ -45,6 +45,19 @@ class Encoded:
   names: Sequence[str]
   labels: np.ndarray
   ids: np.ndarray
+
+  @functools.cached_property
+  def digests(self) -> list[bytes]:
+    """SHA-256 of each file."""
+    files = tqdm.tqdm(
+      self.files, desc='checking', unit='image', disable=None, leave=False
+    )
+    return [
+      hashlib.sha256(
+        file.getbuffer() if isinstance(file, io.BytesIO) else file.read_bytes()
+      ).digest()
+      for file in files
+    ]
 
 
 def default_directory() -> pathlib.Path:
@@ -95,38 +108,37 @@ def decode_all(
 
 def decode_once(
   directory: str | os.PathLike[str],
-  identity: Mapping[str, Any],
-  read: Callable[[], Encoded],
+  label: str,
+  encoded: Encoded,
   mode: str,
   decode_size: int,
 ) -> dict[str, np.ndarray]:
-  """Decodes and resizes a split into a cache, or opens the one of before.
+  """Decodes and resizes a split into a cache, or opens an earlier one.
 
-  A cache is a directory that appears when it is complete. It is checked
-  whenever it is opened, and made again if it does not hold what it says.
+  The name of a cache depends on the content of all files: a data set that was
+  moved keeps its cache, one that was changed gets another. A cache is a
+  directory that appears when it is complete. It is checked whenever it is
+  opened, and made again if its content has changed.
 
   Args:
     directory: of all caches.
-    identity: what the split is known by, as JSON; with 'name', 'version' and
-      'split'.
-    read: opens the original files; not called where the cache serves.
+    label: begins the name of this one, for people.
+    encoded: the files.
     mode: Pillow's, 'L' or 'RGB'.
     decode_size: the shorter side.
 
   Returns:
-    'images' (memory-mapped), 'sizes', 'labels' and 'ids', as `dataset.Split`
-    has them.
+    'images' (memory-mapped) and 'sizes', as `dataset.Split` has them.
 
   Raises:
     InputError: names the image that cannot be read, or the directory that
       cannot be written; nothing half-written stays.
   """
-  text = json.dumps([_FORMAT, dict(identity), mode, decode_size])
-  key = hashlib.sha256(text.encode()).hexdigest()[:12]
-  label = '-'.join(
-    re.sub(r'\W+', '_', str(part)).strip('_')
-    for part in (identity['name'], identity['version'], identity['split'])
-  )
+  digest = hashlib.sha256(f'{_FORMAT} {mode} {decode_size} '.encode())
+  for part in encoded.digests:
+    digest.update(part)
+  label = re.sub(r'[^\w-]+', '_', label).strip('_')
+  key = digest.hexdigest()[:12]
   final = pathlib.Path(directory).expanduser() / f'{label}-{decode_size}-{key}'
   try:
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +155,7 @@ def decode_once(
       shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
       try:
         temporary.mkdir()
-        _write_cache(temporary, read(), mode, decode_size)
+        _write_cache(temporary, encoded, mode, decode_size)
         os.rename(temporary, final)
       finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -187,20 +199,14 @@ def _write_cache(
   for _ in _in_parallel(decode, count):
     pass
   images.flush()
-  arrays = {'sizes': sizes, 'labels': encoded.labels, 'ids': encoded.ids}
-  for name, array in arrays.items():
-    np.save(directory / f'{name}.npy', array)
-  digest = _digest(images, *arrays.values())
-  (directory / 'digest.txt').write_text(digest)
+  np.save(directory / 'sizes.npy', sizes)
+  (directory / 'digest.txt').write_text(_digest(images, sizes))
 
 
 def _open_cache(directory: pathlib.Path) -> dict[str, np.ndarray]:
   arrays = {
     'images': np.load(directory / 'images.npy', mmap_mode='r'),
-    **{
-      name: np.load(directory / f'{name}.npy')
-      for name in ('sizes', 'labels', 'ids')
-    },
+    'sizes': np.load(directory / 'sizes.npy'),
   }
   if _digest(*arrays.values()) != (directory / 'digest.txt').read_text():
     raise ValueError('its content has changed')
@@ -219,7 +225,13 @@ def _open(encoded: Encoded, index: int, mode: str) -> Image.Image:
     with Image.open(encoded.files[index]) as image:
       if image.mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
-      return ImageOps.exif_transpose(image).convert(mode)
+      image = ImageOps.exif_transpose(image)
+      if image.has_transparency_data:
+        # Seen on white. Colours below transparent pixels are whatever the
+        # program left there that wrote the file.
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image.convert('RGBA'))
+      return image.convert(mode)
   # Pillow's plugins raise whatever a damaged file makes them raise.
   except Exception as error:
     reason = str(error)

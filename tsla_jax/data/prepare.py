@@ -1,14 +1,13 @@
 """Preparing TFDS data sets as array_record: the one place for TensorFlow."""
 
-import contextlib
 import importlib.util
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 from tsla_jax.errors import InputError
+from tsla_jax.io import lock_directory
 
 
 def prepare(
@@ -28,8 +27,9 @@ def prepare(
     The directory of the prepared version.
 
   Raises:
-    InputError: if TensorFlow or an archive is missing, or an archive is not the
-      one TFDS expects; nothing half-prepared stays.
+    InputError: if TensorFlow or an archive is missing, an archive is not the
+      one TFDS expects, or another process prepares the same data set; nothing
+      half-prepared stays.
   """
   if importlib.util.find_spec('tensorflow') is None:
     raise InputError(
@@ -39,12 +39,6 @@ def prepare(
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(data_dir).expanduser()
-  try:
-    root.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f"--data_dir: '{root}': {error}") from error
-  for old in root.glob('.prepare*'):  # of a preparation that was killed
-    shutil.rmtree(old, ignore_errors=True)
   builder = _find_builder(name, root)
   final = pathlib.Path(builder.data_path)
   if (final / 'dataset_info.json').is_file():
@@ -61,22 +55,31 @@ def prepare(
   if archives is not None:
     folder = pathlib.Path(archives).expanduser()
     _check_archives(name, folder, needed)
+  # A run that was killed leaves this folder, and the next one takes it over.
+  version = builder.info.full_name.replace('/', '-')
+  scratch = root / f'.tsla_jax-prepare-{version}'
+  unpacked = scratch / 'unpacked'
   try:
-    with tempfile.TemporaryDirectory(dir=root, prefix='.prepare') as scratch:
-      config = tfds.download.DownloadConfig(
-        manual_dir=folder and str(folder),
-        try_download_gcs=False,
-      )
-      # Archives are unpacked to a scratch folder; downloads are kept, so that
-      # the next try need not start over.
-      builder.download_and_prepare(
-        download_dir=scratch if archives else str(root / 'downloads'),
-        download_config=config,
-      )
+    # TFDS may leave the parent empty.
+    with lock_directory(
+      scratch, final.parent, name='--data_dir: scratch folder'
+    ):
+      try:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        # Downloads are kept, so that the next try need not start over.
+        builder.download_and_prepare(
+          download_dir=str(unpacked if archives else root / 'downloads'),
+          download_config=tfds.download.DownloadConfig(
+            manual_dir=folder and str(folder),
+            try_download_gcs=False,
+          ),
+        )
+      finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+  except InputError:
+    raise
   # TFDS and what it calls raise errors of many kinds.
   except Exception as error:
-    with contextlib.suppress(OSError):
-      final.parent.rmdir()  # if TFDS left it empty
     reason = ' '.join(str(error).split())[:200] or repr(error)
     listed = _describe(needed)
     if type(error).__name__ == 'NonMatchingChecksumError':

@@ -4,10 +4,11 @@ None of them needs TensorFlow.
 """
 
 import dataclasses
+import functools
+import hashlib
 import io
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -26,14 +27,15 @@ def load(
   decode_size: int | None = None,
   cache_dir: str | None = None,
 ) -> Dataset:
-  """Loads a data set whole, as uint8.
+  """Loads a data set whole, as uint8; notes test images that are trained on.
 
   Args:
     name: 'digits', 'image_folder', or the name of a TFDS data set.
     data_dir: for TFDS, the directory in which data sets were prepared (as
       array_record), or the one of this data set and version; for an image
       folder, the directory with `split/class/file`. Unused by digits.
-    train_split: the split to fit; for TFDS in its own syntax, `train[:90%]`.
+    train_split: the split to fit, in TFDS' syntax: `train`, `train[:90%]`. An
+      image folder is sliced in a fixed random order, over all classes.
     test_split: the split to evaluate on.
     image_size: if given, images are cropped in the centre to a square and
       resized to this many pixels.
@@ -49,8 +51,57 @@ def load(
   Raises:
     InputError: names the field, directory or file, and the mend.
   """
-  if name == 'digits':
-    return _digits()
+  if image_size and decode_size:
+    raise InputError(
+      f'data.image_size: {image_size} crops to a square, data.decode_size:'
+      f' {decode_size} keeps the ratio; set one of them to 0'
+    )
+  try:
+    if name == 'digits':
+      source = _digits()
+    elif name == 'image_folder':
+      source = _image_folder(_root(name, data_dir), train_split, test_split)
+    else:
+      source = _prepared(name, _root(name, data_dir))
+
+    def decode(split: str) -> tuple[Split, list[bytes]]:
+      encoded = source.read(split)
+      if decode_size is None:
+        arrays = {'images': cache.decode_all(encoded, source.mode, image_size)}
+      else:
+        arrays = cache.decode_once(
+          cache_dir or cache.default_directory(),
+          f'{source.name}-{split}',
+          encoded,
+          source.mode,
+          decode_size,
+        )
+      examples = Split(labels=encoded.labels, ids=encoded.ids, **arrays)
+      return examples, encoded.digests
+
+    train, trained_on = decode(train_split)
+    test, tested_on = decode(test_split)
+  except OSError as error:
+    raise InputError(
+      f"data.data_dir '{data_dir}' cannot be read: {error}"
+    ) from error
+  known = set(trained_on)
+  shared = sum(digest in known for digest in tested_on)
+  if shared:
+    _print_once(
+      f'Note: {shared} of {len(test)} test images are also training images'
+      f" (data set '{source.name}', data.train_split '{train_split}',"
+      f" data.test_split '{test_split}')."
+    )
+  return Dataset(source.name, train, test, source.class_names)
+
+
+@functools.cache
+def _print_once(note: str) -> None:
+  print(note)
+
+
+def _root(name: str, data_dir: str | None) -> pathlib.Path:
   if not data_dir:
     raise InputError(
       f"data.data_dir is not set, and data set '{name}' is read from it; give"
@@ -59,55 +110,7 @@ def load(
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():
     raise InputError(f"data.data_dir: '{root}' is not a directory")
-  if image_size and decode_size:
-    raise InputError(
-      f'data.image_size: {image_size} crops to a square, data.decode_size:'
-      f' {decode_size} keeps the ratio; set one of them to 0'
-    )
-  try:
-    if name == 'image_folder':
-      source = _image_folder(root, train_split, test_split)
-    else:
-      source = _prepared(name, root)
-
-    def decode(split: str) -> Split:
-      if decode_size is None:
-        encoded = source.read(split)
-        images = cache.decode_all(encoded, source.mode, image_size)
-        return Split(images, encoded.labels, encoded.ids)
-      arrays = cache.decode_once(
-        cache_dir or cache.default_directory(),
-        source.identity(split),
-        lambda: source.read(split),
-        source.mode,
-        decode_size,
-      )
-      return Split(**arrays)
-
-    return Dataset(
-      source.name, decode(train_split), decode(test_split), source.class_names
-    )
-  except OSError as error:
-    raise InputError(
-      f"data.data_dir '{root}' cannot be read: {error}"
-    ) from error
-
-
-def _digits() -> Dataset:
-  """scikit-learn's 1,797 scans of digits, 8x8; the fifths of each are tests."""
-  from sklearn import datasets
-
-  digits = datasets.load_digits()
-  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-  labels = digits.target.astype(np.int32)
-  ids = np.array([f'digits/{index}' for index in range(len(labels))])
-  is_test = np.zeros(len(labels), bool)
-  for digit in range(10):
-    is_test[np.flatnonzero(labels == digit)[4::5]] = True
-  parts = [
-    Split(images[part], labels[part], ids[part]) for part in (~is_test, is_test)
-  ]
-  return Dataset('digits', *parts, tuple(str(name) for name in range(10)))
+  return root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +121,79 @@ class _Source:
     name: of the data set.
     class_names: K names.
     mode: Pillow's, 'L' or 'RGB'.
-    identity: what a decoded split is known by, from its name.
     read: the files of a split, from its name.
   """
 
   name: str
   class_names: tuple[str, ...]
   mode: str
-  identity: Callable[[str], dict[str, Any]]
   read: Callable[[str], cache.Encoded]
+
+
+def _slices(
+  name: str, split: str, lengths: Mapping[str, int]
+) -> list[tuple[str, slice]]:
+  """Reads TFDS' syntax: `train`, `train[:90%]`, `train[10:]+test`.
+
+  Args:
+    name: of the data set, for messages.
+    split: the text.
+    lengths: numbers of examples, by the names of whole splits.
+
+  Returns:
+    Names of whole splits, and what to take of them.
+
+  Raises:
+    InputError: for another syntax, no such split, or no examples.
+  """
+  if lengths.get(split):
+    return [(split, slice(None))]
+  import tensorflow_datasets as tfds
+
+  infos = {
+    key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
+    for key, length in lengths.items()
+  }
+  try:
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
+    if not all(len(range(lengths[key])[part]) for key, part in slices):
+      raise ValueError('holds no examples')
+  except (ValueError, NotImplementedError) as error:
+    reason = str(error).splitlines()[-1].rstrip('.')
+    raise InputError(
+      f"data set '{name}', split '{split}': {reason}; there is"
+      f" {', '.join(lengths)}, and parts of them, as 'train[:90%]'"
+    ) from error
+  return slices
+
+
+def _digits() -> _Source:
+  """scikit-learn's 1,797 scans of digits, 8x8; a fifth of each is for tests."""
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+  labels = digits.target.astype(np.int32)
+  is_test = np.zeros(len(labels), bool)
+  for digit in range(10):
+    is_test[np.flatnonzero(labels == digit)[4::5]] = True
+  splits = {'train': np.flatnonzero(~is_test), 'test': np.flatnonzero(is_test)}
+
+  def read(split: str) -> cache.Encoded:
+    lengths = {key: len(indices) for key, indices in splits.items()}
+    slices = _slices('digits', split, lengths)
+    indices = np.concatenate([splits[key][part] for key, part in slices])
+    ids = [f'digits/{index}' for index in indices]
+    return cache.Encoded(
+      # As PGM files.
+      files=[io.BytesIO(b'P5 8 8 255 ' + images[i].tobytes()) for i in indices],
+      names=[f"example '{i}'" for i in ids],
+      labels=labels[indices],
+      ids=np.array(ids),
+    )
+
+  return _Source('digits', tuple(str(k) for k in range(10)), 'L', read)
 
 
 def _prepared(name: str, root: pathlib.Path) -> _Source:
@@ -153,6 +220,8 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
   ]
 
   def read(split: str) -> cache.Encoded:
+    splits = builder.info.splits
+    _slices(name, split, {key: splits[key].num_examples for key in splits})
     try:
       source = builder.as_data_source(
         split=split,
@@ -161,18 +230,12 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
           key: tfds.decode.SkipDecoding() for key in kinds[tfds.features.Image]
         },
       )
+      records = source.__getitems__(list(range(len(source))))
     except NotImplementedError as error:
       raise InputError(
         f"data set '{name}' in '{builder.data_path}' is not in array_record;"
         " prepare it with file_format='array_record'"
       ) from error
-    except ValueError as error:
-      raise InputError(
-        f"data set '{name}', split '{split}': {error}; there is"
-        f' {", ".join(builder.info.splits)}'
-      ) from error
-    try:
-      records = source.__getitems__(list(range(len(source))))
     except Exception as error:
       raise _damaged(name, builder.data_path, error) from error
     if any(record is None for record in records):
@@ -188,24 +251,10 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
       ids=np.array(ids),
     )
 
-  def identity(split: str) -> dict[str, Any]:
-    # Files that were written anew may hold something else under the same name.
-    files = sorted(pathlib.Path(builder.data_path).glob('*.array_record*'))
-    return {
-      'name': builder.info.name,
-      'version': str(builder.info.version),
-      'split': split,
-      'files': [
-        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-        for file in files
-      ],
-    }
-
   return _Source(
     name=builder.info.name,
     class_names=tuple(features[label_key].names),
     mode='L' if features[image_key].shape[-1] == 1 else 'RGB',
-    identity=identity,
     read=read,
   )
 
@@ -269,10 +318,15 @@ def _image_folder(
 ) -> _Source:
   """Images in `root/split/class/file`; classes in alphabetical order."""
 
+  def directories(split: str) -> list[str]:
+    if (root / split).is_dir():
+      return [split]
+    return [part.partition('[')[0].strip() for part in split.split('+')]
+
   def visible(directory: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in directory.iterdir() if p.name[0] != '.')
 
-  for split in (train_split, test_split):
+  for split in directories(train_split) + directories(test_split):
     if not (root / split).is_dir():
       found = [p.name for p in visible(root) if p.is_dir()]
       raise InputError(
@@ -280,15 +334,15 @@ def _image_folder(
         f' {", ".join(found) or "none"} (set data.train_split and'
         ' data.test_split)'
       )
-  class_names = tuple(p.name for p in visible(root / train_split) if p.is_dir())
+  first = root / directories(train_split)[0]
+  class_names = tuple(p.name for p in visible(first) if p.is_dir())
   if not class_names:
     raise InputError(
-      f"image folder '{root / train_split}': no class directories; expected"
-      ' split/class/file'
+      f"image folder '{first}': no class directories; expected split/class/file"
     )
 
-  def read(split: str) -> cache.Encoded:
-    files, labels = [], []
+  def list_files(split: str) -> list[pathlib.Path]:
+    files = []
     for directory in visible(root / split):
       if not directory.is_dir():
         raise InputError(
@@ -298,9 +352,9 @@ def _image_folder(
       if directory.name not in class_names:
         raise InputError(
           f"image folder: class '{directory}' is not among the classes of"
-          f" '{root / train_split}'"
+          f" '{first}'"
         )
-    for label, class_name in enumerate(class_names):
+    for class_name in class_names:
       directory = root / split / class_name
       members = visible(directory) if directory.is_dir() else []
       for path in members:
@@ -314,7 +368,28 @@ def _image_folder(
           ' remove the class from every split'
         )
       files += members
-      labels += [label] * len(members)
+    return files
+
+  def shuffled(path: pathlib.Path) -> bytes:
+    name = path.relative_to(root).as_posix()
+    return hashlib.sha256(name.encode()).digest()
+
+  def read(split: str) -> cache.Encoded:
+    if (root / split).is_dir():
+      files = list_files(split)
+    else:
+      # Classes follow one another, so a slice would lack whole classes.
+      lists = {
+        name: sorted(list_files(name), key=shuffled)
+        for name in directories(split)
+      }
+      lengths = {name: len(files) for name, files in lists.items()}
+      slices = _slices('image_folder', split, lengths)
+      files = sorted(
+        path for name, part in slices for path in lists[name][part]
+      )
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = [numbers[path.parent.name] for path in files]
     return cache.Encoded(
       files=files,
       names=[f"image '{path}'" for path in files],
@@ -322,17 +397,4 @@ def _image_folder(
       ids=np.array([path.relative_to(root).as_posix() for path in files]),
     )
 
-  def identity(split: str) -> dict[str, Any]:
-    encoded = read(split)
-    stats = [path.stat() for path in encoded.files]
-    return {
-      'name': root.resolve().name,
-      'version': 'folder',
-      'split': split,
-      'files': [
-        [name, stat.st_size, stat.st_mtime_ns]
-        for name, stat in zip(encoded.ids.tolist(), stats, strict=True)
-      ],
-    }
-
-  return _Source(root.resolve().name, class_names, 'RGB', identity, read)
+  return _Source(root.resolve().name, class_names, 'RGB', read)
