@@ -68,9 +68,10 @@ def base() -> ml_collections.ConfigDict:
   c.loss.strength = 0.0  # of the penalty
 
   c.data = ml_collections.ConfigDict()
-  c.data.name = 'digits'  # 'digits', 'image_folder', or a TFDS data set
+  # 'digits', 'image_folder', 'features', or a TFDS data set
+  c.data.name = 'digits'
   # Where a TFDS data set was prepared (or the directory of its version), or the
-  # folder with split/class/file.
+  # folder with split/class/file, or the file of features.
   c.data.data_dir = placeholder(str)
   c.data.train_split = 'train'  # TFDS slices work: 'train[:90%]'
   c.data.test_split = 'test'  # what is evaluated after each epoch
@@ -94,13 +95,18 @@ def base() -> ml_collections.ConfigDict:
   # Share of the training labels that are made wrong, always the same ones; test
   # labels stay. For experiments on small data; 0: none.
   c.data.label_noise = 0.0
+  # Features to zero mean and unit variance over the training examples.
+  c.data.standardize = False
   c.data.pad = 1  # zeros around an image before a random crop of its size
   c.data.flip = False  # mirror half of the training images
   c.data.mean = (0.305,)  # of each channel, of values in [0, 1]
   c.data.std = (0.376,)  # likewise
 
   c.model = ml_collections.ConfigDict()
-  c.model.name = 'resnet8'  # 'resnet8', 'resnet18', 'resnet34', 'resnet50'
+  # 'resnet8', 'resnet18', 'resnet34', 'resnet50'; on features, or images taken
+  # as vectors, 'linear', or 'mlp' with a hidden layer of ReLU.
+  c.model.name = 'resnet8'
+  c.model.hidden = 512  # units of an mlp's hidden layer
   c.model.stem = 'cifar'  # 'cifar': 3x3; 'imagenet': 7x7 and max-pooling
   c.model.width = 16  # channels of the first stage; 64 in the paper
   # Weights to start from, in torchvision's layout: a .safetensors or .pth file,

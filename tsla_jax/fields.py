@@ -41,6 +41,7 @@ _KINDS = {
   'data.image_size': DATA,
   'data.decode_size': DATA,
   'data.label_noise': DATA,
+  'data.standardize': DATA,
   'seed': SEED,
   'smoothing.': METHOD,
   'loss.strength': METHOD,

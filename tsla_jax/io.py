@@ -3,11 +3,14 @@
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from tsla_jax.errors import InputError
 
@@ -69,6 +72,13 @@ def damaged(path: pathlib.Path, error: Exception) -> InputError:
   return InputError(
     f"'{path}' is damaged ({reason}); put it back or use a new workdir"
   )
+
+
+def write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays, atomically."""
+  archive = io.BytesIO()
+  np.savez(archive, **arrays)
+  write_atomically(file, archive.getvalue())
 
 
 @contextlib.contextmanager

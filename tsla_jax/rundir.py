@@ -11,7 +11,6 @@ TensorBoard events, `checkpoints/`, and once the run is finished
 import functools
 import hashlib
 import importlib.metadata
-import io as iolib
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from tsla_jax.io import (
   read_json,
   write_atomically,
   write_json,
+  write_npz,
 )
 
 # What a run folder may be: nothing in it yet, under way, or over.
@@ -316,9 +316,7 @@ class RunDir:
     self, name: str, predictions: Mapping[str, np.ndarray]
   ) -> pathlib.Path:
     """Writes arrays as an `.npz`, and returns its path."""
-    archive = iolib.BytesIO()
-    np.savez(archive, **predictions)
-    write_atomically(self.path / name, archive.getvalue())
+    write_npz(self.path / name, predictions)
     return self.path / name
 
   def diverge(self, reason: str, progress: Mapping[str, Any]) -> None:

@@ -27,6 +27,8 @@ SHAPES = {
   'cub': ((256, 384, 3), 200),
   'dogs': ((256, 384, 3), 120),
   'dogs40': ((224, 224, 3), 40),
+  'dogs40_head': ((1, 512), 40),
+  'digits_head': ((8, 8, 1), 10),
 }
 
 
@@ -43,6 +45,18 @@ def test_every_file_is_tested(root):
 ALIKE = {
   'cub': ('dogs', {'data.name', 'optimizer.learning_rate.backbone'}),
   'dogs40': ('dogs', {'data.name', 'data.decode_size', 'data.eval_crop'}),
+  'dogs40_head': (
+    'dogs',
+    {
+      'data.name',
+      'data.decode_size',
+      'data.crop_size',
+      'data.flip',
+      'model.name',
+      'model.pretrained',
+      'analysis.neural_collapse_every',
+    },
+  ),
   'cifar10': ('cifar100', {'data.name', 'data.mean', 'data.std'}),
   'tiny_imagenet100_32': ('cifar100', {'data.name', 'data.mean', 'data.std'}),
 }
@@ -61,7 +75,7 @@ def test_two_steps_on_stand_in_data(name):
   config = load(name).lock()
   config.batch_size = 8
   config.model.width = 4  # the net's depth and stem are the file's, ...
-  if name in ALIKE:
+  if name in ALIKE and len(shape) == 3:
     config.model.name = 'resnet8'  # ... but once is enough for a recipe
   config.model.pretrained = None  # tests of their own
   data = make_dataset(16, 10, shape, classes)

@@ -49,22 +49,22 @@ def decoded(monkeypatch):
 
 def test_ratios_are_kept_up_to_three_to_two(tmp_path):
   arrays = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
-  assert isinstance(arrays['images'], np.memmap)
-  assert arrays['images'].shape == (5, 64, 96, 3)
+  assert isinstance(arrays['inputs'], np.memmap)
+  assert arrays['inputs'].shape == (5, 64, 96, 3)
   assert arrays['sizes'].tolist() == [
     [64, 96], [96, 64], [64, 96], [64, 64], [96, 64],
   ]  # fmt: skip
   # Wide: as Pillow resizes it. High: transposed, its ends cut off.
   image = Image.fromarray(smooth_image(200, 300))
   want = np.asarray(image.resize((96, 64), Image.BILINEAR))
-  np.testing.assert_array_equal(arrays['images'][0], want)
+  np.testing.assert_array_equal(arrays['inputs'][0], want)
   # 260 rows of 160 columns: 240 of them are 3:2.
   image = Image.fromarray(smooth_image(260, 160))
   want = image.resize((64, 96), Image.BILINEAR, box=(0, 10, 160, 250))
-  got = arrays['images'][1].transpose(1, 0, 2)
+  got = arrays['inputs'][1].transpose(1, 0, 2)
   np.testing.assert_array_equal(got[:96, :64], want)
   # What lies beside a square image is empty.
-  assert not np.any(arrays['images'][3][:, 64:])
+  assert not np.any(arrays['inputs'][3][:, 64:])
 
 
 def test_later_runs_open_it(tmp_path, decoded):
@@ -110,11 +110,11 @@ def empty(entry):
 )
 def test_damaged_cache_is_made_again(tmp_path, spoil, capsys):
   first = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
-  pixels = np.array(first['images'])
+  pixels = np.array(first['inputs'])
   (entry,) = tmp_path.glob('[!.]*')
   spoil(entry)
   again = cache.decode_once(tmp_path, LABEL, encoded(), 'RGB', 64)
-  np.testing.assert_array_equal(again['images'], pixels)
+  np.testing.assert_array_equal(again['inputs'], pixels)
   assert 'is damaged' in capsys.readouterr().out
   assert len(list(tmp_path.glob('[!.]*'))) == 1
 
@@ -168,7 +168,7 @@ def test_two_at_once_decode_once(tmp_path, monkeypatch, decoded):
     results = [future.result() for future in futures]
   assert len(decoded) == len(SHAPES)
   for arrays in results:
-    np.testing.assert_array_equal(arrays['images'], results[0]['images'])
+    np.testing.assert_array_equal(arrays['inputs'], results[0]['inputs'])
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_sources_use_it(tmp_path):
     )
 
   dataset = load()
-  assert dataset.train.images.shape == (7, 16, 24, 3)
+  assert dataset.train.inputs.shape == (7, 16, 24, 3)
   assert dataset.train.sizes[-1].tolist() == [16, 22]
   assert len(list((tmp_path / 'cache').glob('[!.]*'))) == 2
   assert load().fingerprint() == dataset.fingerprint()
@@ -226,12 +226,12 @@ def test_folders_that_look_alike_have_caches_of_their_own(tmp_path):
     )
 
   first, second = map(load, folders)
-  assert np.any(first.train.images[5] != second.train.images[5])
-  np.testing.assert_array_equal(first.train.images[:5], second.train.images[:5])
+  assert np.any(first.train.inputs[5] != second.train.inputs[5])
+  np.testing.assert_array_equal(first.train.inputs[:5], second.train.inputs[:5])
   # The same within one folder: an image that was changed in place.
   paths[1].write_bytes(data)
   third = load(folders[1])
-  np.testing.assert_array_equal(first.train.images, third.train.images)
+  np.testing.assert_array_equal(first.train.inputs, third.train.inputs)
 
 
 def test_a_moved_folder_keeps_its_cache(tmp_path, decoded):
@@ -247,5 +247,5 @@ def test_a_moved_folder_keeps_its_cache(tmp_path, decoded):
     (moved / split / 'bee').rename(moved / split / 'fly')
   after = sources.load('image_folder', moved, **options)
   assert len(decoded) == 10
-  np.testing.assert_array_equal(before.train.images, after.train.images)
+  np.testing.assert_array_equal(before.train.inputs, after.train.inputs)
   assert after.train.ids[0] == 'train/emu/0.png'

@@ -18,7 +18,7 @@ def test_a_share_of_the_training_labels_is_of_another_class():
   # Every other class is as likely: 200 draws of 9 shifts, five deviations.
   shift = (noisy.train.labels - data.train.labels)[wrong] % 10
   assert np.all(np.abs(np.bincount(shift, minlength=10)[1:] - 22.2) < 23)
-  assert noisy.train.images is data.train.images
+  assert noisy.train.inputs is data.train.inputs
   assert noisy.test is data.test
   assert noisy.name == 'stand-in with 20% label noise'
   np.testing.assert_array_equal(

@@ -70,22 +70,22 @@ def check_toy(dataset, arrays):
   for name, split in (('train', dataset.train), ('test', dataset.test)):
     assert len(split) == len(arrays[name])
     position = [int(i.split('_')[1].split('.')[0]) for i in split.ids]
-    np.testing.assert_array_equal(split.images, arrays[name][position])
+    np.testing.assert_array_equal(split.inputs, arrays[name][position])
     assert split.labels.tolist() == [i % 3 for i in position]
 
 
 def test_digits():
   digits = sources.load('digits')
   assert len(digits.train) + len(digits.test) == 1797
-  assert digits.train.images.shape[1:] == (8, 8, 1)
-  assert digits.train.images.dtype == np.uint8
-  assert digits.train.images.max() == 255
+  assert digits.train.inputs.shape[1:] == (8, 8, 1)
+  assert digits.train.inputs.dtype == np.uint8
+  assert digits.train.inputs.max() == 255
   assert digits.num_classes == 10
   assert not set(digits.train.ids) & set(digits.test.ids)
   for split in (digits.train, digits.test):
     counts = np.bincount(split.labels) / len(split)
     np.testing.assert_allclose(counts, 0.1, atol=0.005)
-  mean = digits.train.images.mean() / 255, digits.train.images.std() / 255
+  mean = digits.train.inputs.mean() / 255, digits.train.inputs.std() / 255
   # What configs/default.py normalises with.
   np.testing.assert_allclose(mean, (0.305, 0.376), atol=0.005)
 
@@ -103,13 +103,13 @@ def test_digits_are_sliced_and_resized(tmp_path):
   )
   assert mixed.train.ids[:10].tolist() == whole.train.ids[10:20].tolist()
   assert mixed.test.ids.tolist() == whole.test.ids[-5:].tolist()
-  np.testing.assert_array_equal(mixed.test.images, whole.test.images[-5:])
+  np.testing.assert_array_equal(mixed.test.inputs, whole.test.inputs[-5:])
   one = sources.load('digits', test_split='test[:1]')
   assert one.test.ids.tolist() == whole.test.ids[:1].tolist()
   small = sources.load('digits', image_size=6)
-  assert small.train.images.shape == (1442, 6, 6, 1)
+  assert small.train.inputs.shape == (1442, 6, 6, 1)
   large = sources.load('digits', decode_size=16, cache_dir=tmp_path)
-  assert large.train.images.shape == (1442, 16, 24, 1)
+  assert large.train.inputs.shape == (1442, 16, 24, 1)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_tfds_by_name_and_by_directory(tmp_path):
   assert (len(sliced.train), len(sliced.test)) == (10, 10)
   assert not set(sliced.train.ids) & set(sliced.test.ids)
   square = sources.load('toy_images', tmp_path, image_size=6)
-  assert square.train.images.shape == (20, 6, 6, 3)
+  assert square.train.inputs.shape == (20, 6, 6, 3)
 
   with pytest.raises(InputError, match=r"unknown data set 'zoo'.*toy_images"):
     sources.load('zoo', tmp_path)
@@ -226,13 +226,13 @@ def test_image_folder(tmp_path):
   folder = make_folder(tmp_path / 'insects')
   dataset = sources.load('image_folder', folder)
   assert dataset.name == 'insects' and dataset.class_names == ('ant', 'bee')
-  assert dataset.train.images.shape == (6, 9, 7, 3)
+  assert dataset.train.inputs.shape == (6, 9, 7, 3)
   assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
   assert dataset.test.ids.tolist() == [
     f'test/{name}/{i}.png' for name in ('ant', 'bee') for i in (0, 1)
   ]
   with Image.open(folder / 'train' / 'bee' / '2.png') as image:
-    np.testing.assert_array_equal(dataset.train.images[5], image)
+    np.testing.assert_array_equal(dataset.train.inputs[5], image)
 
 
 @pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA', 'P', 'L', 'RGB'])
@@ -361,7 +361,7 @@ def test_labels_out_of_range_are_refused(label):
   ):
     Dataset(
       'x',
-      Split(good.train.images, labels, good.train.ids),
+      Split(good.train.inputs, labels, good.train.ids),
       good.test,
       good.class_names,
     )
@@ -372,7 +372,7 @@ def test_arrays_of_other_kinds_are_refused():
 
   def dataset(**changes):
     fields = {
-      'images': good.train.images,
+      'inputs': good.train.inputs,
       'labels': good.train.labels,
       'ids': good.train.ids,
     }
@@ -380,25 +380,25 @@ def test_arrays_of_other_kinds_are_refused():
     return Dataset('x', train, good.test, good.class_names)
 
   with pytest.raises(InputError, match='images must be uint8'):
-    dataset(images=good.train.images.astype(np.float32))
+    dataset(inputs=good.train.inputs.astype(np.float32))
   with pytest.raises(InputError, match='labels must be integers'):
     dataset(labels=good.train.labels.astype(np.float32))
   with pytest.raises(InputError, match='as many images as labels'):
     dataset(ids=good.train.ids[:3])
   with pytest.raises(InputError, match=r'data\.image_size'):
-    dataset(images=good.train.images[:, :6])
+    dataset(inputs=good.train.inputs[:, :6])
 
 
 def test_labels_of_any_integers_and_no_ids():
   good = make_dataset()
   for kind in (np.int64, np.uint8):
-    split = Split(good.train.images, good.train.labels.astype(kind))
+    split = Split(good.train.inputs, good.train.labels.astype(kind))
     assert split.labels.dtype == np.int32
     np.testing.assert_array_equal(split.labels, good.train.labels)
     assert split.ids[:3].tolist() == ['0', '1', '2']
   # 2**32 + 1 would be 1 if it were merely cast.
   labels = good.train.labels.astype(np.int64) + 2**32 + 1
-  split = Split(good.train.images, labels)
+  split = Split(good.train.inputs, labels)
   with pytest.raises(InputError, match='has label 2147483647'):
     Dataset('x', split, good.test, good.class_names)
 
@@ -424,7 +424,7 @@ def test_real_tfds_set():
   dataset = sources.load(
     'tiny_imagenet100_32', SHARED, train_split='train[:500]'
   )
-  assert dataset.train.images.shape == (500, 32, 32, 3)
-  assert dataset.test.images.shape == (5000, 32, 32, 3)
+  assert dataset.train.inputs.shape == (500, 32, 32, 3)
+  assert dataset.test.inputs.shape == (5000, 32, 32, 3)
   assert dataset.num_classes == 100
   assert np.bincount(dataset.test.labels).tolist() == [50] * 100

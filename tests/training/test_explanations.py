@@ -35,7 +35,7 @@ def test_collapse_is_that_of_the_training_set_in_evaluation(tmp_path, dataset):
   model, variables = load_model(tmp_path / 'measured', best=False)
   view = config.augmentation(measured)
   images = augment.normalise(
-    augment.evaluation_view(dataset.train.images, dataset.train.sizes, view),
+    augment.evaluation_view(dataset.train.inputs, dataset.train.sizes, view),
     view,
   )
   _, features = jax.jit(lambda x: model.apply(variables, x, train=False))(

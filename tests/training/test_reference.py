@@ -58,7 +58,7 @@ def plain_loop(dataset, prior, theta, alpha):
       jax.random.fold_in(jax.random.fold_in(key, epoch), index), (3,)
     )
     top, left, mirror = int(bits[0]) % 5, int(bits[1]) % 5, int(bits[2]) >> 31
-    padded = np.pad(dataset.train.images[index], ((2, 2), (2, 2), (0, 0)))
+    padded = np.pad(dataset.train.inputs[index], ((2, 2), (2, 2), (0, 0)))
     crop = padded[top : top + 8, left : left + 8]
     crop = crop[:, ::-1] if mirror else crop
     return (crop / 255 - 0.4) / 0.3

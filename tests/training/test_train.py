@@ -167,7 +167,7 @@ def test_tensorboard_events_are_the_metrics(finished):
 def test_load_model(finished, best):
   directory, summary = finished
   model, variables = load_model(directory, best=best)
-  images = make_dataset().test.images
+  images = make_dataset().test.inputs
   config = make_config()
   scaled = (images / 255 - config.data.mean) / np.array(config.data.std)
   logits, features = model.apply(variables, scaled, train=False)

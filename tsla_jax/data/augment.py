@@ -5,6 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from tsla_jax.data.dataset import Dataset
+from tsla_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +45,52 @@ class Augmentation:
 
     Args:
       keys: `B` keys.
-      examples: with `images` `[N, ...]` and `sizes` `[N, 2]`.
+      examples: with `inputs` `[N, ...]` and `sizes` `[N, 2]`.
       index: int32 `[B]`, which of them.
     """
-    images, sizes = examples.images[index], examples.sizes[index]
+    images, sizes = examples.inputs[index], examples.sizes[index]
     return normalise(training_view(keys, images, sizes, self), self)
 
   def evaluation_inputs(self, examples: Any, index: jax.Array) -> jax.Array:
-    """Returns what the net is evaluated on, float32 `[B, H, W, C]`."""
-    images, sizes = examples.images[index], examples.sizes[index]
+    """Returns what the net is evaluated on, float32 `[B, H, W, C]`.
+
+    Grey images are shown in all channels of `mean` and `std`.
+    """
+    images, sizes = examples.inputs[index], examples.sizes[index]
     return normalise(evaluation_view(images, sizes, self), self)
 
   def input_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of an input whose image is stored as `(H, W, C)`."""
     side = self.crop_size
     return stored if side is None else (side, side, stored[-1])
+
+  def check(self, dataset: Dataset) -> None:
+    """Refuses images that do not allow it.
+
+    Raises:
+      InputError: names the field and how to mend it.
+    """
+    height, width, channels = dataset.train.inputs.shape[1:]
+    if self.pad >= min(height, width):
+      raise InputError(
+        f'data.pad: {self.pad} is not below the size of the images,'
+        f' {width}x{height}'
+      )
+    for field in ('mean', 'std'):
+      count = len(getattr(self, field))
+      if count != channels:
+        raise InputError(
+          f'data.{field}: {count} values for the {channels} channels of data'
+          f" set '{dataset.name}'; give data.mean and data.std one a channel"
+        )
+    if not self.crop_size and any(
+      np.any(split.sizes != split.inputs.shape[1:3])
+      for split in (dataset.train, dataset.test)
+    ):
+      raise InputError(
+        f"data.crop_size is not set, and the images of '{dataset.name}' differ"
+        ' in size; give the side of the crops, as 224'
+      )
 
 
 def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):

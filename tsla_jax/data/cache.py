@@ -128,7 +128,7 @@ def decode_once(
     decode_size: the shorter side.
 
   Returns:
-    'images' (memory-mapped) and 'sizes', as `dataset.Split` has them.
+    'inputs' (memory-mapped) and 'sizes', as `dataset.Split` has them.
 
   Raises:
     InputError: names the image that cannot be read, or the directory that
@@ -205,7 +205,7 @@ def _write_cache(
 
 def _open_cache(directory: pathlib.Path) -> dict[str, np.ndarray]:
   arrays = {
-    'images': np.load(directory / 'images.npy', mmap_mode='r'),
+    'inputs': np.load(directory / 'images.npy', mmap_mode='r'),
     'sizes': np.load(directory / 'sizes.npy'),
   }
   if _digest(*arrays.values()) != (directory / 'digest.txt').read_text():

@@ -15,7 +15,8 @@ class Split:
   """One part of a data set, in a fixed order.
 
   Attributes:
-    images: uint8 `[N, H, W, C]`.
+    inputs: images, uint8 `[N, H, W, C]`; or features, floating `[N, 1 + V, d]`,
+      of which view 0 is that of evaluation (`features.StoredViews`).
     labels: `[N]`, in [0, K); any integers, kept as int32.
     ids: a name for every example, strings `[N]`; their positions when None.
     sizes: int32 `[N, 2]`, height and width of each image, where they differ:
@@ -23,7 +24,7 @@ class Split:
       is higher than wide. None: all are `[H, W]`.
   """
 
-  images: np.ndarray
+  inputs: np.ndarray
   labels: np.ndarray
   ids: np.ndarray | None = None
   sizes: np.ndarray | None = None
@@ -36,7 +37,7 @@ class Split:
     if self.ids is None:
       object.__setattr__(self, 'ids', np.arange(len(self.labels)).astype(str))
     if self.sizes is None:
-      sizes = np.array(self.images.shape[1:3], np.int32)
+      sizes = np.array(self.inputs.shape[1:3], np.int32)
       sizes = np.broadcast_to(sizes, (len(self.labels), 2))
       object.__setattr__(self, 'sizes', sizes)
 
@@ -45,9 +46,9 @@ class Split:
 
   @functools.cached_property
   def digest(self) -> str:
-    """A digest of images, sizes and labels."""
-    digest = hashlib.sha256(str(self.images.shape).encode())
-    for array in (self.images, self.sizes, self.labels):
+    """A digest of inputs, sizes and labels."""
+    digest = hashlib.sha256(str(self.inputs.shape).encode())
+    for array in (self.inputs, self.sizes, self.labels):
       digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
@@ -71,13 +72,12 @@ class Dataset:
   def __post_init__(self):
     for part, split in (('train', self.train), ('test', self.test)):
       _check_split(f"data set '{self.name}', {part} split", split, self)
-    if self.train.images.shape[1:] != self.test.images.shape[1:]:
+    train, test = self.train.inputs, self.test.inputs
+    if train.dtype == np.uint8 and train.shape[1:] != test.shape[1:]:
       raise InputError(
-        f"data set '{self.name}': training images are"
-        f' {self.train.images.shape[1:]}, test images'
-        f' {self.test.images.shape[1:]}; set data.image_size to make them one'
+        f"data set '{self.name}': training images are {train.shape[1:]}, test"
+        f' images {test.shape[1:]}; set data.image_size to make them one'
       )
-
     if self.num_classes < 2:
       raise InputError(
         f"data set '{self.name}': {self.num_classes} class; at least 2"
@@ -99,7 +99,7 @@ class Dataset:
       'name': self.name,
       'train_examples': len(self.train),
       'test_examples': len(self.test),
-      'image_shape': list(self.train.images.shape[1:]),
+      'input_shape': list(self.train.inputs.shape[1:]),
       'class_names': list(self.class_names),
       'fingerprint': self.fingerprint(),
     }
@@ -135,21 +135,23 @@ def add_label_noise(dataset: Dataset, share: float) -> Dataset:
 
 
 def _check_split(where: str, split: Split, dataset: Dataset) -> None:
-  images, labels, ids = split.images, split.labels, split.ids
-  if images.ndim != 4 or images.dtype != np.uint8 or not all(images.shape[1:]):
+  inputs, labels, ids = split.inputs, split.labels, split.ids
+  features = inputs.ndim == 3 and np.issubdtype(inputs.dtype, np.floating)
+  images = inputs.ndim == 4 and inputs.dtype == np.uint8
+  if not (images or features) or not all(inputs.shape[1:]):
     raise InputError(
-      f'{where}: images must be uint8 [N, H, W, C],'
-      f' not {images.dtype} {list(images.shape)}'
+      f'{where}: images must be uint8 [N, H, W, C], and features floating'
+      f' [N, 1 + V, d]; not {inputs.dtype} {list(inputs.shape)}'
     )
   if labels.ndim != 1 or labels.dtype != np.int32:
     raise InputError(
       f'{where}: labels must be integers [N], not {labels.dtype}'
       f' {list(labels.shape)}'
     )
-  if not len(images) == len(labels) == len(ids) > 0:
+  if not len(inputs) == len(labels) == len(ids) > 0:
     raise InputError(
       f'{where}: needs as many images as labels and ids, and at least one; got'
-      f' {len(images)}, {len(labels)} and {len(ids)}'
+      f' {len(inputs)}, {len(labels)} and {len(ids)}'
     )
   wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
   if len(wrong):

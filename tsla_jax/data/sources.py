@@ -67,7 +67,7 @@ def load(
     def decode(split: str) -> tuple[Split, list[bytes]]:
       encoded = source.read(split)
       if decode_size is None:
-        arrays = {'images': cache.decode_all(encoded, source.mode, image_size)}
+        arrays = {'inputs': cache.decode_all(encoded, source.mode, image_size)}
       else:
         arrays = cache.decode_once(
           cache_dir or cache.default_directory(),

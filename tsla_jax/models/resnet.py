@@ -221,7 +221,7 @@ class ResNet(nn.Module):
     logits = nn.Dense(
       self.num_classes,
       kernel_init=dense_init,
-      bias_init=_dense_bias_init(features.shape[-1]),
+      bias_init=bias_init(features.shape[-1]),
       # A GPU would round float32 factors to 10 bits otherwise.
       precision=jax.lax.Precision.HIGHEST,
       name='head',
@@ -229,7 +229,8 @@ class ResNet(nn.Module):
     return logits, features
 
 
-def _dense_bias_init(fan_in: int) -> nn.initializers.Initializer:
+def bias_init(fan_in: int) -> nn.initializers.Initializer:
+  """PyTorch's default for biases of linear layers, as that of their weights."""
   bound = fan_in**-0.5
 
   def init(key, shape, dtype=jnp.float32):

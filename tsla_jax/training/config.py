@@ -11,12 +11,13 @@ import numpy as np
 import optax
 
 from tsla_jax import fields
-from tsla_jax.data import sources
+from tsla_jax.data import features, sources
 from tsla_jax.data.augment import Augmentation
 from tsla_jax.data.dataset import Dataset, add_label_noise
+from tsla_jax.data.features import StoredViews
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import losses, schedules
-from tsla_jax.models import resnet
+from tsla_jax.models import heads, resnet
 from tsla_jax.training import optimizers, priors
 from tsla_jax.training.state import Hparams
 
@@ -30,6 +31,8 @@ LOSSES = {
   'cross_entropy': losses.CROSS_ENTROPY,
   'confidence_penalty': losses.CONFIDENCE_PENALTY,
 }
+
+_HEADS = ('linear', 'mlp')
 
 _BLOCK = np.arange(4096, dtype=np.int32)  # steps
 
@@ -95,6 +98,7 @@ _ACCEPTED: dict[str, Accepted] = {
     'finite numbers above 0',
   ),
   'model.width': _at_least(1),
+  'model.hidden': _at_least(1),
   'model.dtype': _one_of('auto', 'float32', 'bfloat16'),
   'optimizer.momentum': _below(0, 1),
   'optimizer.learning_rate.': _RATE,
@@ -180,6 +184,25 @@ def _conditions(
     not (config.data.pad and config.data.crop_size),
     '0 beside data.crop_size, which crops without it',
   )
+  head = config.model.name in _HEADS
+  yield (
+    'model.pretrained',
+    config.model.pretrained is None or not head,
+    f"None beside model.name '{config.model.name}', which has no such weights",
+  )
+  if config.data.name == 'features':
+    yield 'model.name', head, f'{" or ".join(_HEADS)} on features'
+    for field in ('pad', 'flip', 'crop_size', 'image_size', 'decode_size'):
+      off = not config.data[field]
+      yield f'data.{field}', off, '0 or False on features, which have no pixels'
+    for part in ('train', 'test'):
+      whole = config.data[f'{part}_split'] == part
+      yield f'data.{part}_split', whole, f"'{part}' on features"
+  yield (
+    'data.standardize',
+    config.data.name == 'features' or not config.data.standardize,
+    "False but on features, data.name 'features'; images have data.mean",
+  )
 
 
 def _require(
@@ -212,13 +235,17 @@ def make_model(
   num_classes: int,
   axis_name: str | None = None,
 ) -> nn.Module:
-  """Returns the model a config names, see `resnet.create_model`."""
+  """Returns the model a config names: a `heads.Head` or a residual net."""
+  model = config.model
+  if model.name in _HEADS:
+    hidden = model.hidden if model.name == 'mlp' else 0
+    return heads.Head(num_classes, hidden)
   return resnet.create_model(
-    config.model.name,
+    model.name,
     num_classes,
-    stem=config.model.stem,
-    width=config.model.width,
-    dtype=config.model.dtype,
+    stem=model.stem,
+    width=model.width,
+    dtype=model.dtype,
     axis_name=axis_name,
   )
 
@@ -238,9 +265,13 @@ def optimizer_spec(
   )
 
 
-def augmentation(config: ml_collections.ConfigDict) -> Augmentation:
-  """Returns what the net gets to see of images."""
+def augmentation(
+  config: ml_collections.ConfigDict,
+) -> Augmentation | StoredViews:
+  """Returns what the model gets to see of images, or of features."""
   data = config.data
+  if data.name == 'features':
+    return StoredViews(data.mixup_alpha)
   return Augmentation(
     pad=data.pad,
     flip=data.flip,
@@ -321,7 +352,9 @@ def load_dataset(
     The data set, some of its training labels wrong if the config says so.
   """
   data = config.data
-  if dataset is None:
+  if dataset is None and data.name == 'features':
+    dataset = features.load(data.data_dir, data.standardize)
+  elif dataset is None:
     dataset = sources.load(
       name=data.name,
       data_dir=data.data_dir,

@@ -11,8 +11,7 @@ import numpy as np
 from tsla_jax.analysis.calibration import calibration_error
 from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
 from tsla_jax.data import pipeline
-from tsla_jax.data.augment import Augmentation
-from tsla_jax.data.dataset import Dataset, Split
+from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices
@@ -252,7 +251,7 @@ def make_experiment(
   topology.split(config.batch_size)
   pipeline.num_steps(len(dataset.train), config.batch_size)
   augmentation = config_lib.augmentation(config)
-  _check_images(augmentation, dataset)
+  augmentation.check(dataset)
   present = len(np.unique(dataset.train.labels))
   if config.analysis.neural_collapse_every and present < 2:
     raise InputError(
@@ -263,7 +262,7 @@ def make_experiment(
   model = config_lib.make_model(config, dataset.num_classes, topology.axis_name)
   splits = (dataset.train, dataset.test)
   placed = topology.place_shared(
-    [Examples(split.images, split.sizes, split.labels) for split in splits]
+    [Examples(split.inputs, split.sizes, split.labels) for split in splits]
   )
 
   def resident(split: Split, examples: Examples) -> Resident:
@@ -285,7 +284,7 @@ def make_experiment(
       config_lib.optimizer_spec(config),
       config_lib.LOSSES[config.loss.name],
       augmentation,
-      augmentation.input_shape(dataset.train.images.shape[1:]),
+      augmentation.input_shape(dataset.train.inputs.shape[1:]),
       topology,
     ),
     batch_size=config.batch_size,
@@ -296,31 +295,6 @@ def make_experiment(
     train=resident(dataset.train, placed[0]),
     test=resident(dataset.test, placed[1]),
   )
-
-
-def _check_images(augmentation: Augmentation, dataset: Dataset) -> None:
-  """Refuses an augmentation that the images do not allow."""
-  height, width, channels = dataset.train.images.shape[1:]
-  if augmentation.pad >= min(height, width):
-    raise InputError(
-      f'data.pad: {augmentation.pad} is not below the size of the images,'
-      f' {width}x{height}'
-    )
-  for field in ('mean', 'std'):
-    count = len(getattr(augmentation, field))
-    if count != channels:
-      raise InputError(
-        f'data.{field}: {count} values for the {channels} channels of data set'
-        f" '{dataset.name}'; give data.mean and data.std one a channel"
-      )
-  if not augmentation.crop_size and any(
-    np.any(split.sizes != split.images.shape[1:3])
-    for split in (dataset.train, dataset.test)
-  ):
-    raise InputError(
-      f"data.crop_size is not set, and the images of '{dataset.name}' differ in"
-      ' size; give the side of the crops, as 224'
-    )
 
 
 class StepSums:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from tsla_jax.data import augment, pipeline
+from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 from tsla_jax.io import writing
 from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
+from tsla_jax.training.state import Examples
 
 
 def load_model(
@@ -51,46 +52,51 @@ def load_model(
   model = config_lib.make_model(
     directory.config(), len(record['dataset']['class_names'])
   )
-  return model, {name: state[name] for name in ('params', 'batch_stats')}
+  return model, {
+    name: state[name] for name in ('params', 'batch_stats') if name in state
+  }
 
 
 def apply_model(
   model: nn.Module,
   variables: dict[str, Any],
   split: Split,
-  augmentation: augment.Augmentation,
+  augmentation: Any,
   batch_size: int = 100,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Shows a model the clean images of a split.
+  """Shows a model the examples of a split, as they are in evaluation.
 
   Args:
     model: returns logits and features.
     variables: of it.
-    split: N examples; grey images are shown as colour to a colour model.
-    augmentation: its evaluation view and normalisation are used.
-    batch_size: images at a time.
+    split: N examples.
+    augmentation: its evaluation view is used.
+    batch_size: examples at a time.
 
   Returns:
     Float32 logits `[N, K]` and features `[N, d]`.
   """
-  channels = len(augmentation.mean)
 
   @jax.jit
-  def apply(variables: Any, images: jax.Array, sizes: jax.Array) -> Any:
-    images = augment.evaluation_view(images, sizes, augmentation)
-    images = jnp.broadcast_to(images, (*images.shape[:3], channels))
-    images = augment.normalise(images, augmentation)
-    return model.apply(variables, images, train=False)
+  def apply(variables: Any, batch: Examples) -> Any:
+    inputs = augmentation.evaluation_inputs(batch, jnp.arange(batch_size))
+    return model.apply(variables, inputs, train=False)
 
+  batch_size = min(batch_size, len(split))
   index, _ = pipeline.evaluation_batches(len(split), batch_size)
   outputs = [
-    jax.device_get(apply(variables, split.images[rows], split.sizes[rows]))
+    jax.device_get(apply(variables, take(split, rows)))
     for rows in tqdm.tqdm(index, unit='batch', disable=None, leave=False)
   ]
   logits, features = (
     np.concatenate(parts)[: len(split)] for parts in zip(*outputs, strict=True)
   )
   return logits, features
+
+
+def take(split: Split, rows: np.ndarray) -> Examples:
+  """Returns some examples of a split."""
+  return Examples(split.inputs[rows], split.sizes[rows], split.labels[rows])
 
 
 def predict_train(

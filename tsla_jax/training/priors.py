@@ -5,7 +5,6 @@ training split it was made for, so that it is never used for another.
 """
 
 import hashlib
-import io
 import os
 import pathlib
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
-from tsla_jax.io import write_atomically
+from tsla_jax.io import write_npz
 from tsla_jax.label_smoothing import targets
 from tsla_jax.training.state import Prior
 
@@ -89,17 +88,15 @@ def save_teacher(
     InputError: if they are no distributions, or the file cannot be written.
   """
   check_rows(probabilities, 'the teacher')
-  archive = io.BytesIO()
-  np.savez(
-    archive,
-    table=probabilities.astype(np.float16),
-    digest=dataset.train.digest,
-    name=dataset.name,
-  )
+  arrays = {
+    'table': probabilities.astype(np.float16),
+    'digest': np.array(dataset.train.digest),
+    'name': np.array(dataset.name),
+  }
   path = pathlib.Path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, archive.getvalue())
+    write_npz(path, arrays)
   except OSError as error:
     raise InputError(f"'{path}' cannot be written: {error}") from error
 

@@ -12,7 +12,7 @@ class TrainState(flax.struct.PyTreeNode):
   Attributes:
     step: int32 scalar, steps taken.
     params: float32 parameters.
-    batch_stats: float32 running statistics of batch norm.
+    batch_stats: float32 running statistics of batch norm, if there are any.
     opt_state: of the optimizer.
     loss_state: of the loss; `()` for one that learns nothing itself.
     key: the root of augmentation; constant over the run.
@@ -62,12 +62,12 @@ class Examples(flax.struct.PyTreeNode):
   """A split of a data set, resident on every device.
 
   Attributes:
-    images: uint8 `[N, H, W, C]`.
+    inputs: `[N, ...]`, as stored (`dataset.Split`).
     sizes: int32 `[N, 2]`, what is valid of each image (`dataset.Split`).
     labels: int32 `[N]`.
   """
 
-  images: jax.Array
+  inputs: jax.Array
   sizes: jax.Array
   labels: jax.Array
 

@@ -33,7 +33,7 @@ def init_state(
 
   Args:
     key: the run's root key, `jax.random.PRNGKey(seed)`.
-    input_shape: of an example, `(H, W, C)`.
+    input_shape: of an example, as `(H, W, C)` or `(d,)`.
     model: returns logits and features.
     optimizer: without learning rate.
     loss: which one.
@@ -47,7 +47,7 @@ def init_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
-    batch_stats=variables['batch_stats'],
+    batch_stats=variables.get('batch_stats', {}),
     opt_state=optimizer.init(variables['params']),
     loss_state=loss.init(logits.shape[-1]),
     key=augment_key,
@@ -93,7 +93,8 @@ def train_step(
       logits, batch, hparams, state.loss_state
     )
     sums = {'loss': jnp.sum(values), 'entropy_floor': jnp.sum(floor)}
-    return jnp.mean(values), (sums, logits, updated['batch_stats'], loss_state)
+    batch_stats = updated.get('batch_stats', {})
+    return jnp.mean(values), (sums, logits, batch_stats, loss_state)
 
   # Gradient first, mean after: the mean of a loss inside the gradient would
   # leave every device with its own.

@@ -9,7 +9,6 @@ the probe is cross-fitted.
 import os
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 from sklearn.linear_model import LogisticRegression
@@ -21,9 +20,9 @@ from tsla_jax.analysis.predictions import softmax
 from tsla_jax.data import augment
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
-from tsla_jax.models import pretrained, resnet
 from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
+from tsla_jax.training.extract import load_backbone
 from tsla_jax.training.load import apply_model, load_model
 
 
@@ -52,8 +51,8 @@ def from_run(
       f" classes than the {dataset.num_classes} of '{dataset.name}'"
     )
   view = config_lib.augmentation(directory.config())
-  seen = data['image_shape']
-  given = list(dataset.train.images.shape[1:])
+  seen = data['input_shape']
+  given = list(dataset.train.inputs.shape[1:])
   # Crops are of one size whatever the images'; channels are not.
   if seen[-1] != given[-1] or (view.crop_size is None and seen != given):
     raise InputError(
@@ -113,15 +112,7 @@ def _apply_weights(
   name: str, architecture: str, size: int, split: Split
 ) -> tuple[np.ndarray, np.ndarray, bool]:
   """Returns logits and features, and whether the weights have a head."""
-  weights = pretrained.read_weights(name)
-  has_head = 'fc.weight' in weights
-  classes = len(weights['fc.weight']) if has_head else 2
-  model = resnet.create_model(architecture, classes)
-  shape = (1, size, size, 3)
-  variables = model.init(jax.random.PRNGKey(0), np.zeros(shape), train=False)
-  variables, report = pretrained.load_variables(
-    jax.tree.map(np.asarray, dict(variables)), weights
-  )
+  model, variables, report, _ = load_backbone(name, architecture, size)
   print(f'{name}: {report}.')
   view = augment.Augmentation(
     pad=0,
@@ -132,7 +123,7 @@ def _apply_weights(
     eval_crop=1.0,  # the whole of the shorter side
   )
   logits, features = apply_model(model, variables, split, view)
-  return logits, features, has_head and not report.new
+  return logits, features, not report.new
 
 
 def cross_fitted_probe(

@@ -1,0 +1,24 @@
+"""A linear classifier on the 64 pixels of scikit-learn's digits.
+
+python experiments/table.py --config=configs/digits_head.py
+    --workdir=runs/digits_head
+"""
+
+import ml_collections
+
+from configs import default, digits
+
+
+def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
+  """The recipe of `digits.py`, without augmentation."""
+  c = default.base()
+  c.data.pad = 0
+  c.model.name = 'linear'
+  c.analysis.neural_collapse_every = 0
+  default.apply_method(c, method, drop_epoch=40)
+  return c
+
+
+def get_tables() -> dict[str, list[default.Row]]:
+  """Those of digits."""
+  return digits.get_tables()

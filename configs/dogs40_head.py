@@ -1,0 +1,34 @@
+"""A classifier on frozen features of 40 breeds of Stanford Dogs, on any CPU.
+
+The paper's recipe for Dogs, of which only the classifier is trained. The file
+of features is made once, by a pretrained backbone, from the images of
+`dogs40.py`:
+
+  python experiments/features.py --config=configs/dogs40.py
+    --config.data.data_dir=DIR --output=dogs40_features.npz
+  python experiments/table.py --config=configs/dogs40_head.py
+    --config.data.data_dir=dogs40_features.npz --workdir=runs/dogs40_head
+"""
+
+import ml_collections
+
+from configs import default, dogs
+
+
+def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
+  """The recipe of `dogs.py` for a linear classifier."""
+  c = dogs.recipe()
+  c.data.name = 'features'
+  c.data.decode_size = c.data.crop_size = 0
+  c.data.flip = False
+  c.model.name = 'linear'
+  c.model.pretrained = None
+  # Features stay as they are; what is left to move are the classifier's rows.
+  c.analysis.neural_collapse_every = 0
+  default.apply_method(c, method, drop_epoch=40)
+  return c
+
+
+def get_tables() -> dict[str, list[default.Row]]:
+  """That of Dogs; nothing is published for these data."""
+  return default.unpublished(dogs.get_tables())
