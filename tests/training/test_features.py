@@ -1,5 +1,7 @@
 """The contracts of training, on features; and how they are made."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +13,17 @@ from tests.helpers import (
   make_dataset,
   make_features,
   make_model,
+  make_run,
+  train_an_epoch,
 )
-from tsla_jax.data import augment
+from tsla_jax.data import augment, pipeline
+from tsla_jax.data.features import StoredViews
 from tsla_jax.errors import InputError
 from tsla_jax.rundir import RunDir
-from tsla_jax.training import devices, extract, plan, step
+from tsla_jax.training import config as config_lib
+from tsla_jax.training import devices, extract, optimizers, plan, step
 from tsla_jax.training.load import load_model, predict_train
+from tsla_jax.training.state import Batch, Examples
 from tsla_jax.training.train import train_and_evaluate, train_table
 
 
@@ -108,6 +115,47 @@ def test_a_linear_head_is_trained_as_by_hand(file, tmp_path):
   head = trained['params']['head']
   np.testing.assert_allclose(head['kernel'], w, atol=1e-6)
   np.testing.assert_allclose(head['bias'], b, atol=1e-6)
+
+
+def test_batches_may_come_from_outside_the_device(file):
+  """The step takes any batch: these are gathered and smoothed on the host."""
+  config = head_config(file, 'tsla,drop=1', num_epochs=2)
+  config.optimizer.drop_epochs = ()
+  data = config_lib.load_dataset(config)
+  run, topology = make_run(config, data), devices.data_parallel(1)
+  experiment, _, _, _ = train_an_epoch(topology, [run], steps=1)
+  state = experiment.init([0])
+  (outside,) = topology.fetch(state)
+  prior, _ = experiment.place_priors([run])
+  resident = Examples(data.train.inputs, data.train.sizes, data.train.labels)
+  take_step = jax.jit(
+    functools.partial(
+      step.train_step,
+      model=config_lib.make_model(run.config, 10),
+      optimizer=optimizers.make_optimizer(config_lib.optimizer_spec(config)),
+      loss=config_lib.LOSSES[config.loss.name],
+      mean_over_run=lambda tree: tree,
+    )
+  )
+  for epoch in range(2):
+    rows = pipeline.training_batches(0, epoch, 64, 16)
+    hparams = run.hparams(epoch)
+    trained = experiment.train_epoch(state, [0], epoch, [hparams], prior)
+    for i, (state, _) in enumerate(trained):
+      keys = augment.example_keys(outside.key, jnp.int32(epoch), rows[i])
+      seen = StoredViews().training_inputs(keys, resident, rows[i])
+      y_hat = np.full((16, 10), 0.1, np.float32)
+      batch = Batch(np.asarray(seen), data.train.labels[rows[i]], y_hat)
+      scalars = jax.tree.map(lambda values, i=i: values[i], hparams)
+      outside, _ = take_step(outside, batch, scalars)
+  (inside,) = topology.fetch(state)
+  assert inside.step == outside.step == 8
+  # Another program of the same sums: the last bits of float32, over 8 steps.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    inside.params,
+    outside.params,
+  )
 
 
 def make_backbone():
