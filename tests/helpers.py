@@ -65,7 +65,6 @@ def make_config(method='tsla,drop=2', **fields):
   config.num_devices = 1
   config.model.width = 4
   config.optimizer.drop_epochs = (3,)
-  config.checkpoint.every_epochs = 1
   config.analysis.neural_collapse_every = 0  # a program more to compile
   config.update_from_flattened_dict(fields)
   return config

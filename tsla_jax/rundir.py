@@ -387,6 +387,7 @@ def versions() -> Mapping[str, str]:
   }
 
 
+@functools.cache
 def _git(*arguments: str) -> str | None:
   """Asks git about the code that runs; None where it is no checkout."""
   try:

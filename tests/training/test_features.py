@@ -69,7 +69,8 @@ def test_a_table_on_features_is_a_tree_that_compiles_once(
       raise KilledError
     append(self, metrics, timing)
 
-  config = head_config(file, 'tsla,drop=2', seed=3)
+  every_epoch = {'checkpoint.every_epochs': 1}
+  config = head_config(file, 'tsla,drop=2', seed=3, **every_epoch)
   with monkeypatch.context() as patch, pytest.raises(KilledError):
     patch.setattr(RunDir, 'append', kill)
     train_and_evaluate(config, tmp_path / 'alone')

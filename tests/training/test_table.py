@@ -28,6 +28,8 @@ from tsla_jax.training.plan import Run
 from tsla_jax.training.store import Store
 from tsla_jax.training.train import train_and_evaluate
 
+EVERY_EPOCH = {'checkpoint.every_epochs': 1}
+
 
 def train_rows(workdir, configs, seeds=SEEDS, **options):
   table = plan.make_table(configs, seeds, workdir)
@@ -198,7 +200,7 @@ def test_runs_that_are_not_even_keep_what_they_have(
   tmp_path, alone, epochs_trained
 ):
   """Begun on one device, gone on with on two; a seed is added meanwhile."""
-  configs = {'lsr': make_config('lsr')}
+  configs = {'lsr': make_config('lsr', **EVERY_EPOCH)}
   killed = kill_at(
     Store, 'save', lambda _, progress, *__: progress[0].step == 12
   )
@@ -334,7 +336,8 @@ def test_a_row_that_leaves_before_its_parent_diverged_is_trained(
   tmp_path, alone, monkeypatch, epochs_trained
 ):
   spoil(monkeypatch, lambda config: config.smoothing.drop_epoch is None)
-  train_rows(tmp_path, {'lsr': make_config('lsr')}, SEEDS[:1])
+  configs = {'lsr': make_config('lsr', **EVERY_EPOCH)}
+  train_rows(tmp_path, configs, SEEDS[:1])
   methods = ('lsr', 'tsla,drop=1', 'tsla,drop=3')
   epochs_trained.clear()
   configs = {m: make_config(m) for m in methods}
@@ -455,7 +458,7 @@ def test_a_state_that_an_added_row_needs_is_not_deleted(
   tmp_path, alone, epochs_trained
 ):
   """One that only served a restart, of a trunk that goes on."""
-  fields = {'num_epochs': 6, 'optimizer.drop_epochs': ()}
+  fields = {'num_epochs': 6, 'optimizer.drop_epochs': (), **EVERY_EPOCH}
   configs = {m: make_config(m, **fields) for m in ('lsr', 'tsla,drop=2')}
   killed = kill_at(Store, 'save', lambda _, of, *__: of[0].step == 16)
   with pytest.raises(KilledError):
@@ -578,7 +581,7 @@ def test_a_loss_may_learn_its_prior_and_is_a_program_of_its_own(
 ):
   """One entry in a dictionary: state, checkpoints, tables and resume follow."""
   monkeypatch.setitem(config_lib.LOSSES, 'cross_entropy', running_mean())
-  data, config = make_dataset(), make_config('tsla,drop=3')
+  data, config = make_dataset(), make_config('tsla,drop=3', **EVERY_EPOCH)
   train_and_evaluate(config, tmp_path / 'whole', data)
   append = RunDir.append
 

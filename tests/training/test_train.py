@@ -289,7 +289,7 @@ def test_results_of_fewer_epochs_do_not_outlive_a_longer_run(tmp_path):
     append(self, metrics, timing)
 
   append = RunDir.append
-  longer = make_config(**{'num_epochs': 6})
+  longer = make_config(num_epochs=6, **{'checkpoint.every_epochs': 1})
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
     patch.setattr(RunDir, 'append', kill)
     train_and_evaluate(longer, tmp_path, make_dataset())
@@ -477,7 +477,6 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     **{
       'optimizer.drop_epochs': (2,),
       'optimizer.drop_factor': 1e38,
-      'checkpoint.every_epochs': 0,
     }
   )
   with pytest.raises(DivergenceError, match=r'at step (8|9|10)\b') as error:
@@ -519,7 +518,7 @@ def test_a_lost_terminal_or_reader_saves_and_leaves(
   finished, tmp_path, monkeypatch, number
 ):
   """As a closed window; as `| head`, whose pipe breaks at the next line."""
-  config = make_config(**{'checkpoint.every_epochs': 0})
+  config = make_config()
   append = RunDir.append
   reader, writer = os.pipe()
   os.close(reader)
