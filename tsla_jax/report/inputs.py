@@ -152,12 +152,7 @@ def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
   check_scores(arrays['logits'], arrays['labels'])
   logits, labels = arrays['logits'], arrays['labels']
   count, classes = logits.shape
-  sums = logits.sum(axis=1, dtype=np.float64)
-  if classes > 1 and logits.min() >= 0 and np.all(np.abs(sums - 1) < 1e-2):
-    raise InputError(
-      'logits: rows from 0 to 1 that sum to 1 are probabilities; give their'
-      ' logarithms'
-    )
+  refuse_probabilities(logits)
   sizes = {'N': count, 'K': classes}
   for name, axes, hint in (
     ('features', 'Nd', ', with a dimension at least'),
@@ -194,6 +189,22 @@ def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
     if np.any(split == name)
   }
   return Predictions(parts, weights, bias)
+
+
+def refuse_probabilities(logits: np.ndarray) -> None:
+  """Check that logits `[N, K]` are no probabilities.
+
+  Raises:
+    InputError: if every row is a distribution over at least two classes.
+  """
+  if logits.shape[1] < 2 or logits.min(initial=0) < 0:
+    return
+  sums = logits.sum(axis=1, dtype=np.float64)
+  if len(sums) and np.all(np.abs(sums - 1) < 1e-2):
+    raise InputError(
+      'logits: rows from 0 to 1 that sum to 1 are probabilities; give their'
+      ' logarithms'
+    )
 
 
 def _texts(split: np.ndarray) -> np.ndarray:
