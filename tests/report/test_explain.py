@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 from tests.helpers import make_config
-from tests.report_helpers import dense_arrays, make_predictions, make_run
+from tests.report_helpers import (
+  dense_arrays,
+  make_predictions,
+  make_run,
+  save_predictions,
+)
 from tsla_jax.errors import InputError
 from tsla_jax.report.explain import explain, name_runs
 
@@ -16,7 +21,7 @@ def run(path, method='lsr', **fields):
   """The folder of a finished run that left predictions."""
   config = make_config(method, **fields)
   make_run(path, config, [0.5] * config.num_epochs)
-  np.savez(path / 'predictions.npz', **make_predictions(config.seed))
+  save_predictions(path, make_predictions(config.seed))
   return path
 
 

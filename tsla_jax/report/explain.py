@@ -166,9 +166,11 @@ def measure_table(path: Path, seed: int = 0) -> Results:
   """Measure the finished runs of a table folder."""
   results = read_results(path, split_seed=seed)
   finished = results.runs['status'] == FINISHED
-  notes = []
+  notes = [f'{path}: {note}' for note in results.notes]
   if not finished.all():
-    notes = [f'{path}: {finished.sum()} of {len(finished)} runs are finished']
+    notes.append(
+      f'{path}: {finished.sum()} of {len(finished)} runs are finished'
+    )
   return dataclasses.replace(results, runs=results.runs[finished], notes=notes)
 
 
