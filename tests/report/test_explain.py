@@ -113,6 +113,9 @@ def test_what_is_not_whole_is_refused(workdir, tmp_path):
   with pytest.raises(InputError, match="'.*mine.npz' is no file"):
     explain(files=[tmp_path / 'mine.npz'])
   (other / 'curves.png').unlink()
+  with pytest.raises(InputError, match="other' lacks curves.png; put back"):
+    explain([other])
+  (other / 'summary.json').unlink()
   with pytest.raises(InputError, match="other' is not finished; start it"):
     explain([other])
   record = json.loads((folder / 'config.json').read_text())

@@ -140,7 +140,7 @@ def read_runs(
   for row, seed, path, num_epochs in paths:
     name, folder = {'row': row, 'seed': seed}, RunDir(path)
     record = folder.record()
-    if lost := _lost_files(folder):
+    if lost := lost_files(folder):
       notes.append(
         f'{row}, seed {seed}, lacks {", ".join(lost)} and is in no mean; put'
         ' back what is missing, or start again'
@@ -182,7 +182,7 @@ def read_runs(
   )
 
 
-def _lost_files(folder: RunDir) -> list[str]:
+def lost_files(folder: RunDir) -> list[str]:
   """Return the files that a run had once it was finished, and are missing."""
   if not (folder.path / 'summary.json').is_file():
     return []
