@@ -24,7 +24,8 @@ from ml_collections import config_flags
 
 from configs import default
 from tsla_jax import methods
-from tsla_jax.errors import InputError
+from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.rundir import DIVERGED, TableDir
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='Config file, without a method.', lock_config=True
@@ -60,9 +61,7 @@ def main() -> None:
   if not _WORKDIR.value and (_REDRAW.value or not _DRY_RUN.value):
     raise InputError('--workdir: not set; give the path of a directory')
   if _REDRAW.value:
-    from tsla_jax.report import page
-
-    print(page.draw(_WORKDIR.value))
+    _draw(_WORKDIR.value)
     return
   if not flags.FLAGS['config'].present:
     raise InputError('--config: not set; a file, as configs/digits.py')
@@ -105,9 +104,30 @@ def main() -> None:
     over_batch=_PARALLEL.value == 'batch',
     allow_other_versions=_ALLOW.value,
   )
+  _draw(_WORKDIR.value)
+
+
+def _draw(workdir: str) -> None:
+  """Draws a table.
+
+  Raises:
+    DivergenceError: after it is drawn, if all its runs diverged.
+  """
   from tsla_jax.report import page
 
-  print(page.draw(_WORKDIR.value))
+  print(page.draw(workdir))
+  table = TableDir(workdir)
+  record = table.record()
+  runs = [
+    table.run(row['directory'], seed)
+    for row in record['rows']
+    for seed in record['seeds']
+  ]
+  if all(run.status() == DIVERGED for run in runs):
+    raise DivergenceError(
+      f'all {len(runs)} runs diverged, the first with: {runs[0].divergence()};'
+      ' lower optimizer.learning_rate.* and start in a new workdir'
+    )
 
 
 def _rows(path: str) -> tuple[str, list[default.Row]]:

@@ -105,9 +105,23 @@ def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
   summary['digests'] = {}  # files may be changed by tests
   (path / 'summary.json').write_text(json.dumps(summary))
   # One example: nothing to tune on, so nothing is measured.
-  one = make_predictions(count=1)
-  np.savez(path / 'predictions.npz', **one)
+  save_predictions(path, make_predictions(count=1))
   (path / 'curves.png').write_bytes(b'')
+
+
+def save_predictions(path, arrays):
+  """Writes predictions of a run, and what its folder says of them."""
+  np.savez(path / 'predictions.npz', **arrays)
+  logits, labels = arrays['logits'], arrays['labels']
+  record = json.loads((path / 'config.json').read_text())
+  record['dataset'] |= {
+    'test_examples': len(labels),
+    'class_names': ['cat', 'dog & co', 'emu'][: logits.shape[1]],
+  }
+  (path / 'config.json').write_text(json.dumps(record))
+  summary = json.loads((path / 'summary.json').read_text())
+  summary['last']['test_top1'] = float(np.mean(logits.argmax(1) == labels))
+  (path / 'summary.json').write_text(json.dumps(summary))
 
 
 def make_table(path, values=LAST):

@@ -69,5 +69,13 @@ def test_bins_by_hand():
 def test_bad_input_is_named():
   with pytest.raises(InputError, match='num_bins: 0; must be at least 1'):
     measure_suppression(np.zeros((2, 2)), np.array([0, 1]), 0.1, num_bins=0)
+  for theta in (-0.1, 1.5, np.nan):
+    for call in (
+      lambda theta: logit_gradients(np.zeros((1, 2)), np.array([0]), theta),
+      lambda theta: measure_suppression(np.eye(2), np.array([0, 1]), theta),
+      lambda theta: expected_suppression(0.5, theta, 10),
+    ):
+      with pytest.raises(InputError, match=f'theta: {theta}; must be from 0'):
+        call(theta)
   with pytest.raises(InputError, match='labels: 2 in row 1'):
     logit_gradients(np.zeros((2, 2)), np.array([0, 2]), 0.1)

@@ -212,9 +212,9 @@ def test_what_cannot_be_guaranteed_is_not():
   errors = np.arange(1000) % 2
   made = selective.guaranteed_threshold(np.linspace(0, 1, 1000), errors, 0.1)
   assert made.threshold == np.inf and made.coverage == 0
-  # A risk of 5 % at a level of 2.5 % needs 72 examples without an error.
+  # A risk of 5 % at a level of 5 % needs 59 examples without an error.
   right = np.zeros(100, int)
-  made = selective.guaranteed_threshold(np.ones(85), right[:85], 0.05)
+  made = selective.guaranteed_threshold(np.ones(72), right[:72], 0.05)
   assert made.threshold == np.inf
   made = selective.guaranteed_threshold(np.ones(100), right, 0.05)
   assert made.coverage == 1 and made.risk == 0
@@ -241,6 +241,18 @@ def test_thresholds_below_one_that_fails_are_not_tried():
     found += made.coverage > 0
   assert wrong / 400 < 0.1 + 2.4 * np.sqrt(0.1 * 0.9 / 400)
   assert found > 300
+
+
+def test_a_calibrated_model_always_has_a_guarantee():
+  """Of 80 % accuracy; half of its answers have a risk below 4.5 %."""
+  rng = np.random.default_rng(0)
+  covered = []
+  for seed in range(100):
+    confidence = rng.beta(2.2, 0.55, 10_000)
+    errors = rng.random(10_000) > confidence
+    made = selective.guaranteed_threshold(confidence, errors, 0.05, seed=seed)
+    covered.append(made.coverage)
+  assert min(covered) > 0.4 and np.mean(covered) > 0.48
 
 
 def test_an_error_among_the_surest_does_not_end_it():

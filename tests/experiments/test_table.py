@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers import check_same_run
+from tests.report_helpers import make_table
 from tsla_jax.rundir import RunDir
 from tsla_jax.training.checkpoint import read_checkpoint
 
@@ -238,6 +239,21 @@ def test_redraw_needs_the_workdir_alone(root, tmp_path):
   assert code == 2
   (line,) = output.strip().splitlines()
   assert 'holds no table' in line
+
+
+def test_a_table_of_diverged_runs_is_drawn_and_exits_1(root, tmp_path):
+  make_table(tmp_path)
+  for path in (tmp_path / 'runs').glob('*/seed*'):
+    (path / 'summary.json').unlink()
+    (path / 'diverged.json').write_text('{"reason": "too wild"}')
+  code, output = run(root, '--redraw', f'--workdir={tmp_path}')
+  assert code == 1
+  assert (tmp_path / 'report.html').is_file() and '0, 3 diverged' in output
+  (line,) = [x for x in output.splitlines() if x.startswith('error:')]
+  assert 'all 9 runs diverged, the first with: too wild; lower' in line
+  (path / 'diverged.json').unlink()
+  code, output = run(root, '--redraw', f'--workdir={tmp_path}')
+  assert code == 0, output
 
 
 def test_sigterm_saves_and_leaves(root, config, tmp_path):

@@ -1,12 +1,12 @@
 """Table folders as training leaves them, without training."""
 
-import numpy as np
 import pytest
 
 from tests.report_helpers import (
   make_predictions,
   make_table,
   read_lines,
+  save_predictions,
   write_lines,
 )
 from tsla_jax.analysis.neural_collapse import METRICS
@@ -26,7 +26,7 @@ def explained(workdir):
     smoothed = path.parent.name != 'baseline'
     seed = int(path.name.removeprefix('seed'))
     predictions = make_predictions(seed, sharpness=1.0 if smoothed else 6.0)
-    np.savez(path / 'predictions.npz', **predictions)
+    save_predictions(path, predictions)
     lines = read_lines(path / 'metrics.jsonl')
     for line in lines:
       epoch = line['epoch']

@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 from tests.helpers import make_config
-from tests.report_helpers import dense_arrays, make_predictions, make_run
+from tests.report_helpers import (
+  dense_arrays,
+  make_predictions,
+  make_run,
+  save_predictions,
+)
 from tsla_jax.errors import InputError
 from tsla_jax.report.explain import explain, name_runs
 
@@ -16,7 +21,7 @@ def run(path, method='lsr', **fields):
   """The folder of a finished run that left predictions."""
   config = make_config(method, **fields)
   make_run(path, config, [0.5] * config.num_epochs)
-  np.savez(path / 'predictions.npz', **make_predictions(config.seed))
+  save_predictions(path, make_predictions(config.seed))
   return path
 
 
@@ -108,6 +113,9 @@ def test_what_is_not_whole_is_refused(workdir, tmp_path):
   with pytest.raises(InputError, match="'.*mine.npz' is no file"):
     explain(files=[tmp_path / 'mine.npz'])
   (other / 'curves.png').unlink()
+  with pytest.raises(InputError, match="other' lacks curves.png; put back"):
+    explain([other])
+  (other / 'summary.json').unlink()
   with pytest.raises(InputError, match="other' is not finished; start it"):
     explain([other])
   record = json.loads((folder / 'config.json').read_text())

@@ -18,6 +18,7 @@ from tests.report_helpers import (
   drawn,
   lines_of,
   make_predictions,
+  save_predictions,
 )
 from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.confidence import SCORES
@@ -252,10 +253,9 @@ def test_logarithmic_curves_are_geometric_means(explained):
 
 
 def test_a_temperature_at_its_bound_is_none(explained):
-  path = explained / 'runs' / 'baseline' / 'seed0' / 'predictions.npz'
   perfect = make_predictions()
   perfect['logits'] = 5.0 * np.eye(3)[perfect['labels']]
-  np.savez(path, **perfect)
+  save_predictions(explained / 'runs' / 'baseline' / 'seed0', perfect)
   results = read_results(explained)
   runs, (calibration, *_) = results.runs, explain(results)
   assert '1 of 9 models have no temperature' in ' '.join(calibration.notes)

@@ -90,6 +90,19 @@ def test_notes_say_what_the_numbers_are(workdir):
   assert '8 of 9 runs are finished' in text
 
 
+def test_runs_that_are_left_out_are_named(workdir):
+  lsr = workdir / 'runs' / 'lsr'
+  (lsr / 'seed1' / 'predictions.npz').unlink()
+  (lsr / 'seed2' / 'config.json').unlink()
+  printed = page.draw(workdir)
+  for seed, name in ((1, 'predictions.npz'), (2, 'config.json')):
+    note = f'LSR, theta 0.1, seed {seed}, lacks {name} and is in no mean; put'
+    assert note in printed
+    assert note in (workdir / 'table.md').read_text()
+  text = notes(workdir)
+  assert 'Not finished, and in no mean: LSR, theta 0.1 (seed 1, 2).' in text
+
+
 def test_a_table_under_way_can_be_drawn(workdir):
   """One row has not begun, one is in its first epoch, nothing has dropped."""
   for path in (workdir / 'runs' / 'tsla_drop_2').rglob('*.json*'):

@@ -9,7 +9,7 @@ from tests.report_helpers import cells, dense_arrays, lines_of
 from tsla_jax.analysis import confidence as scores
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.logit_gradients import measure_suppression
-from tsla_jax.analysis.predictions import held_out_split
+from tsla_jax.analysis.predictions import held_out_split, softmax
 from tsla_jax.errors import InputError
 from tsla_jax.report import explanation_figures, figures, metrics
 from tsla_jax.report.dense import measure_dense
@@ -223,6 +223,11 @@ def test_dense_predictions_are_those_of_their_pixels(tmp_path):
     ({'logits': np.zeros((6, 12, 12, 1))}, 255, 'of 1 class; two at least'),
     ({'logits': np.full((6, 12, 12, 4), np.nan)}, 255, 'row 0 is not finite'),
     ({'labels': np.full((6, 12, 12), 255)}, 255, '0 images with labelled'),
+    (
+      {'logits': softmax(np.ones((864, 4))).reshape(6, 12, 12, 4)},
+      255,
+      'bad.npz.*: rows from 0 to 1 .* are probabilities; give their logarithms',
+    ),
   ],
 )
 def test_bad_dense_files_are_named(tmp_path, arrays, ignore, message):

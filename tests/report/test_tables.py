@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.report_helpers import LAST, cells, read_lines, write_lines
+from tests.report_helpers import (
+  LAST,
+  cells,
+  make_predictions,
+  read_lines,
+  write_lines,
+)
 from tsla_jax.errors import InputError
 from tsla_jax.methods import reference_rows
 from tsla_jax.report import figures, tables
@@ -172,6 +178,22 @@ def test_runs_that_lack_a_file_are_not_finished(workdir):
   assert list(runs['status'][3:6]) == ['not finished'] * 3
   assert runs['last_top1'][3:6].isna().all()
   assert runs['best_top1'].isna().tolist() == [i == 3 for i in range(9)]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'found'),
+  [
+    ({'count': 2}, '2 test examples'),
+    ({'classes': 4}, '4 classes'),
+    ({'labels': np.array([1])}, '3 classes and top-1 0,'),
+  ],
+)
+def test_predictions_of_another_model_are_refused(workdir, changes, found):
+  path = workdir / 'runs' / 'lsr' / 'seed1' / 'predictions.npz'
+  np.savez(path, **make_predictions(**{'count': 1} | changes))
+  with pytest.raises(InputError, match='seed1.*are not those of the') as error:
+    read_results(workdir)
+  assert found in str(error.value)
 
 
 def test_best_top5_is_the_maximum_over_the_epochs(workdir):

@@ -27,11 +27,12 @@ def logit_gradients(
   Args:
     logits: `[N, K]`.
     labels: `[N]`.
-    theta: strength of uniform smoothing; 0 for cross-entropy.
+    theta: strength of uniform smoothing, from 0 to 1; 0 for cross-entropy.
 
   Returns:
     `p - (1 - theta) y - theta / K`, `[N, K]`.
   """
+  _check_theta(theta)
   logits, labels = check_scores(logits, labels)
   gradients = softmax(logits) - theta / logits.shape[1]
   gradients[np.arange(len(labels)), labels] -= 1 - theta
@@ -45,12 +46,13 @@ def expected_suppression(
 
   Args:
     error_probability: P_err, an array of any shape.
-    theta: strength of uniform smoothing.
+    theta: strength of uniform smoothing, from 0 to 1.
     num_classes: K.
 
   Returns:
     `theta (1 - P_err - 1 / K)`. Positive values suppress the logit.
   """
+  _check_theta(theta)
   return theta * (1 - np.asarray(error_probability, float) - 1 / num_classes)
 
 
@@ -87,7 +89,7 @@ def measure_suppression(
   Args:
     logits: `[N, K]`.
     labels: `[N]`.
-    theta: strength of uniform smoothing.
+    theta: strength of uniform smoothing, from 0 to 1.
     num_bins: the number of bins, of equal width in the predicted probability of
       error.
 
@@ -120,3 +122,8 @@ def measure_suppression(
     max_logit=mean(logits[rows, top] - logits.mean(axis=1)),
     suppression=mean(added[rows, top]),
   )
+
+
+def _check_theta(theta: float) -> None:
+  if not 0 <= theta <= 1:
+    raise InputError(f'theta: {theta}; must be from 0 to 1')

@@ -67,6 +67,40 @@ def check_labels(
   return labels.astype(np.int64)
 
 
+def check_confidence(
+  confidence: np.ndarray, errors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Check confidences and errors `[N]`, as in `selective.risk_coverage`.
+
+  Returns:
+    Confidences as float64 and errors as int64.
+
+  Raises:
+    InputError: names the first bad row.
+  """
+  confidence = np.asarray(confidence)
+  if confidence.dtype.kind not in 'fiub':
+    raise InputError(
+      f'confidence: of type {confidence.dtype}; must be real numbers'
+    )
+  confidence = confidence.astype(np.float64)
+  if confidence.ndim != 1 or not len(confidence):
+    raise InputError(
+      f'confidence: an array of shape {list(confidence.shape)}; must be [N],'
+      ' with at least one example'
+    )
+  bad = np.flatnonzero(~np.isfinite(confidence))
+  if len(bad):
+    raise InputError(
+      f'confidence: {confidence[bad[0]]} in row {bad[0]} ({len(bad)} such'
+      ' rows); must be finite'
+    )
+  errors = np.asarray(errors)
+  if errors.dtype != bool and not np.isin(errors, (0, 1)).all():
+    raise InputError('errors: must be true or false, 1 or 0, for each example')
+  return confidence, check_labels(errors.astype(np.int64), len(confidence), 2)
+
+
 def check_probabilities(
   probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

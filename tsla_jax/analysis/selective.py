@@ -2,8 +2,9 @@
 
 A selective classifier answers where its confidence is at least a threshold.
 Coverage is the share of examples that it answers. Risk is the share of wrong
-answers among them. This module computes the risk-coverage curve, its areas, and
-thresholds with a guaranteed risk. `confidence` computes confidences.
+answers among them. This module computes the risk-coverage curve and its areas.
+`guarantee` finds thresholds with a guaranteed risk. `confidence` computes
+confidences.
 
 Examples of equal confidence form one point of the curve. `aurc_bounds` gives
 the range of an area over all ways to break ties. Arrays hold one value for each
@@ -17,9 +18,13 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
-from tsla_jax.analysis.predictions import Interval, check_labels
+from tsla_jax.analysis.guarantee import Guarantee as Guarantee
+from tsla_jax.analysis.guarantee import (
+  guaranteed_threshold as guaranteed_threshold,
+)
+from tsla_jax.analysis.predictions import Interval, check_confidence
 from tsla_jax.errors import InputError
 
 Convention = Literal['trapezoid', 'geifman', 'torch_uncertainty']
@@ -161,7 +166,7 @@ def risk_coverage(confidence: np.ndarray, errors: np.ndarray) -> RiskCoverage:
   Raises:
     InputError: if a confidence is not finite, or the shapes differ.
   """
-  confidence, errors = _check(confidence, errors)
+  confidence, errors = check_confidence(confidence, errors)
   order = np.argsort(-confidence, kind='stable')
   ranked = confidence[order]
   ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
@@ -212,7 +217,7 @@ class ScoreCounts:
 
   def update(self, confidence: np.ndarray, errors: np.ndarray) -> 'ScoreCounts':
     """Add examples, given as in `risk_coverage`."""
-    confidence, errors = _check(confidence, errors)
+    confidence, errors = check_confidence(confidence, errors)
     key, size = _key(confidence), 2**_KEY_BITS
     return ScoreCounts(
       self.count + np.bincount(key, minlength=size),
@@ -366,129 +371,3 @@ def _ordered_aurc(
   risks = sums.sum()
   integral = risks - (first + last) / 2
   return _area(convention, total, risks, integral, (1, first))
-
-
-@dataclasses.dataclass(frozen=True)
-class Guarantee:
-  """A threshold with a bounded risk on new examples.
-
-  Attributes:
-    threshold: answer where the confidence is at least this. Infinite if no
-      threshold can be guaranteed, minus infinity if all may be answered.
-    coverage: of the threshold on the test examples.
-    risk: of the threshold on the test examples.
-    bound: the upper Clopper-Pearson bound of the risk, with a probability of
-      1 - alpha, if no other threshold were tested.
-  """
-
-  threshold: float
-  coverage: float
-  risk: float
-  bound: float
-
-
-# A single sequence would end at an error among the most confident predictions.
-# With more than two, alpha is divided further, and each test has less power.
-_SEQUENCES = 2
-
-
-def guaranteed_threshold(
-  confidence: np.ndarray,
-  errors: np.ndarray,
-  risk: float,
-  alpha: float = 0.05,
-  *,
-  share: float = 0.2,
-  num_thresholds: int = 100,
-  seed: int = 0,
-) -> Guarantee:
-  """Find the lowest threshold whose risk is at most `risk`, at level alpha.
-
-  Candidate thresholds are quantiles of the confidences of some examples, whose
-  errors are not used. The other examples test them from high to low, by the
-  exact binomial test of "the risk is above `risk`", until one is not rejected.
-  This fixed-sequence testing keeps the probability of a wrong guarantee at
-  alpha for any number of thresholds. Two sequences run with alpha / 2 each. The
-  second starts halfway, so one error at high confidence does not end both.
-
-  Args:
-    confidence: `[N]`; must not be tuned on these examples.
-    errors: `[N]`. These examples and new ones must be drawn independently from
-      the same distribution.
-    risk: the accepted risk, above 0 and below 1.
-    alpha: the accepted probability of a wrong guarantee.
-    share: of the examples that give the thresholds.
-    num_thresholds: at equal steps of coverage.
-    seed: of the split.
-
-  Returns:
-    The threshold, with its coverage and risk on the test examples.
-
-  Raises:
-    InputError: if risk, alpha or share is not between 0 and 1, or as in
-      `risk_coverage`.
-  """
-  confidence, errors = _check(confidence, errors)
-  for name, value in (('risk', risk), ('alpha', alpha), ('share', share)):
-    if not 0 < value < 1:
-      raise InputError(f'{name}: {value}; must be between 0 and 1')
-  order = np.random.RandomState(seed).permutation(len(confidence))
-  size = round(share * len(confidence))
-  nothing = Guarantee(np.inf, 0.0, 0.0, 1.0)
-  tested = order[size:]
-  level = alpha / _SEQUENCES
-  # With fewer examples no test can reject, even without an error.
-  least = np.log(level) / np.log1p(-risk)
-  if not size or len(tested) < least:
-    return nothing
-  # A margin, so that the first threshold most probably has enough examples.
-  first = (least + 3 * np.sqrt(least)) / len(tested)
-  shares = np.linspace(min(first, 1), 1, num_thresholds)
-  thresholds = np.quantile(confidence[order[:size]], 1 - shares)
-  # The last threshold answers everything.
-  thresholds = np.append(np.unique(thresholds)[::-1], -np.inf)
-  tested = tested[np.argsort(-confidence[tested], kind='stable')]
-  selected = np.searchsorted(-confidence[tested], -thresholds, side='right')
-  found = np.append(0, np.cumsum(errors[tested]))[selected]
-  rejected = stats.binom.cdf(found, selected, risk) <= level
-  ends = [
-    start + np.argmin(np.append(rejected[start:], False))
-    for start in range(0, len(rejected), -(-len(rejected) // _SEQUENCES))
-    if rejected[start]
-  ]
-  if not ends:
-    return nothing
-  last = max(ends) - 1
-  count, bad = int(selected[last]), int(found[last])
-  # A rejected test has bad < count.
-  bound = stats.beta.ppf(1 - alpha, bad + 1, count - bad)
-  return Guarantee(
-    float(thresholds[last]), count / len(tested), bad / count, float(bound)
-  )
-
-
-def _check(
-  confidence: np.ndarray, errors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Check both, and return them as float64 and int64."""
-  confidence = np.asarray(confidence)
-  if confidence.dtype.kind not in 'fiub':
-    raise InputError(
-      f'confidence: of type {confidence.dtype}; must be real numbers'
-    )
-  confidence = confidence.astype(np.float64)
-  if confidence.ndim != 1 or not len(confidence):
-    raise InputError(
-      f'confidence: an array of shape {list(confidence.shape)}; must be [N],'
-      ' with at least one example'
-    )
-  bad = np.flatnonzero(~np.isfinite(confidence))
-  if len(bad):
-    raise InputError(
-      f'confidence: {confidence[bad[0]]} in row {bad[0]} ({len(bad)} such'
-      ' rows); must be finite'
-    )
-  errors = np.asarray(errors)
-  if errors.dtype != bool and not np.isin(errors, (0, 1)).all():
-    raise InputError('errors: must be true or false, 1 or 0, for each example')
-  return confidence, check_labels(errors.astype(np.int64), len(confidence), 2)

@@ -19,7 +19,7 @@ from tsla_jax.analysis.confidence import (
 from tsla_jax.analysis.predictions import check_finite
 from tsla_jax.analysis.selective import ScoreCounts
 from tsla_jax.errors import InputError
-from tsla_jax.report.inputs import read_arrays
+from tsla_jax.report.inputs import read_arrays, refuse_probabilities
 from tsla_jax.report.measure import Diagrams, measure_curve, risk_at_coverages
 from tsla_jax.report.metrics import NORMALISED
 
@@ -124,6 +124,7 @@ def _images(
       )
     try:
       check_finite(flat, 'logits')
+      refuse_probabilities(flat)
     except InputError as error:
       raise InputError(f"'{path}': {error}") from error
     if len(truth):

@@ -15,7 +15,12 @@ from tsla_jax.report import explanation_tables, figures, metrics, tables
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.inputs import read_predictions, read_run
 from tsla_jax.report.measure import measure, measure_collapse
-from tsla_jax.report.results import Results, read_results, read_runs
+from tsla_jax.report.results import (
+  Results,
+  lost_files,
+  read_results,
+  read_runs,
+)
 from tsla_jax.rundir import DIVERGED, FINISHED, NEW, RunDir
 
 Path = str | os.PathLike[str]
@@ -133,6 +138,11 @@ def name_runs(
   for path in paths:
     folder = RunDir(path)
     status, record = folder.status(), folder.record()
+    if lost := lost_files(folder):
+      raise InputError(
+        f"run: the run in '{path}' lacks {', '.join(lost)}; put back what is"
+        ' missing, or start it again with the same workdir'
+      )
     if status == NEW:
       raise InputError(f"run: '{path}' holds no run; give its directory")
     if status == DIVERGED:
@@ -166,9 +176,11 @@ def measure_table(path: Path, seed: int = 0) -> Results:
   """Measure the finished runs of a table folder."""
   results = read_results(path, split_seed=seed)
   finished = results.runs['status'] == FINISHED
-  notes = []
+  notes = [f'{path}: {note}' for note in results.notes]
   if not finished.all():
-    notes = [f'{path}: {finished.sum()} of {len(finished)} runs are finished']
+    notes.append(
+      f'{path}: {finished.sum()} of {len(finished)} runs are finished'
+    )
   return dataclasses.replace(results, runs=results.runs[finished], notes=notes)
 
 

@@ -156,11 +156,12 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
     ['Method', 'score', *(m.title for m in shown(metrics.GUARANTEE))],
     _rows(runs, texts),
     [
-      'Thresholds of the better score are quantiles of a fifth of the evaluated'
-      ' examples; the other four fifths test them, and coverage is measured on'
-      ' these. With a probability of 95 % the risk above the threshold is no'
-      ' larger on other examples of the same kind (exact binomial tests, from'
-      f' the highest threshold on). 0: no threshold passes its test. {_SPREAD}'
+      'A fifth of the evaluated examples gives thresholds of the better score,'
+      ' and the one that is most likely to pass a test. The other four fifths'
+      ' test that one and then lower ones by exact binomial tests, until one'
+      ' fails; coverage is measured on these. With a probability of 95 % the'
+      ' risk above the threshold is no larger on other examples of the same'
+      f' kind. 0: the first threshold fails its test. {_SPREAD}'
     ],
   )
 

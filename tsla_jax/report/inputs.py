@@ -1,5 +1,6 @@
 """Read predictions, of a run or from any framework."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,6 +16,7 @@ from tsla_jax.analysis.predictions import (
   softmax,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.rundir import RunDir
 
 SPLITS = ('train', 'validation', 'test')
 _NAMES = ('logits', 'labels', 'features', 'weights', 'bias', 'split')
@@ -152,12 +154,7 @@ def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
   check_scores(arrays['logits'], arrays['labels'])
   logits, labels = arrays['logits'], arrays['labels']
   count, classes = logits.shape
-  sums = logits.sum(axis=1, dtype=np.float64)
-  if classes > 1 and logits.min() >= 0 and np.all(np.abs(sums - 1) < 1e-2):
-    raise InputError(
-      'logits: rows from 0 to 1 that sum to 1 are probabilities; give their'
-      ' logarithms'
-    )
+  refuse_probabilities(logits)
   sizes = {'N': count, 'K': classes}
   for name, axes, hint in (
     ('features', 'Nd', ', with a dimension at least'),
@@ -196,6 +193,22 @@ def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
   return Predictions(parts, weights, bias)
 
 
+def refuse_probabilities(logits: np.ndarray) -> None:
+  """Check that logits `[N, K]` are no probabilities.
+
+  Raises:
+    InputError: if every row is a distribution over at least two classes.
+  """
+  if logits.shape[1] < 2 or logits.min(initial=0) < 0:
+    return
+  sums = logits.sum(axis=1, dtype=np.float64)
+  if len(sums) and np.all(np.abs(sums - 1) < 1e-2):
+    raise InputError(
+      'logits: rows from 0 to 1 that sum to 1 are probabilities; give their'
+      ' logarithms'
+    )
+
+
 def _texts(split: np.ndarray) -> np.ndarray:
   """Decode and check the names of splits."""
   if split.dtype.kind == 'S':
@@ -219,6 +232,8 @@ def read_run(path: str | os.PathLike[str]) -> Predictions:
     InputError: if a file cannot be read, or they are of different models.
   """
   path = pathlib.Path(path)
+  with contextlib.suppress(FileNotFoundError):
+    RunDir(path).read('predictions.npz')  # checks its digest
   test = read_predictions(path / 'predictions.npz')
   if not (path / 'predictions_train.npz').is_file():
     return test

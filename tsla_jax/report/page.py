@@ -17,7 +17,7 @@ from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.results import COLUMNS, Results, read_results
 from tsla_jax.report.tables import Layout
-from tsla_jax.rundir import DIVERGED, FINISHED
+from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
 
 def draw(workdir: str | os.PathLike[str]) -> str:
@@ -55,7 +55,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   ]
   content['report.html'] = to_html(results, layouts, notes, images)
   write_all(workdir, content, mend='draw the results with --redraw')
-  lines = ['', *texts[:2]]
+  lines = ['', *texts[:2], *(f'Note: {note}.' for note in results.notes)]
   if len(layouts) > 2:
     lines.append(
       f'Calibration, selective risk, neural collapse: {workdir / "table.md"}'
@@ -98,11 +98,20 @@ def describe(results: Results) -> list[str]:
       ' theta, so the two effects cannot be told apart.'
     )
   diverged = runs[runs['status'] == DIVERGED]
-  return notes + [
+  notes += [
     f'{run["row"]}, seed {run["seed"]}, diverged after {run["epochs"]:.0f}'
     ' epochs and is in no mean.'
     for _, run in diverged.iterrows()
   ]
+  unfinished = [
+    f'{row} (seed {", ".join(map(str, seeds))})'
+    for row, seeds in runs[runs['status'] == UNFINISHED].groupby(
+      'row', sort=False
+    )['seed']
+  ]
+  if unfinished:
+    notes.append(f'Not finished, and in no mean: {"; ".join(unfinished)}.')
+  return [*notes, *(f'{note}.' for note in results.notes)]
 
 
 def _devices(record: Mapping[str, Any]) -> str:

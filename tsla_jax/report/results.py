@@ -15,7 +15,7 @@ from scipy import stats
 from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.report import metrics
-from tsla_jax.report.inputs import read_predictions
+from tsla_jax.report.inputs import Predictions, read_predictions
 from tsla_jax.report.measure import Diagrams, measure
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
 
@@ -136,10 +136,15 @@ def read_runs(
   Raises:
     InputError: if a file is damaged.
   """
-  runs, epochs, configs, diagrams = [], [], {}, {}
+  runs, epochs, configs, diagrams, notes = [], [], {}, {}, []
   for row, seed, path, num_epochs in paths:
     name, folder = {'row': row, 'seed': seed}, RunDir(path)
     record = folder.record()
+    if lost := lost_files(folder):
+      notes.append(
+        f'{row}, seed {seed}, lacks {", ".join(lost)} and is in no mean; put'
+        ' back what is missing, or start again'
+      )
     if record is None:
       runs.append({**name, 'status': UNFINISHED})
       continue
@@ -148,7 +153,10 @@ def read_runs(
       lines = _read_epochs(folder, status)
       run = _describe_run(folder, record, status, lines)
       if status == FINISHED:
-        measured, curves = _measure_run(folder, lines, split_seed, intervals)
+        predictions = _read_predictions(folder, record)
+        measured, curves = _measure_run(
+          predictions, lines, split_seed, intervals
+        )
         run |= measured
         diagrams.setdefault(row, []).extend(curves)
     except InputError:
@@ -170,7 +178,16 @@ def read_runs(
     epochs=pd.concat([pd.DataFrame(), *epochs], ignore_index=True),
     configs=configs,
     diagrams={row: curves for row, curves in diagrams.items() if curves},
+    notes=notes,
   )
+
+
+def lost_files(folder: RunDir) -> list[str]:
+  """Return the files that a run had once it was finished, and are missing."""
+  if not (folder.path / 'summary.json').is_file():
+    return []
+  names = ('config.json', 'metrics.jsonl', 'predictions.npz', 'curves.png')
+  return [name for name in names if not (folder.path / name).is_file()]
 
 
 def _read_epochs(folder: RunDir, status: str) -> pd.DataFrame:
@@ -229,12 +246,37 @@ def drop_epoch(
   return int(dropped[0]) + 1 if len(dropped) else None
 
 
+def _read_predictions(folder: RunDir, record: Mapping[str, Any]) -> Predictions:
+  """Read the predictions of a finished run.
+
+  Raises:
+    InputError: if they are damaged, or of another model or data set.
+  """
+  path, data = folder.path / 'predictions.npz', record['dataset']
+  folder.read(path.name)  # checks its digest
+  predictions = read_predictions(path)
+  test = predictions.parts['test']
+  found = (len(test.labels), test.logits.shape[1], 1 - np.mean(test.errors))
+  top1 = folder.summary()['last']['test_top1']
+  expected = (data['test_examples'], len(data['class_names']), top1)
+  # Another device may move an example of a thousand.
+  if found[:2] != expected[:2] or abs(found[2] - top1) > 1e-3:
+    theirs, ours = (
+      f'{count} test examples, {classes} classes and top-1 {value:.4g}'
+      for count, classes, value in (found, expected)
+    )
+    raise InputError(
+      f"the predictions in '{path}' are not those of the run: {theirs}, in"
+      f' place of {ours}; put its own back, or remove them and start again'
+    )
+  return predictions
+
+
 def _measure_run(
-  folder: RunDir, epochs: pd.DataFrame, seed: int, intervals: bool
+  predictions: Predictions, epochs: pd.DataFrame, seed: int, intervals: bool
 ) -> tuple[dict[str, float], list[Diagrams]]:
   """Measure predictions and read neural collapse, as far as they exist."""
   found, diagrams = {}, []
-  predictions = read_predictions(folder.path / 'predictions.npz')
   if len(predictions.parts['test'].labels) > 1:  # else nothing to tune on
     found, curves = measure(predictions, seed=seed, intervals=intervals)
     diagrams.append(curves)

@@ -15,7 +15,7 @@ from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 from tsla_jax.io import writing
-from tsla_jax.rundir import RunDir
+from tsla_jax.rundir import NEW, UNFINISHED, RunDir
 from tsla_jax.training import config as config_lib
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.state import Examples
@@ -35,26 +35,43 @@ def load_model(
     gives logits and features of images normalised as in training.
 
   Raises:
-    InputError: if there is no run or no checkpoint, or it is damaged.
+    InputError: if there is no such run or no checkpoint, or it is damaged.
   """
   directory = RunDir(workdir)
-  record = directory.record()
-  if record is None:
-    raise InputError(f"workdir '{workdir}' holds no run")
+  status = directory.status()
+  if status in (NEW, UNFINISHED):
+    what = 'no run' if status == NEW else 'a run that is not finished'
+    raise InputError(
+      f"workdir '{workdir}' holds {what}; train it to its end first"
+    )
   try:
     checkpoint = read_checkpoint(directory.checkpoints)
   except FileNotFoundError as error:
     raise InputError(
-      f"workdir '{workdir}' holds no run with a checkpoint that is complete;"
-      ' runs have one when they are finished'
+      f"workdir '{workdir}' holds no checkpoint; put it back, or start the"
+      ' training anew in another workdir'
     ) from error
   state = read_state(checkpoint, 'best' if best else 'last')
   model = config_lib.make_model(
-    directory.config(), len(record['dataset']['class_names'])
+    directory.config(), len(directory.record()['dataset']['class_names'])
   )
   return model, {
     name: state[name] for name in ('params', 'batch_stats') if name in state
   }
+
+
+def load_last(
+  workdir: str | os.PathLike[str],
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Loads the weights of the last epoch of a finished run.
+
+  Raises:
+    InputError: as `load_model`, and if the run has diverged.
+  """
+  ended = RunDir(workdir).divergence()
+  if ended is not None:
+    raise InputError(f"the run in '{workdir}' ended early: {ended}")
+  return load_model(workdir, best=False)
 
 
 def apply_model(
@@ -113,9 +130,9 @@ def predict_train(
     the weights of the last epoch.
 
   Raises:
-    InputError: if there is no run or no checkpoint, or its data are others.
+    InputError: if there is no finished run, or its data are others.
   """
-  model, variables = load_model(workdir, best=False)
+  model, variables = load_last(workdir)
   directory = RunDir(workdir)
   config = config_lib.resolve(directory.config())
   dataset = config_lib.load_dataset(config, dataset)

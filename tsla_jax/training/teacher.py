@@ -23,7 +23,7 @@ from tsla_jax.errors import InputError
 from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
 from tsla_jax.training.extract import load_backbone
-from tsla_jax.training.load import apply_model, load_model
+from tsla_jax.training.load import apply_model, load_last
 
 
 def from_run(
@@ -40,9 +40,10 @@ def from_run(
     Probabilities `[N, K]`.
 
   Raises:
-    InputError: if there is no such run, or it was trained on other images.
+    InputError: if there is no such run that is finished, or it was trained on
+      other images.
   """
-  model, variables = load_model(workdir, best=False)
+  model, variables = load_last(workdir)
   directory = RunDir(workdir)
   data = directory.record()['dataset']
   if tuple(data['class_names']) != dataset.class_names:
