@@ -148,10 +148,12 @@ class RunDir:
     if self.diverged() is not None:
       return DIVERGED
     asked, summary = record['config']['num_epochs'], self.summary()
+    files = [self.path / name for name in _RESULTS]
     if (
       summary is not None
       and summary['num_epochs'] == asked == (num_epochs or asked)
-      and all((self.path / name).is_file() for name in _RESULTS)
+      and all(file.is_file() for file in files)
+      and files[0].read_bytes().count(b'\n') == asked
     ):
       return FINISHED
     return UNFINISHED

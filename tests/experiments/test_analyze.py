@@ -201,7 +201,7 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
   train_and_evaluate(make_config(), run, make_dataset())
   record = (run / 'config.json').read_text()
   (run / 'config.json').write_text(record.replace('"theta"', '"tehta"'))
-  check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'lacks')
+  check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'damaged')
   (run / 'config.json').write_text(record)
   (run / 'diverged.json').write_text('{"reason": "too wild", "progress": {}}')
   check_refused(door(root, 'analyze', f'--run={run}'), 'ended early: too wild')
