@@ -7,7 +7,15 @@ import pathlib
 _ROOT = pathlib.Path(__file__).parents[1]
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Programs of tests are compiled for seconds and run for moments, so LLVM is not
+# asked to optimise them. Flags of the caller come last, and win.
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    os.environ.get('XLA_FLAGS', ''),
+  )
+)
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_ROOT / '.jax_cache'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'

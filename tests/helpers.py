@@ -1,13 +1,19 @@
 """What tests share: small data and configs, commands, comparing runs."""
 
+import contextlib
 import io
 import os
+import runpy
+import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from absl import app, flags
 from PIL import Image
 
 from configs import default
@@ -140,6 +146,38 @@ def door(root, name, *flags):
     text=True,
     timeout=300,
   )
+
+
+def door_inside(root, name, *arguments):
+  """As `door`, but in this process, which has imported everything already.
+
+  The file runs as a script does, from its flags to its exit status. Each one
+  has a test with a process of its own, too.
+  """
+  argv = [f'experiments/{name}.py', *map(str, arguments)]
+  app.define_help_flags()  # absl defines them once in a process
+  known = {*flags.FLAGS}
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  handlers = {number: signal.getsignal(number) for number in numbers}
+  output, errors, code = io.StringIO(), io.StringIO(), 0
+  with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections'
+    patch.chdir(root)
+    patch.syspath_prepend(root / 'experiments')
+    patch.setattr(sys, 'argv', argv)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+      try:
+        runpy.run_path(argv[0], run_name='__main__')
+      except SystemExit as end:
+        code = end.code or 0
+      finally:
+        for number, handler in handlers.items():
+          signal.signal(number, handler)
+        flags.FLAGS.unparse_flags()
+        for flag in {*flags.FLAGS} - known:
+          delattr(flags.FLAGS, flag)
+  texts = (output.getvalue(), errors.getvalue())
+  return subprocess.CompletedProcess(argv, code, *texts)
 
 
 def check_refused(done, *words):

@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import check_refused, door, make_config, make_dataset
+from tests.helpers import (
+  check_refused,
+  door,
+  door_inside,
+  make_config,
+  make_dataset,
+)
 from tests.report_helpers import dense_arrays, make_predictions
 from tsla_jax.report import explain
 from tsla_jax.training.train import train_and_evaluate
@@ -52,7 +58,7 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
   names = ('lsr0', 'lsr1', 'baseline0', 'baseline1')
   flags = [f'--run={runs / name}' for name in names]
   output = runs / 'compared'
-  done = door(root, 'analyze', *flags, f'--output={output}')
+  done = door_inside(root, 'analyze', *flags, f'--output={output}')
   assert done.returncode == 0, done.stderr
   table = pd.read_csv(output / 'metrics.csv')
   assert list(table['row']) == ['LSR, theta 0.1'] * 2 + ['baseline'] * 2
@@ -61,7 +67,7 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
     done.stdout.count('neural collapse was not measured during training') == 2
   )
   # Its data were given as arrays.
-  done = door(root, 'analyze', *flags[:1], '--predict_train')
+  done = door_inside(root, 'analyze', *flags[:1], '--predict_train')
   check_refused(done, 'lsr0', 'is not the data it was trained on')
   assert not (runs / 'lsr0' / 'predictions_train.npz').exists()
 
@@ -75,7 +81,7 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
     make_dataset(seed=1),
   )
   np.savez(tmp_path / 'baseline.npz', **make_predictions())
-  done = door(
+  done = door_inside(
     root,
     'analyze',
     f'--run={runs / "lsr0"}',
@@ -116,7 +122,7 @@ def test_training_predictions_give_what_was_measured_in_training(runs):
 
 def test_files_of_any_framework(root, tmp_path):
   np.savez(tmp_path / 'mine.npz', **make_predictions())
-  done = door(root, 'analyze', f'--predictions={tmp_path / "mine.npz"}')
+  done = door_inside(root, 'analyze', f'--predictions={tmp_path / "mine.npz"}')
   assert done.returncode == 0, done.stderr
   output = tmp_path / 'mine_analysis'
   assert done.stdout.splitlines()[-1] == f'Results: {output}'
@@ -140,7 +146,7 @@ def test_selective_classification_of_a_table_and_of_pixels(
   folder.mkdir()
   logits, labels = dense_arrays()
   np.savez(folder / 'a.npz', logits=logits, labels=labels)
-  done = door(
+  done = door_inside(
     root,
     'analyze',
     f'--run={tmp_path / "table"}',
@@ -161,11 +167,11 @@ def test_selective_classification_of_a_table_and_of_pixels(
     'logits.png',
   }
   flags = (f'--dense={folder}', f'--output={tmp_path / "pixels_out"}')
-  done = door(root, 'analyze', *flags, '--ignore_label=255')
+  done = door_inside(root, 'analyze', *flags, '--ignore_label=255')
   assert done.returncode == 0, done.stderr
   assert 'Selective classification on' in done.stdout
   assert (tmp_path / 'pixels_out' / 'figures' / 'selection.png').is_file()
-  done = door(
+  done = door_inside(
     root,
     'analyze',
     f'--run={tmp_path / "table"}',
@@ -180,12 +186,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path):
   holes = make_predictions()
   holes['logits'][3, 0] = np.nan
   np.savez(tmp_path / 'holes.npz', **holes)
-  done = door(root, 'analyze', f'--predictions={tmp_path / "holes.npz"}')
+  done = door_inside(root, 'analyze', f'--predictions={tmp_path / "holes.npz"}')
   check_refused(done, 'holes.npz', 'row 3 is not finite')
-  check_refused(door(root, 'analyze'), 'give --run=DIR, --predictions=')
+  check_refused(door_inside(root, 'analyze'), 'give --run=DIR, --predictions=')
   (tmp_path / 'table.json').write_text('{}')
   np.savez(tmp_path / 'fine.npz', **make_predictions())
-  done = door(
+  done = door_inside(
     root,
     'analyze',
     f'--predictions={tmp_path / "fine.npz"}',
@@ -201,10 +207,14 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
   train_and_evaluate(make_config(), run, make_dataset())
   record = (run / 'config.json').read_text()
   (run / 'config.json').write_text(record.replace('"theta"', '"tehta"'))
-  check_refused(door(root, 'analyze', f'--run={run}'), 'config.json', 'damaged')
+  check_refused(
+    door_inside(root, 'analyze', f'--run={run}'), 'config.json', 'damaged'
+  )
   (run / 'config.json').write_text(record)
   (run / 'diverged.json').write_text('{"reason": "too wild", "progress": {}}')
-  check_refused(door(root, 'analyze', f'--run={run}'), 'ended early: too wild')
+  check_refused(
+    door_inside(root, 'analyze', f'--run={run}'), 'ended early: too wild'
+  )
   assert not (run / 'analysis').exists()
 
 
@@ -240,6 +250,6 @@ def test_theory(root, tmp_path):
   ],
 )
 def test_bad_theory_is_one_line(root, tmp_path, flags, words):
-  done = door(root, 'theory', *flags, f'--output={tmp_path / "theory"}')
+  done = door_inside(root, 'theory', *flags, f'--output={tmp_path / "theory"}')
   check_refused(done, *words)
   assert not (tmp_path / 'theory').exists()

@@ -2,14 +2,15 @@
 
 import pytest
 
-from tests.helpers import door, make_folder, truncate
+from tests.helpers import (
+  check_refused,
+  door,
+  door_inside,
+  make_folder,
+  truncate,
+)
 
 DIGITS = '--config=configs/digits.py'
-
-
-def run(root, *flags):
-  done = door(root, 'main', *flags)
-  return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -27,55 +28,59 @@ def run(root, *flags):
 )
 def test_bad_input_is_one_line(root, tmp_path, flags, words):
   workdir = tmp_path / 'run'
-  code, _, errors = run(root, *flags, f'--workdir={workdir}')
-  assert code == 2
-  (line,) = errors.strip().splitlines()
-  assert line.startswith('error:')
-  for word in words:
-    assert word in line
+  done = door_inside(root, 'main', *flags, f'--workdir={workdir}')
+  check_refused(done, *words)
+  assert not workdir.exists()
+
+
+def test_bad_input_is_one_line_of_a_process(root, tmp_path):
+  workdir = tmp_path / 'run'
+  done = door(root, 'main', f'{DIGITS}:mixup', f'--workdir={workdir}')
+  check_refused(done, "unknown method 'mixup'")
   assert not workdir.exists()
 
 
 def test_missing_workdir_is_named(root):
-  code, _, errors = run(root, DIGITS)
-  assert code == 2 and '--workdir' in errors
-  assert len(errors.strip().splitlines()) == 1
+  check_refused(door_inside(root, 'main', DIGITS), '--workdir')
 
 
 def test_truncated_image_is_named(root, tmp_path):
   folder = make_folder(tmp_path / 'insects')
   truncate(folder)
-  code, _, errors = run(
+  done = door_inside(
     root,
+    'main',
     DIGITS,
     '--config.data.name=image_folder',
     f'--config.data.data_dir={folder}',
     '--config.data.image_size=8',
     f'--workdir={tmp_path / "run"}',
   )
-  assert code == 2
-  assert 'cut.jpg' in errors.splitlines()[-1]
-  assert 'Traceback' not in errors
+  assert done.returncode == 2
+  assert 'cut.jpg' in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
   assert not (tmp_path / 'run').exists()
 
 
 def test_help(root):
-  code, output, _ = run(root, '--help')
-  assert code == 1  # absl's convention
-  assert '--config' in output and '--workdir' in output
+  done = door(root, 'main', '--help')
+  assert done.returncode == 1  # absl's convention
+  assert '--config' in done.stdout and '--workdir' in done.stdout
 
 
-def test_digits_reach_97_percent(root, tmp_path):
+def test_digits_reach_97_percent(root, tmp_path, monkeypatch):
   """In a quarter of the config's epochs, with all that happens in them."""
+  # Runs for longer than it compiles.
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
   shorter = (
     '--config.num_epochs=15',
     '--config.smoothing.drop_epoch=10',
     '--config.optimizer.drop_epochs=(8,12)',
     '--config.num_devices=1',
   )
-  code, output, errors = run(root, DIGITS, f'--workdir={tmp_path}', *shorter)
-  assert code == 0, errors
-  finished, curves, results = output.strip().splitlines()[-3:]
+  done = door(root, 'main', DIGITS, f'--workdir={tmp_path}', *shorter)
+  assert done.returncode == 0, done.stderr
+  finished, curves, results = done.stdout.strip().splitlines()[-3:]
   assert curves == f'Curves: {tmp_path / "curves.png"}'
   assert results == f'Results: {tmp_path}'
   top1 = float(finished.removeprefix('Finished. Test top-1 ').split('%')[0])
