@@ -12,6 +12,7 @@ from configs import default, digits
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   """The recipe of `digits.py`, without augmentation."""
   c = default.base()
+  c.eval_batch_size = 512  # all at once
   c.data.pad = 0
   c.model.name = 'linear'
   c.analysis.neural_collapse_every = 0

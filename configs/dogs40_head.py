@@ -18,6 +18,7 @@ from configs import default, dogs
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
   """The recipe of `dogs.py` for a linear classifier."""
   c = dogs.recipe()
+  c.eval_batch_size = 4096  # all at once
   c.data.name = 'features'
   c.data.decode_size = c.data.crop_size = 0
   c.data.flip = False

@@ -48,6 +48,7 @@ ALIKE = {
   'dogs40_head': (
     'dogs',
     {
+      'eval_batch_size',
       'data.name',
       'data.decode_size',
       'data.crop_size',

@@ -38,7 +38,10 @@ def curves_png(
   Returns:
     A PNG.
   """
-  figure, frame = make_figure(3), pd.DataFrame(metrics)
+  figure, frame = make_figure(3, layout=None), pd.DataFrame(metrics)
+  # Every run has this figure: a layout that is not computed takes a third of
+  # the time.
+  figure.subplots_adjust(0.06, 0.14, 0.94, 0.86, wspace=0.25)
   figure.suptitle(title)
   panels = figure.axes
   for axes, draw in zip(
@@ -61,10 +64,13 @@ def curves_png(
 
 
 def make_figure(
-  panels: int, width: float = 12, xlabel: str = 'epoch'
+  panels: int,
+  width: float = 12,
+  xlabel: str = 'epoch',
+  layout: str | None = 'constrained',
 ) -> Figure:
   """Make an empty figure with axes side by side."""
-  figure = Figure(figsize=(width, 3.8), layout='constrained')
+  figure = Figure(figsize=(width, 3.8), layout=layout)
   FigureCanvasAgg(figure)
   for axes in figure.subplots(1, panels, squeeze=False)[0]:
     axes.set_xlabel(xlabel)
