@@ -220,11 +220,16 @@ def check_same_run(run, other):
 
 
 def make_model(name='resnet18', classes=5, width=4, stem='imagenet', size=64):
+  """A model, and variables of its shapes; nothing needs to be compiled."""
   model = resnet.create_model(name, classes, width=width, stem=stem)
-  variables = model.init(
-    jax.random.PRNGKey(0), jnp.zeros((1, size, size, 3)), train=False
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, size, size, 3)), train=False),
+    jax.random.PRNGKey(0),
   )
-  return model, jax.tree.map(np.asarray, dict(variables))
+  rng = np.random.default_rng(0)
+  return model, jax.tree.map(
+    lambda leaf: rng.random(leaf.shape).astype(leaf.dtype), dict(shapes)
+  )
 
 
 def make_weights(variables, seed=0):

@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import default
 from tsla_jax.analysis.confidence import normalized_max_logit
+from tsla_jax.report import figures
 from tsla_jax.rundir import slug
 
 EPOCHS = 5
@@ -32,6 +33,14 @@ FILES = {
     for kind in ('png', 'svg')
   ),
 }
+
+
+def render_nothing(patch):
+  """Leaves pictures empty, where nothing looks at what is on them.
+
+  They are made up to their last line, and that costs the least.
+  """
+  patch.setattr(figures, 'render', lambda figure, kind: b'')
 
 
 def write_lines(path, lines):

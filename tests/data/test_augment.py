@@ -9,16 +9,24 @@ from PIL import Image
 from tests.helpers import smooth_image
 from tsla_jax.data import augment
 
+# Compiled, as in training; alone, hundreds of operations would each be compiled
+# by themselves.
+example_keys = jax.jit(augment.example_keys)
+training_view = jax.jit(augment.training_view, static_argnums=3)
+evaluation_view = jax.jit(augment.evaluation_view, static_argnums=2)
+random_box = jax.jit(augment.random_box, static_argnums=2)
+crop_and_resize = jax.jit(augment.crop_and_resize, static_argnums=3)
+
 CROP = augment.Augmentation(pad=2, flip=True, mean=(0.5,), std=(0.25,))
 
 
 def keys(seed, epoch, index):
-  return augment.example_keys(jax.random.PRNGKey(seed), epoch, jnp.array(index))
+  return example_keys(jax.random.PRNGKey(seed), epoch, jnp.array(index))
 
 
 def view(keys, images, augmentation):
   sizes = np.broadcast_to(np.int32(images.shape[1:3]), (len(images), 2))
-  return augment.training_view(keys, images, sizes, augmentation)
+  return training_view(keys, images, sizes, augmentation)
 
 
 def test_every_image_is_a_crop_of_its_padded_self():
@@ -87,7 +95,7 @@ def test_crop_and_resize_equals_pillow(size, box):
   image = smooth_image(*size)
   top, height = (round(share * size[0]) for share in (box[0], box[2]))
   left, width = (round(share * size[1]) for share in (box[1], box[3]))
-  got = augment.crop_and_resize(
+  got = crop_and_resize(
     store(image), np.int32(size), (top, left, height, width), 64
   )
   crop = Image.fromarray(image).crop((left, top, left + width, top + height))
@@ -102,9 +110,7 @@ def test_evaluation_is_resize_and_centre_crop():
     crops = augment.Augmentation(
       0, False, (0,) * 3, (1,) * 3, crop_size=84, eval_crop=84 / 96
     )
-    (got,) = augment.evaluation_view(
-      store(image)[None], np.int32([size]), crops
-    )
+    (got,) = evaluation_view(store(image)[None], np.int32([size]), crops)
     top, left = (size[0] - 84) // 2, (size[1] - 84) // 2
     # No resizing is left to do: the very pixels.
     np.testing.assert_allclose(
@@ -116,7 +122,7 @@ def test_evaluation_is_resize_and_centre_crop():
 def test_random_boxes_are_torchvisions(size):
   """Inside the image, whole numbers, of the asked areas and ratios."""
   crops = augment.Augmentation(0, True, (0,) * 3, (1,) * 3, crop_size=64)
-  boxes = jax.vmap(augment.random_box, in_axes=(0, None, None))(
+  boxes = jax.vmap(random_box, in_axes=(0, None, None))(
     keys(0, 0, range(4000)), jnp.int32(size), crops
   )
   top, left, height, width, side = (np.asarray(b, np.float64) for b in boxes)
@@ -161,9 +167,9 @@ def test_box_where_no_draw_fits():
   crops = augment.Augmentation(
     0, False, (0,) * 3, (1,) * 3, crop_size=64, crop_scale=(1.0, 1.0)
   )
-  box = augment.random_box(jax.random.PRNGKey(0), jnp.int32([60, 600]), crops)
+  box = random_box(jax.random.PRNGKey(0), jnp.int32([60, 600]), crops)
   assert [float(b) for b in box[:4]] == [0, 260, 60, 80]
-  box = augment.random_box(jax.random.PRNGKey(0), jnp.int32([600, 60]), crops)
+  box = random_box(jax.random.PRNGKey(0), jnp.int32([600, 60]), crops)
   assert [float(b) for b in box[:4]] == [260, 0, 80, 60]
 
 
@@ -172,9 +178,9 @@ def test_crops_never_see_the_canvas():
   crops = augment.Augmentation(0, True, (0,) * 3, (1,) * 3, crop_size=32)
   sizes = np.int32([(96, 144), (140, 96), (96, 97), (96, 96)] * 10)
   images = np.stack([store(np.zeros((*s, 3), np.uint8)) for s in sizes])
-  got = augment.training_view(keys(0, 0, range(40)), images, sizes, crops)
+  got = training_view(keys(0, 0, range(40)), images, sizes, crops)
   assert got.shape == (40, 32, 32, 3) and np.abs(got).max() == 0
-  got = augment.evaluation_view(images, sizes, crops)
+  got = evaluation_view(images, sizes, crops)
   assert np.abs(got).max() == 0
 
 
@@ -185,7 +191,7 @@ def test_flip_mirrors_half_of_the_crops():
   images = np.stack([store(image)] * 200)
   sizes = np.int32([(96, 96)] * 200)
   crops = augment.Augmentation(0, True, (0,) * 3, (1,) * 3, crop_size=32)
-  got = augment.training_view(keys(0, 0, range(200)), images, sizes, crops)
+  got = training_view(keys(0, 0, range(200)), images, sizes, crops)
   rising = np.asarray(got[:, 0, -1, 0] > got[:, 0, 0, 0])
   assert 70 < rising.sum() < 130
 
@@ -199,7 +205,7 @@ def test_boxes_equal_torchvisions_from_the_same_draws():
     height, width = rng.integers(20, 200, 2) * (1, 1 + 9 * (index % 3 == 0))
     key = jax.random.PRNGKey(index)
     draws = np.asarray(jax.random.uniform(key, (23,)))
-    got = augment.random_box(key, jnp.int32([height, width]), crops)
+    got = random_box(key, jnp.int32([height, width]), crops)
     for t in range(10):
       area = height * width * (0.08 + 0.92 * draws[t])
       low, high = np.log(3 / 4), np.log(4 / 3)
@@ -228,7 +234,7 @@ def test_evaluation_of_odd_sizes_equals_pillow(size):
     0, False, (0,) * 3, (1,) * 3, crop_size=64, eval_crop=0.875
   )
   canvas = store(image, (99, 150))
-  (got,) = augment.evaluation_view(canvas[None], np.int32([size]), crops)
+  (got,) = evaluation_view(canvas[None], np.int32([size]), crops)
   side = round(min(size) * 0.875)
   top, left = (round((length - side) / 2) for length in size)
   crop = Image.fromarray(image).crop((left, top, left + side, top + side))
@@ -241,7 +247,7 @@ def test_mirror_exchanges_left_and_right(size):
   image = smooth_image(*size)
   box = (5, 7, 80, 60)
   plain, mirrored = (
-    augment.crop_and_resize(store(image), np.int32(size), box, 32, mirror)
+    crop_and_resize(store(image), np.int32(size), box, 32, mirror)
     for mirror in (jnp.bool_(False), jnp.bool_(True))
   )
   np.testing.assert_allclose(mirrored, plain[:, ::-1], atol=1e-3)

@@ -14,8 +14,12 @@ from tests.helpers import (
   make_config,
   make_dataset,
 )
-from tests.report_helpers import dense_arrays, make_predictions
-from tsla_jax.report import explain
+from tests.report_helpers import (
+  dense_arrays,
+  make_predictions,
+  render_nothing,
+)
+from tsla_jax.report import explain, figures
 from tsla_jax.training.train import train_and_evaluate
 
 
@@ -24,11 +28,13 @@ def runs(tmp_path_factory):
   """Runs of two methods and two seeds, of which one has measured collapse."""
   folder = tmp_path_factory.mktemp('runs')
   data = make_dataset()
-  for method in ('lsr', 'baseline'):
-    for seed in (0, 1):
-      fields = {'analysis.neural_collapse_every': int(method == 'lsr')}
-      config = make_config(method, seed=seed, **fields)
-      train_and_evaluate(config, folder / f'{method}{seed}', data)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(figures, 'curves_png', lambda *args: b'')  # not looked at
+    for method in ('lsr', 'baseline'):
+      for seed in (0, 1):
+        fields = {'analysis.neural_collapse_every': int(method == 'lsr')}
+        config = make_config(method, seed=seed, **fields)
+        train_and_evaluate(config, folder / f'{method}{seed}', data)
   return folder
 
 
@@ -54,7 +60,10 @@ def test_a_run(root, runs):
   assert '![reliability](figures/reliability.png)' in text
 
 
-def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
+def test_runs_are_compared_and_what_was_not_measured_is_named(
+  root, runs, monkeypatch
+):
+  render_nothing(monkeypatch)
   names = ('lsr0', 'lsr1', 'baseline0', 'baseline1')
   flags = [f'--run={runs / name}' for name in names]
   output = runs / 'compared'
@@ -73,8 +82,9 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(root, runs):
 
 
 def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
-  root, runs, tmp_path
+  root, runs, tmp_path, monkeypatch
 ):
+  render_nothing(monkeypatch)
   train_and_evaluate(
     make_config('lsr', seed=5, **{'optimizer.learning_rate.head': 0.02}),
     tmp_path / 'other',

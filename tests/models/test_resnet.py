@@ -52,9 +52,10 @@ def test_width_scales_and_models_of_equal_fields_are_one():
 
 def test_initialisation_is_torchvisions():
   model = resnet.create_model('resnet18', 1000, width=32)
-  params = model.init(
-    jax.random.PRNGKey(0), jnp.zeros((1, 32, 32, 3)), train=False
-  )['params']
+  init = jax.jit(
+    lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False)
+  )
+  params = init(jax.random.PRNGKey(0))['params']
   kernel = params['layer4_1']['conv2']['kernel']
   fan_out = 9 * kernel.shape[-1]
   assert np.std(kernel) == pytest.approx(np.sqrt(2 / fan_out), rel=0.01)
@@ -89,12 +90,15 @@ def test_strided_padding_is_symmetric():
   np.testing.assert_allclose(got[0, ..., 0], expected, rtol=1e-5)
   # And so do the model's: a 33-pixel image halves to 17, 9, 5, 3, 2.
   image = jnp.zeros((1, 33, 33, 3))
-  _, state = model.init_with_output(
+  _, state = jax.eval_shape(
+    lambda key: model.init_with_output(
+      key,
+      image,
+      train=False,
+      capture_intermediates=lambda module, _: module.name == 'layer4_1',
+      mutable=['params', 'batch_stats', 'intermediates'],
+    ),
     jax.random.PRNGKey(0),
-    image,
-    train=False,
-    capture_intermediates=lambda module, _: module.name == 'layer4_1',
-    mutable=['params', 'batch_stats', 'intermediates'],
   )
   (last,) = state['intermediates']['layer4_1']['__call__']
   assert last.shape == (1, 2, 2, 16)

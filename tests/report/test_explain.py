@@ -11,6 +11,7 @@ from tests.report_helpers import (
   dense_arrays,
   make_predictions,
   make_run,
+  render_nothing,
   save_predictions,
 )
 from tsla_jax.errors import InputError
@@ -53,7 +54,7 @@ def test_what_differs_in_more_than_the_seed_is_named_by_its_path(
   assert rows == [str(path) for path in paths]
 
 
-def test_a_table_files_and_pixels_in_one_call(explained, tmp_path):
+def test_a_table_files_and_pixels_in_one_call(explained, tmp_path, monkeypatch):
   np.savez(tmp_path / 'mine.npz', **make_predictions())
   (tmp_path / 'pixels').mkdir()
   logits, labels = dense_arrays()
@@ -71,6 +72,7 @@ def test_a_table_files_and_pixels_in_one_call(explained, tmp_path):
   table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
   assert list(dict.fromkeys(table['row'])) == rows
   assert table['aurc'].notna().all() and table['nc1'].notna().sum() == 10
+  render_nothing(monkeypatch)
   text = explain([explained], selection_only=True)
   assert 'Selective classification on' in text
   assert 'Calibration on' not in text and 'NC1' not in text
@@ -86,7 +88,8 @@ def test_a_table_files_and_pixels_in_one_call(explained, tmp_path):
   assert f'{explained}: 5 of 9 runs are finished' in text
 
 
-def test_single_models_have_intervals(tmp_path):
+def test_single_models_have_intervals(tmp_path, monkeypatch):
+  render_nothing(monkeypatch)
   explain([run(tmp_path / 'lsr')])
   (line,) = pd.read_csv(tmp_path / 'lsr/analysis/metrics.csv').to_dict(
     'records'

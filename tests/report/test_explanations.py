@@ -18,6 +18,7 @@ from tests.report_helpers import (
   drawn,
   lines_of,
   make_predictions,
+  render_nothing,
   save_predictions,
 )
 from tsla_jax.analysis.calibration import Reliability, reliability
@@ -214,6 +215,7 @@ def test_a_new_metric_is_shown_everywhere(explained, monkeypatch):
   for family, metric in new.items():
     entries = (*getattr(metrics, family), metric)
     monkeypatch.setattr(metrics, family, entries)
+  render_nothing(monkeypatch)
   page.draw(explained)
   csv = pd.read_csv(explained / 'results.csv')
   assert {metric.key for metric in new.values()} < set(csv)

@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize
 
 from tsla_jax.analysis.predictions import (
   check_probabilities,
@@ -222,6 +221,10 @@ def fit_temperature(
     return bounds[1]
   if slope(high) <= 0:
     return bounds[0]
+  # Imported here because training, which measures calibration errors, would
+  # load it at every start, for a third of a second, and never use it.
+  from scipy import optimize
+
   inverse = optimize.brentq(slope, low, high, xtol=1e-15, rtol=1e-14)
   return 1 / inverse
 
