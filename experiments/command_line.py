@@ -28,7 +28,8 @@ def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
   # Until a training loop takes over: a KeyboardInterrupt could get lost in
   # callbacks of the libraries that are being loaded.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, _leave)
+    if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+      signal.signal(number, _leave)
   logging.set_verbosity(logging.WARNING)  # the libraries' own news
   try:
     app.run(lambda argv: _start(main, argv), flags_parser=_parse_flags)

@@ -49,16 +49,13 @@ def main() -> None:
   config = resolve(_CONFIG.value)
   if config.data.name == 'features':
     raise InputError("data.name: 'features' are no images; give their config")
-  dataset = load_dataset(config)
   view = augmentation(config)
-  side, *_ = view.input_shape(dataset.train.inputs.shape[1:])
-  model, variables, report, digest = extract.load_backbone(
-    _WEIGHTS.value, _MODEL.value, side
-  )
+  backbone, report = extract.load_backbone(_WEIGHTS.value, _MODEL.value)
+  dataset = load_dataset(config)
   print(f'{_WEIGHTS.value}: {report}.')
   new = extract.write_features(
     output,
-    (model, variables, digest),
+    backbone,
     dataset,
     view,
     views=_VIEWS.value,

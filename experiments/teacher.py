@@ -65,6 +65,11 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"--output: '{output}': {error}") from error
+  if config.data.name == 'features' and _KIND.value != 'run':
+    raise InputError(
+      f"--kind: '{_KIND.value}' shows a net images, and the config's data are"
+      ' features; take --kind=run'
+    )
   dataset = load_dataset(config)
   temperature = _TEMPERATURE.value
   if _KIND.value == 'run':

@@ -66,10 +66,9 @@ def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
   """
   path.mkdir(parents=True)
   record = {
-    'versions': {'python': '3.12', 'jax': '0.11'},
+    'environment': {'python': '3.12', 'jax': '0.11', 'devices': 'TPU v9'},
     'git_commit': 'c0ffee',
     'git_modified': False,
-    'devices': ['TPU v9'],
     'dataset': {
       'name': 'stand-in',
       'train_examples': 64,

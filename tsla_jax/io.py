@@ -1,4 +1,4 @@
-"""Files: written atomically, read by whole lines, locked while in use."""
+"""Files: written atomically, with digests, locked while in use."""
 
 import contextlib
 import fcntl
@@ -35,11 +35,16 @@ def digest_text(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
+_MEND = '; put it back or use a new workdir'
+
+
+def read_json(
+  file: pathlib.Path, *keys: str, mend: str = _MEND
+) -> dict[str, Any] | None:
   """Reads an object with at least these keys; None if there is no file.
 
   Raises:
-    InputError: if it is damaged.
+    InputError: if it is damaged; ends with `mend`.
   """
   try:
     record = json.loads(file.read_text())
@@ -52,7 +57,7 @@ def read_json(file: pathlib.Path, *keys: str) -> dict[str, Any] | None:
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise damaged(file, error) from error
+    raise damaged(file, error, mend) from error
 
 
 def write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
@@ -66,12 +71,12 @@ def _digest(record: Mapping[str, Any]) -> str:
   return digest_text(json.dumps(content))
 
 
-def damaged(path: pathlib.Path, error: Exception) -> InputError:
+def damaged(
+  path: pathlib.Path, error: Exception, mend: str = _MEND
+) -> InputError:
   """Returns the error to raise for a file that cannot be read."""
   reason = ' '.join(repr(error).split())[:150]
-  return InputError(
-    f"'{path}' is damaged ({reason}); put it back or use a new workdir"
-  )
+  return InputError(f"'{path}' is damaged ({reason}){mend}")
 
 
 def write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

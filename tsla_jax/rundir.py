@@ -10,17 +10,15 @@ TensorBoard events, `checkpoints/`, and once the run is finished
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -64,7 +62,7 @@ class RunDir:
   def record(self) -> dict[str, Any] | None:
     """Reads `config.json`: 'config', 'dataset', versions; None without one."""
     return read_json(
-      self.path / 'config.json', 'config', 'dataset', 'devices', 'run'
+      self.path / 'config.json', 'config', 'dataset', 'environment', 'run'
     )
 
   def config(self) -> ml_collections.ConfigDict | None:
@@ -80,12 +78,22 @@ class RunDir:
 
   def diverged(self) -> dict[str, Any] | None:
     """Reads why and where the run ended early; None if it did not."""
-    return read_json(self.path / 'diverged.json', 'reason', 'progress')
+    keys = ('reason', 'epochs_begun', 'progress')
+    return read_json(self.path / 'diverged.json', *keys)
 
-  def divergence(self) -> str | None:
-    """Says why the run ended early, and what is left; None if it did not."""
+  def divergence(self, num_epochs: int | None = None) -> str | None:
+    """Says why the run ended early, and what is left; None if it did not.
+
+    Args:
+      num_epochs: the length the run should have; None: that of its config.
+    """
     record, good = self.diverged(), self.checkpoints / 'last'
     if record is None:
+      return None
+    # A longer run may have diverged where this length does not come to.
+    config = self.record()
+    most = num_epochs or (config and config['config']['num_epochs'])
+    if most is not None and record['epochs_begun'] > most:
       return None
     left = 'no checkpoint was saved before'
     if good.exists():
@@ -101,7 +109,8 @@ class RunDir:
     """
     content, summary = (self.path / name).read_bytes(), self.summary()
     # A summary of fewer epochs stays until a longer run has its own.
-    if summary and summary['num_epochs'] == self.config().num_epochs:
+    config = self.config()
+    if summary and config and summary['num_epochs'] == config.num_epochs:
       digest = summary['digests'].get(name)  # none of what is made later
       if digest not in (None, hashlib.sha256(content).hexdigest()):
         raise InputError(
@@ -145,7 +154,7 @@ class RunDir:
     record = self.record()
     if record is None:
       return NEW
-    if self.diverged() is not None:
+    if self.divergence(num_epochs) is not None:
       return DIVERGED
     asked, summary = record['config']['num_epochs'], self.summary()
     files = [self.path / name for name in _RESULTS]
@@ -228,7 +237,6 @@ class RunDir:
     self,
     config: ml_collections.ConfigDict,
     data: Mapping[str, Any],
-    devices: Sequence[str],
     name: str,
     progress: Any,
   ) -> None:
@@ -237,19 +245,17 @@ class RunDir:
     Args:
       config: as the run uses it.
       data: describes its data.
-      devices: the kind of each device the run is on.
       name: of the run among those of a table; lines of `timing.jsonl` name in
         'run' the one that trained their epoch.
       progress: of the state to go on from: 'metrics' and 'timing' are the lines
-        of the epochs behind it.
+        of the epochs behind it, 'environment' versions and devices.
     """
     known = self.record()
     # How a run started stays on record; `timing.jsonl` has each epoch's.
     record = known or {
-      'versions': versions(),
+      'environment': dict(progress.environment),
       'git_commit': _git('rev-parse', 'HEAD'),
       'git_modified': bool(_git('status', '--porcelain')),
-      'devices': list(devices),
       'dataset': dict(data),
       'run': name,
     }
@@ -296,6 +302,11 @@ class RunDir:
       self._events.close()
       self._events = None
 
+  def clear_results(self) -> None:
+    """Removes what marks the results of fewer epochs; others are at hand."""
+    for name in ('summary.json', 'predictions_train.npz'):
+      (self.path / name).unlink(missing_ok=True)
+
   def finish(
     self,
     predictions: Mapping[str, np.ndarray],
@@ -303,9 +314,6 @@ class RunDir:
     summary: Mapping[str, Any],
   ) -> None:
     """Writes the results; the summary last, since it marks a finished run."""
-    # Those of fewer epochs stay until here: they are what is lost by a slip.
-    for name in ('summary.json', 'predictions_train.npz'):
-      (self.path / name).unlink(missing_ok=True)
     self.write_predictions('predictions.npz', predictions)
     write_atomically(self.path / 'curves.png', curves)
     digests = {
@@ -321,9 +329,12 @@ class RunDir:
     write_npz(self.path / name, predictions)
     return self.path / name
 
-  def diverge(self, reason: str, progress: Mapping[str, Any]) -> None:
+  def diverge(
+    self, reason: str, epochs_begun: int, progress: Mapping[str, Any]
+  ) -> None:
     """Marks a run that ended early, and says what it had been trained on."""
-    record = {'reason': reason, 'progress': progress}
+    record = {'reason': reason, 'epochs_begun': epochs_begun}
+    record['progress'] = progress
     write_json(self.path / 'diverged.json', record)
 
 
@@ -374,19 +385,6 @@ def to_line(values: Mapping[str, Any]) -> str:
     for key, value in values.items()
   }
   return json.dumps(finite) + '\n'
-
-
-@functools.cache
-def versions() -> Mapping[str, str]:
-  """Returns what the last bits of a run depend on, beside its devices."""
-  import jax  # reading folders needs none of it
-
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  return {
-    'python': platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
-    'threefry_partitionable': str(jax.config.jax_threefry_partitionable),
-  }
 
 
 @functools.cache

@@ -96,7 +96,7 @@ GOOD = make_features()
     ),
     (
       {'test_features': np.zeros((30, 5))},
-      'test_features of .* are 5 an example, and 12 in training',
+      'test features are 5 an example, and 12 in training',
     ),
     (
       {'train_features': np.zeros((64, 12), int)},
@@ -114,11 +114,23 @@ GOOD = make_features()
       {'train_labels': np.minimum(GOOD['train_labels'], 8)},
       "train_labels of .* lack class 9, '9'",
     ),
-    ({'test_labels': np.full(30, 0.5)}, 'test_labels of .* must be integers'),
-    ({'test_labels': np.full(30, -1)}, "example '0' has label -1"),
+    (
+      {'test_labels': np.full(30, 0.5)},
+      r'test_labels of .* are float64 \[30\]; must be',
+    ),
+    ({'test_labels': np.full(30, -1)}, 'test_labels of .* are -1 to -1'),
+    (
+      {'train_features': np.full((64, 12), 1e300)},
+      'train_features of .* are not finite everywhere',
+    ),
+    (
+      {'test_labels': np.full(30, 10**14)},
+      'test_labels of .* are 1000.*; number classes from 0',
+    ),
+    ({'class_names': np.array('x')}, 'class_names of .* must be a list'),
     ({'test_features': None}, "has no array 'test_features'"),
     ({'train_ids': np.array(['a', 'b'])}, 'as many'),
-    ({'train_labels': np.array([None] * 64)}, 'is no .npz, or is damaged'),
+    ({'train_labels': np.array([None] * 64)}, 'holds Python objects'),
   ],
 )
 def test_bad_files_are_one_line(tmp_path, changes, message):
@@ -134,7 +146,7 @@ def test_what_is_no_file_of_features_is_said(tmp_path):
     (None, r'data_dir is not set.*data_dir=FILE\.npz'),
     (tmp_path / 'no.npz', 'cannot be read: No such file'),
     (tmp_path, 'cannot be read: Is a directory'),
-    (tmp_path / 'x.npz', 'is no .npz, or is damaged'),
+    (tmp_path / 'x.npz', 'holds Python objects'),
   ):
     with pytest.raises(InputError, match=message):
       features.load(path, standardize=False)

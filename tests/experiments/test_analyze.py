@@ -20,6 +20,7 @@ from tests.report_helpers import (
   render_nothing,
 )
 from tsla_jax.report import explain, figures
+from tsla_jax.rundir import RunDir
 from tsla_jax.training.train import train_and_evaluate
 
 
@@ -221,7 +222,7 @@ def test_runs_that_are_not_whole_are_refused(root, tmp_path):
     door_inside(root, 'analyze', f'--run={run}'), 'config.json', 'damaged'
   )
   (run / 'config.json').write_text(record)
-  (run / 'diverged.json').write_text('{"reason": "too wild", "progress": {}}')
+  RunDir(run).diverge('too wild', 1, {})
   check_refused(
     door_inside(root, 'analyze', f'--run={run}'), 'ended early: too wild'
   )

@@ -245,8 +245,7 @@ def test_a_table_of_diverged_runs_is_drawn_and_exits_1(root, tmp_path):
   make_table(tmp_path)
   for path in (tmp_path / 'runs').glob('*/seed*'):
     (path / 'summary.json').unlink()
-    diverged = '{"reason": "too wild", "progress": {}}'
-    (path / 'diverged.json').write_text(diverged)
+    RunDir(path).diverge('too wild', 1, {})
   redraw = ('table', '--redraw', f'--workdir={tmp_path}')
   done = door_inside(root, *redraw)
   assert done.returncode == 1

@@ -16,6 +16,7 @@ from tests.report_helpers import (
 )
 from tsla_jax.errors import InputError
 from tsla_jax.report.explain import explain, name_runs
+from tsla_jax.rundir import RunDir
 
 
 def run(path, method='lsr', **fields):
@@ -126,9 +127,7 @@ def test_what_is_not_whole_is_refused(workdir, tmp_path):
   (folder / 'config.json').write_text(json.dumps(record))
   with pytest.raises(InputError, match="config.json' lacks a field"):
     explain([folder])
-  (folder / 'diverged.json').write_text(
-    '{"reason": "too wild", "progress": {}}'
-  )
+  RunDir(folder).diverge('too wild', 1, {})
   with pytest.raises(InputError, match='ended early: too wild'):
     explain([folder])
   assert not list(tmp_path.rglob('analysis'))

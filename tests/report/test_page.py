@@ -15,6 +15,7 @@ from tests.report_helpers import FILES, Page, drawn, lines_of
 from tsla_jax.errors import InputError
 from tsla_jax.report import figures, page, tables
 from tsla_jax.report.results import read_results
+from tsla_jax.rundir import RunDir
 
 
 def test_report_is_whole_and_needs_no_network(workdir):
@@ -78,9 +79,7 @@ def test_notes_say_what_the_numbers_are(workdir):
     if record['config']['smoothing']['theta']:
       record['config']['model']['pretrained'] = '/a/b/weights.pth'
     path.write_text(json.dumps(record))
-  (workdir / 'runs' / 'lsr' / 'seed1' / 'diverged.json').write_text(
-    '{"reason": "x", "progress": {}}'
-  )
+  RunDir(workdir / 'runs' / 'lsr' / 'seed1').diverge('x', 1, {})
   text = notes(workdir)
   assert '20% of the training labels are wrong on purpose' in text
   assert 'In TSLA(2) the learning rates drop in the same epoch' in text
@@ -121,7 +120,7 @@ def test_a_table_of_diverged_runs_is_drawn(workdir):
     for name in ('metrics.jsonl', 'timing.jsonl'):
       (path / name).write_text('')
     (path / 'summary.json').unlink()
-    (path / 'diverged.json').write_text('{"reason": "x", "progress": {}}')
+    RunDir(path).diverge('x', 1, {})
   assert '0, 3 diverged' in page.draw(workdir)
   assert Page((workdir / 'report.html').read_text()).pictures == []
 

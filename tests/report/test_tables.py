@@ -26,6 +26,7 @@ from tsla_jax.report.results import (
   read_results,
 )
 from tsla_jax.report.tables import Cell, Layout
+from tsla_jax.rundir import RunDir
 
 
 def test_csv_has_a_line_a_run(workdir):
@@ -137,9 +138,7 @@ def test_runs_that_are_not_finished_are_said_and_not_counted(workdir):
   lsr = workdir / 'runs' / 'lsr'
   (lsr / 'seed0' / 'summary.json').unlink()
   (lsr / 'seed2' / 'summary.json').unlink()
-  (lsr / 'seed2' / 'diverged.json').write_text(
-    '{"reason": "x", "progress": {}}'
-  )
+  RunDir(lsr / 'seed2').diverge('x', 1, {})
   results = read_results(workdir)
   line = cells(tables.results_layout(results), 'LSR, theta 0.1')
   assert line['runs'] == Cell('1, 1 diverged, 1 not finished')

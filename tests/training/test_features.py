@@ -1,5 +1,6 @@
 """The contracts of training, on features; and how they are made."""
 
+import dataclasses
 import functools
 
 import jax
@@ -160,8 +161,10 @@ def test_batches_may_come_from_outside_the_device(file):
 
 
 def make_backbone():
-  model, variables = make_model(stem='cifar', size=8)
-  return model, variables, 'weights'
+  model, _ = make_model('resnet8', stem='cifar', size=8)
+  init = jax.jit(functools.partial(model.init, train=False))
+  variables = init(jax.random.PRNGKey(0), jnp.zeros((1, 8, 8, 3)))
+  return extract.Backbone(model, variables, 'weights')
 
 
 def test_features_of_images_are_written_and_gone_on_with(tmp_path, monkeypatch):
@@ -171,32 +174,38 @@ def test_features_of_images_are_written_and_gone_on_with(tmp_path, monkeypatch):
   backbone, path = make_backbone(), tmp_path / 'x.npz'
   options = {'views': 2, 'batch_size': 3}
   monkeypatch.setattr(extract, '_BATCHES', 2)
-  saved, save = [], extract._save
+  saved, save = [], extract.write_npz
 
-  def kill(file, array):
+  def kill(file, arrays):
     if len(saved) == 6:
       raise KeyboardInterrupt
     saved.append(file.name)
-    save(file, array)
+    save(file, arrays)
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(extract, '_save', kill)
+    patch.setattr(extract, 'write_npz', kill)
     extract.write_features(path, backbone, data, view, **options)
   assert not path.exists()
-  other = (*backbone[:2], 'others')
+  other = dataclasses.replace(backbone, digest='others')
   with pytest.raises(InputError, match=r'x\.npz\.parts. is of other weights'):
     extract.write_features(path, other, data, view, **options)
+  damaged = path.with_name('x.npz.parts') / saved[2]
+  content = bytearray(damaged.read_bytes())
+  content[len(content) // 2] ^= 1
+  damaged.write_bytes(content)
   monkeypatch.setattr(
-    extract, '_save', lambda f, a: saved.append(f.name) or save(f, a)
+    extract, 'write_npz', lambda f, a: saved.append(f.name) or save(f, a)
   )
   assert extract.write_features(path, backbone, data, view, **options)
-  assert len(saved) == len(set(saved)) == 3 * 4 + 2
+  # All once, but for the one that was damaged; and the file itself.
+  assert len(saved) - 1 == len(set(saved)) == 3 * 4 + 2 + 1
+  assert saved.count(damaged.name) == 2
   assert [p.name for p in tmp_path.iterdir()] == ['x.npz']
   with np.load(path) as archive:
     arrays = dict(archive)
-  assert arrays['train_features'].shape == (3, 20, 32)
+  assert arrays['train_features'].shape == (3, 20, 16)
   assert arrays['train_features'].dtype == np.float16
-  model, variables, _ = backbone
+  model, variables = backbone.model, backbone.variables
   clean = (data.train.inputs / 255 - mean) / np.array(std)
   _, expected = model.apply(variables, clean.astype(np.float32), train=False)
   shown, first, second = arrays['train_features'].astype(np.float32)
@@ -209,5 +218,5 @@ def test_features_of_images_are_written_and_gone_on_with(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="x.npz' is of other views; delete it"):
     extract.write_features(path, backbone, data, view, views=1, batch_size=3)
   path.write_text('mine')
-  with pytest.raises(InputError, match='exists, and is no file of features'):
+  with pytest.raises(InputError, match='exists, and was not made here'):
     extract.write_features(path, backbone, data, view, **options)

@@ -294,7 +294,7 @@ def spoil(monkeypatch, condition):
   monkeypatch.setattr(Run, 'hparams', hparams)
 
 
-def test_a_run_that_diverges_ends_alone(tmp_path, alone):
+def test_a_run_that_diverges_ends_alone(tmp_path, alone, epochs_trained):
   """One seed of the trunk: its branches end with it, the others do not."""
   spoiled = pytest.MonkeyPatch()
   spoil(spoiled, lambda config: config.seed == SEEDS[1])
@@ -302,6 +302,8 @@ def test_a_run_that_diverges_ends_alone(tmp_path, alone):
   configs = {m: make_config(m, **{'num_devices': 2}) for m in methods}
   table = train_rows(tmp_path, configs)
   spoiled.undo()
+  # In each of two rounds; of the branches that diverged nothing is trained.
+  assert len(epochs_trained) == 2 * (4 + 4 + 2 + 1)
   for name, config in configs.items():
     for seed in SEEDS:
       directory = folder(table, name, seed)

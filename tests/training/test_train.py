@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import check_same_run, make_config, make_dataset
-from tsla_jax import rundir
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory
 from tsla_jax.report.explain import explain
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir
-from tsla_jax.training import devices, fit, train
+from tsla_jax.training import devices, fit
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.fit import Segment
@@ -62,7 +61,7 @@ def test_run_directory_is_complete(finished):
   config = json.loads((directory / 'config.json').read_text())
   assert config['config']['smoothing']['drop_epoch'] == 2
   assert config['config']['model']['dtype'] == 'float32'  # settled on a CPU
-  assert config['versions']['jax'] == jax.__version__
+  assert config['environment']['jax'] == jax.__version__
   assert config['dataset']['train_examples'] == 64
   assert config['dataset']['class_names'][3] == 'class3'
   assert json.loads((directory / 'summary.json').read_text()) == summary
@@ -552,11 +551,13 @@ def test_other_versions_and_devices_are_said_and_may_be_refused(
   fields = {'num_epochs': 2, 'smoothing.drop_epoch': 1}
   config = make_config(**fields, deterministic=True)
   train_and_evaluate(config, tmp_path, make_dataset())
-  now = rundir.versions()
-  other = {**now, 'jax': '0.0.1', 'threefry_partitionable': 'False'}
-  monkeypatch.setattr(rundir, 'versions', lambda: other)
-  monkeypatch.setattr(train, 'versions', lambda: other)
-  monkeypatch.setattr(fit, 'versions', lambda: other)
+  environment = devices.environment
+  now = environment(devices.data_parallel(1))
+  other = {'jax': '0.0.1', 'threefry_partitionable': 'False'}
+  for module in (devices, fit):
+    monkeypatch.setattr(
+      module, 'environment', lambda topology: {**environment(topology), **other}
+    )
   config.num_epochs, before = 3, contents(tmp_path)
   words = rf'jax {now["jax"]} before, 0.0.1 now; threefry_partitionable True'
   with pytest.raises(InputError, match=f'{words}.*--allow_other_versions'):
@@ -567,7 +568,7 @@ def test_other_versions_and_devices_are_said_and_may_be_refused(
   assert re.search(f'Note: {words}', capsys.readouterr().out)
   # Each epoch's are on record.
   lines = RunDir(tmp_path).lines('timing.jsonl')
-  jax_versions = [line['versions']['jax'] for line in lines]
+  jax_versions = [line['environment']['jax'] for line in lines]
   assert jax_versions == [now['jax']] * 2 + ['0.0.1']
 
   config.num_epochs, config.num_devices, config.deterministic = 4, 2, False
@@ -577,6 +578,59 @@ def test_other_versions_and_devices_are_said_and_may_be_refused(
   config.deterministic = True
   with pytest.raises(InputError, match='devices cpu before, cpu, cpu now'):
     train_and_evaluate(config, tmp_path / 'copy', make_dataset())
+
+
+def test_other_versions_within_the_first_epoch_are_noticed(
+  tmp_path, monkeypatch
+):
+  """Where no line has told of them yet."""
+  config = make_config(deterministic=True, **{'checkpoint.every_seconds': 1e-9})
+  save = Store.save
+
+  class KilledError(Exception):
+    pass
+
+  def kill(self, progress, *args):
+    if progress[0].step == 3:
+      raise KilledError
+    save(self, progress, *args)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(Store, 'save', kill)
+    train_and_evaluate(config, tmp_path, make_dataset())
+  environment = devices.environment
+  monkeypatch.setattr(
+    devices, 'environment', lambda t: {**environment(t), 'numpy': '0.1'}
+  )
+  with pytest.raises(InputError, match='numpy .* before, 0.1 now'):
+    train_and_evaluate(config, tmp_path, make_dataset())
+
+
+def test_a_longer_run_that_diverges_keeps_the_results_of_the_shorter(tmp_path):
+  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
+  before = read_checkpoint(tmp_path / 'checkpoints').digests
+  monkeypatch = pytest.MonkeyPatch()
+  evaluate = Experiment.evaluate
+
+  def evaluated(self, state, *args):
+    tests = evaluate(self, state, *args)
+    if int(np.asarray(state.step)[0]) == 16:
+      tests[0]['onehot_loss'] = np.nan
+    return tests
+
+  longer = make_config(num_epochs=5)
+  with monkeypatch.context() as patch:
+    patch.setattr(Experiment, 'evaluate', evaluated)
+    with pytest.raises(DivergenceError, match='not finite after epoch 4'):
+      train_and_evaluate(longer, tmp_path, make_dataset())
+  with pytest.raises(DivergenceError, match='ended before'):
+    train_and_evaluate(longer, tmp_path, make_dataset())
+  summary = train_and_evaluate(
+    make_config(num_epochs=3), tmp_path, make_dataset()
+  )
+  assert summary['num_epochs'] == 3
+  assert RunDir(tmp_path).status() == FINISHED
+  assert read_checkpoint(tmp_path / 'checkpoints').digests == before
 
 
 def test_what_is_hardly_ever_meant_is_said(tmp_path, capsys):
@@ -616,6 +670,7 @@ def test_files_of_finished_runs_are_as_they_were_written(finished, tmp_path):
 
 def test_a_run_that_diverges_after_its_drop_keeps_the_switch(tmp_path):
   fields = {'optimizer.drop_epochs': (3,), 'optimizer.drop_factor': 1e38}
+  fields['checkpoint.every_epochs'] = 1
   with pytest.raises(DivergenceError, match='last good checkpoint is'):
     train_and_evaluate(make_config(**fields), tmp_path, make_dataset())
   checkpoint = read_checkpoint(tmp_path / 'checkpoints')
@@ -682,7 +737,7 @@ def test_a_checkpoint_of_another_structure_is_refused(tmp_path, monkeypatch):
   ('what', 'message'),
   [
     ('evaluation', 'the test loss is not finite after epoch 2'),
-    ('parameters', 'the parameters are not finite after step 8'),
+    ('parameters', 'the state is not finite after step 8'),
   ],
 )
 def test_what_is_not_finite_ends_a_run(tmp_path, monkeypatch, what, message):
@@ -702,8 +757,9 @@ def test_what_is_not_finite_ends_a_run(tmp_path, monkeypatch, what, message):
 
   monkeypatch.setattr(Experiment, 'evaluate', evaluated)
   monkeypatch.setattr(devices.Topology, 'fetch', fetched)
+  config = make_config(**{'checkpoint.every_epochs': 1})
   with pytest.raises(DivergenceError, match=message):
-    train_and_evaluate(make_config(), tmp_path, make_dataset())
+    train_and_evaluate(config, tmp_path, make_dataset())
   assert int(read_state(read_checkpoint(tmp_path / 'checkpoints'))['step']) == 4
 
 

@@ -70,6 +70,10 @@ class Augmentation:
     Raises:
       InputError: names the field and how to mend it.
     """
+    if dataset.train.inputs.dtype != np.uint8:
+      raise InputError(
+        f"data.name: '{dataset.name}' has features; give data.name=features"
+      )
     height, width, channels = dataset.train.inputs.shape[1:]
     if self.pad >= min(height, width):
       raise InputError(

@@ -78,6 +78,11 @@ class Dataset:
         f"data set '{self.name}': training images are {train.shape[1:]}, test"
         f' images {test.shape[1:]}; set data.image_size to make them one'
       )
+    if train.shape[-1] != test.shape[-1]:
+      raise InputError(
+        f"data set '{self.name}': test features are {test.shape[-1]} an"
+        f' example, and {train.shape[-1]} in training'
+      )
     if self.num_classes < 2:
       raise InputError(
         f"data set '{self.name}': {self.num_classes} class; at least 2"

@@ -64,7 +64,11 @@ class StoredViews:
     return stored[-1:]
 
   def check(self, dataset: Dataset) -> None:
-    """Any stored views will do."""
+    """Refuses what are no features; any stored views will do."""
+    if dataset.train.inputs.dtype == np.uint8:
+      raise InputError(
+        f"data.name: 'features', and '{dataset.name}' has images"
+      )
 
 
 def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
@@ -102,27 +106,33 @@ def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
       shape = '[N, d] or [1 + V, N, d]' if views else '[N, d]'
       raise refuse(name, f'are {list(arrays[name].shape)}; must be {shape}')
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-      raise refuse(f'{part}_labels', 'must be integers [N]')
+      raise refuse(
+        f'{part}_labels',
+        f'are {labels.dtype} {list(labels.shape)}; must be integers [N]',
+      )
     if features.shape[1] != len(labels) or not len(labels):
       raise refuse(
         name, f'are of {features.shape[1]} examples, and {len(labels)} labels'
       )
-    if not np.all(np.isfinite(features)):
-      raise refuse(name, 'are not finite everywhere')
     kind = np.float16 if features.dtype == np.float16 else np.float32
-    arrays[name] = features.transpose(1, 0, 2).astype(kind)
-  widths = [arrays[f'{p}_features'].shape[-1] for p in ('train', 'test')]
-  if widths[0] != widths[1]:
-    raise refuse(
-      'test_features',
-      f'are {widths[1]} an example, and {widths[0]} in training',
-    )
+    with np.errstate(over='ignore'):
+      arrays[name] = features.transpose(1, 0, 2).astype(kind)
+    if not np.all(np.isfinite(arrays[name])):
+      raise refuse(name, 'are not finite everywhere')
+    if labels.min() < 0 or labels.max() >= len(arrays['train_labels']):
+      raise refuse(
+        f'{part}_labels',
+        f'are {labels.min()} to {labels.max()}; number classes from 0',
+      )
   if standardize:
     first = arrays['train_features'][:, 0].astype(np.float64)
     mean, std = first.mean(axis=0), first.std(axis=0)
     for name in ('train_features', 'test_features'):
       scaled = (arrays[name] - mean) / np.where(std > 0, std, 1)
       arrays[name] = scaled.astype(np.float32)
+  for name in ('class_names', 'train_ids', 'test_ids'):
+    if name in arrays and arrays[name].ndim != 1:
+      raise refuse(name, 'must be a list of texts')
   names = arrays.get('class_names')
   if names is None:
     count = 1 + max(int(arrays[f'{p}_labels'].max()) for p in ('train', 'test'))
@@ -131,8 +141,8 @@ def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
   if len(lacking):
     raise refuse(
       'train_labels',
-      f"lack class {lacking[0]}, '{names[lacking[0]]}' (one of {len(lacking)});"
-      ' every class needs a training example',
+      f"lack class {lacking[0]}, '{names[lacking[0]]}'; number classes from 0,"
+      ' each with a training example',
     )
   splits = [
     Split(
@@ -158,11 +168,14 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   # NumPy raises errors of many kinds for files that are none of its own.
   except Exception as error:
     raise InputError(
-      f"data.data_dir: '{path}' is no .npz, or is damaged; give one of features"
-      ' (experiments/features.py makes one)'
+      f"data.data_dir: '{path}' is no .npz, is damaged, or holds Python"
+      ' objects; give one of plain arrays (experiments/features.py makes one)'
     ) from error
   for part in ('train', 'test'):
     for name in (f'{part}_features', f'{part}_labels'):
       if name not in arrays:
-        raise InputError(f"data.data_dir: '{path}' has no array '{name}'")
+        raise InputError(
+          f"data.data_dir: '{path}' has no array '{name}', but"
+          f' {", ".join(arrays)}'
+        )
   return arrays

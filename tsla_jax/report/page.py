@@ -115,7 +115,7 @@ def describe(results: Results) -> list[str]:
 
 
 def _devices(record: Mapping[str, Any]) -> str:
-  devices = record['devices']
+  devices = record['environment']['devices'].split(', ')
   return f'{len(devices)} {devices[0]}'
 
 
@@ -298,7 +298,6 @@ def _environment(record: Mapping[str, Any]) -> list[tuple[str, str]]:
   if record['git_modified']:
     commit += ', with changes'
   return [
-    *record['versions'].items(),
+    *record['environment'].items(),
     ('commit', commit),
-    ('devices of a run', _devices(record)),
   ]

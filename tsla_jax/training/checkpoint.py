@@ -41,7 +41,8 @@ class Progress:
     sums: sums of the training metrics of that epoch.
     metrics: a line of `metrics.jsonl` for each epoch that is over.
     timing: the lines of `timing.jsonl`.
-    kept: whether other runs may start here; other states only serve a restart.
+    kept: whether to keep the state; others only serve a restart.
+    environment: versions and devices that the last steps were taken with.
   """
 
   identity: str
@@ -53,6 +54,7 @@ class Progress:
   metrics: Sequence[Mapping[str, Any]] = ()
   timing: Sequence[Mapping[str, Any]] = ()
   kept: bool = False
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def epoch(self) -> int:
@@ -105,13 +107,13 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     FileNotFoundError: if there is none.
     InputError: if it is damaged.
   """
-  record = read_json(path / 'progress.json', 'progress', 'arrays')
+  record = read_json(path / 'progress.json', 'progress', 'arrays', mend='')
   if record is None:
     raise FileNotFoundError(path / 'progress.json')
   try:
     return Checkpoint(path, Progress(**record['progress']), record['arrays'])
   except TypeError as error:
-    raise damaged(path / 'progress.json', error) from error
+    raise damaged(path / 'progress.json', error, mend='') from error
 
 
 def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
@@ -135,7 +137,7 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
       raise ValueError('its digest is another')
   # Orbax and TensorStore raise errors of many kinds.
   except Exception as error:
-    raise damaged(path, error) from error
+    raise damaged(path, error, mend='') from error
   return tree
 
 

@@ -8,8 +8,10 @@ side by side and exchange nothing.
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -149,6 +151,18 @@ class Topology:
   def gather(self, values: np.ndarray) -> list[np.ndarray]:
     """Joins the parts of each run: `[D, B, ...]` to R arrays `[D/R B, ...]`."""
     return list(values.reshape(self.num_runs, -1, *values.shape[2:]))
+
+
+@functools.cache
+def environment(topology: Topology) -> Mapping[str, str]:
+  """Returns what the last bits of a run depend on, beside its config."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  return {
+    'python': platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in packages},
+    'threefry_partitionable': str(jax.config.jax_threefry_partitionable),
+    'devices': ', '.join(topology.kinds),
+  }
 
 
 def data_parallel(num_devices: int | None = None) -> Topology:

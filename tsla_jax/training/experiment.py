@@ -244,14 +244,12 @@ def make_experiment(
     The experiment, its data on the devices.
 
   Raises:
-    InputError: if the batch does not fit the devices or the data set, or the
-      augmentation does not fit the images.
+    InputError: if the batch does not fit the devices or the data set.
   """
   config, dataset = runs[0].config, runs[0].dataset
   topology.split(config.batch_size)
   pipeline.num_steps(len(dataset.train), config.batch_size)
   augmentation = config_lib.augmentation(config)
-  augmentation.check(dataset)
   present = len(np.unique(dataset.train.labels))
   if config.analysis.neural_collapse_every and present < 2:
     raise InputError(

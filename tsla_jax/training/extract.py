@@ -1,50 +1,65 @@
 """Features of every image of a data set, by a pretrained backbone."""
 
+import dataclasses
+import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from tsla_jax.data import augment, pipeline
-from tsla_jax.data.dataset import Dataset
+from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 from tsla_jax.io import (
   lock_directory,
   read_json,
-  write_atomically,
   write_json,
   write_npz,
   writing,
 )
 from tsla_jax.models import pretrained, resnet
+from tsla_jax.training import devices
 from tsla_jax.training.load import take
+from tsla_jax.training.state import Examples
 
 # Batches whose features are written together: what a kill can lose.
 _BATCHES = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A pretrained net.
+
+  Attributes:
+    model: returns logits and features.
+    variables: of it.
+    digest: of the weights.
+  """
+
+  model: nn.Module
+  variables: Mapping[str, Any]
+  digest: str
+
+
 def load_backbone(
-  name: str, architecture: str, size: int
-) -> tuple[nn.Module, dict[str, Any], pretrained.Report, str]:
+  name: str, architecture: str
+) -> tuple[Backbone, pretrained.Report]:
   """Loads pretrained weights into a residual net.
 
   Args:
     name: a file or hub id.
     architecture: which net, as 'resnet18'.
-    size: the side of its inputs.
 
   Returns:
-    The model, its variables, what became of the weights, and their digest.
+    The net, and what became of the weights.
 
   Raises:
     InputError: if the weights cannot be had or do not fit.
@@ -52,20 +67,21 @@ def load_backbone(
   weights = pretrained.read_weights(name)
   classes = len(weights['fc.weight']) if 'fc.weight' in weights else 2
   model = resnet.create_model(architecture, classes)
-  shape = (1, size, size, 3)
-  variables = model.init(jax.random.PRNGKey(0), np.zeros(shape), train=False)
+  # Of small images: no variable depends on their size.
+  init = jax.jit(functools.partial(model.init, train=False))
+  variables = init(jax.random.PRNGKey(0), np.zeros((1, 32, 32, 3), np.float32))
   variables, report = pretrained.load_variables(
     jax.tree.map(np.asarray, dict(variables)), weights
   )
   digest = hashlib.sha256()
   for key in sorted(weights):
     digest.update(key.encode() + np.ascontiguousarray(weights[key]).tobytes())
-  return model, variables, report, digest.hexdigest()
+  return Backbone(model, variables, digest.hexdigest()), report
 
 
 def write_features(
   output: str | os.PathLike[str],
-  backbone: tuple[nn.Module, Mapping[str, Any], str],
+  backbone: Backbone,
   dataset: Dataset,
   augmentation: augment.Augmentation,
   *,
@@ -80,7 +96,7 @@ def write_features(
 
   Args:
     output: the `.npz` to write.
-    backbone: model, variables, and the digest of the weights.
+    backbone: the net.
     dataset: whose images.
     augmentation: their view in evaluation, and those in training.
     views: V, how many training views of each training image to add; they and
@@ -92,109 +108,125 @@ def write_features(
     Whether there was anything to do.
 
   Raises:
-    InputError: if the file or its parts are of other images or weights.
+    InputError: if the file or its parts are of other images or weights, or made
+      with other versions or devices.
   """
   augmentation.check(dataset)
+  if dataset.train.inputs.shape[-1] != 3:
+    raise InputError(
+      f"data.name: images of '{dataset.name}' have"
+      f' {dataset.train.inputs.shape[-1]} channels; pretrained nets take 3'
+    )
   output = pathlib.Path(output)
-  model, variables, digest = backbone
+  parts = output.with_name(f'{output.name}.parts')
   made_of = {
-    'weights': digest,
+    'weights': backbone.digest,
     'images': dataset.fingerprint(),
     'view': repr(augmentation),
     'views': views,
     'seed': seed,
     'batch_size': batch_size,
+    **devices.environment(devices.data_parallel(1)),
   }
   if output.exists():
     _check(output, _made_of(output), made_of)
+    shutil.rmtree(parts, ignore_errors=True)  # of a kill after the last rename
     return False
-  parts = output.with_name(f'{output.name}.parts')
   with lock_directory(parts, name='--output'), writing(parts):
     known = read_json(parts / 'made_of.json')
     if known is not None:
-      _check(parts, {key: known[key] for key in made_of}, made_of)
+      _check(parts, known, made_of)
     write_json(parts / 'made_of.json', made_of)
-    _write_parts(
-      parts, model, variables, dataset, augmentation, views, batch_size, seed
-    )
     arrays = {'made_of': np.array(json.dumps(made_of))}
-    for part in ('train', 'test'):
-      split = getattr(dataset, part)
-      count = 1 + views if part == 'train' else 1
-      stacked = np.stack(
-        [
-          np.concatenate(
-            [np.load(file) for file in sorted(parts.glob(f'{part}-{view}-*'))]
+    views_of = {'train': 1 + views, 'test': 1}
+    total = sum(len(getattr(dataset, p)) * n for p, n in views_of.items())
+    show = _make_show(backbone, augmentation, batch_size, seed)
+    with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
+      for part, count in views_of.items():
+        split = getattr(dataset, part)
+        found = []
+        for view in range(count):
+          bar.set_description_str(f'{part}, view {view}', refresh=False)
+          name, kind = f'{part}-{view}', np.float16 if views else np.float32
+          show_view = functools.partial(show, view)
+          chunks = _read_parts(
+            parts / name, split, show_view, batch_size, kind, bar
           )
-          for view in range(count)
-        ]
-      )
-      arrays[f'{part}_features'] = stacked if views else stacked[0]
-      arrays[f'{part}_labels'] = split.labels
-      arrays[f'{part}_ids'] = split.ids
-    arrays['class_names'] = np.array(dataset.class_names)
-    write_npz(output, arrays)
+          found.append(np.concatenate(list(chunks)))
+        arrays |= {
+          f'{part}_features': np.stack(found) if views else found[0],
+          f'{part}_labels': split.labels,
+          f'{part}_ids': split.ids,
+        }
+    write_npz(output, {**arrays, 'class_names': np.array(dataset.class_names)})
     shutil.rmtree(parts)
   return True
 
 
-def _write_parts(
-  parts: pathlib.Path,
-  model: nn.Module,
-  variables: Mapping[str, Any],
-  dataset: Dataset,
+def _make_show(
+  backbone: Backbone,
   augmentation: augment.Augmentation,
-  views: int,
   batch_size: int,
   seed: int,
-) -> None:
-  """Writes the features that are missing, some batches a file."""
-  root = jax.random.PRNGKey(seed)
+) -> Callable[[int, Examples, np.ndarray], jax.Array]:
+  """Makes the function from a view's number and a batch to its features."""
+  root, rows = jax.random.PRNGKey(seed), np.arange(batch_size)
 
-  @jax.jit
-  def shown(variables: Any, batch: Any) -> jax.Array:
-    inputs = augmentation.evaluation_inputs(batch, jnp.arange(batch_size))
-    return model.apply(variables, inputs, train=False)[1]
-
-  @jax.jit
-  def augmented(
-    variables: Any, batch: Any, view: jax.Array, index: jax.Array
+  @functools.partial(jax.jit, static_argnums=0)
+  def apply(
+    shown: bool, variables: Any, batch: Examples, view: Any, index: Any
   ) -> jax.Array:
-    keys = augment.example_keys(root, view, index)
-    inputs = augmentation.training_inputs(keys, batch, jnp.arange(batch_size))
-    return model.apply(variables, inputs, train=False)[1]
+    inputs = augmentation.evaluation_inputs(batch, rows)
+    if not shown:
+      keys = augment.example_keys(root, view, index)
+      inputs = augmentation.training_inputs(keys, batch, rows)
+    return backbone.model.apply(variables, inputs, train=False)[1]
 
-  todo = [('train', view) for view in range(1 + views)] + [('test', 0)]
-  sizes = {part: len(getattr(dataset, part)) for part in ('train', 'test')}
-  variables = jax.device_put(variables)
-  with tqdm.tqdm(
-    total=sum(sizes[part] for part, _ in todo), unit='image', disable=None
-  ) as bar:
-    for part, view in todo:
-      split = getattr(dataset, part)
-      index, _ = pipeline.evaluation_batches(len(split), batch_size)
-      bar.set_description_str(f'{part}, view {view}', refresh=False)
-      for first in range(0, len(index), _BATCHES):
-        file = parts / f'{part}-{view}-{first:08d}.npy'
-        rows = index[first : first + _BATCHES]
-        count = min(rows.size, len(split) - first * batch_size)
-        if not file.exists():
-          # All are under way before the first is waited for.
-          found = [
-            augmented(variables, take(split, of), jnp.int32(view), of)
-            if view
-            else shown(variables, take(split, of))
-            for of in rows
-          ]
-          features = np.concatenate([np.asarray(of) for of in found])[:count]
-          _save(file, features.astype(np.float16 if views else np.float32))
-        bar.update(count)
+  variables = jax.device_put(backbone.variables)
+  return lambda view, batch, index: apply(
+    not view, variables, batch, np.int32(view), index
+  )
 
 
-def _save(file: pathlib.Path, array: np.ndarray) -> None:
-  content = io.BytesIO()
-  np.save(content, array)
-  write_atomically(file, content.getvalue())
+def _read_parts(
+  path: pathlib.Path,
+  split: Split,
+  show: Callable[[Examples, np.ndarray], jax.Array],
+  batch_size: int,
+  kind: type,
+  bar: tqdm.tqdm,
+) -> Iterator[np.ndarray]:
+  """Yields the features of a view in order; makes those that are missing."""
+  index, _ = pipeline.evaluation_batches(len(split), batch_size)
+  for first in range(0, len(index), _BATCHES):
+    rows = index[first : first + _BATCHES]
+    count = min(rows.size, len(split) - first * batch_size)
+    file = path.with_name(f'{path.name}-{first:08d}.npz')
+    features = _read_part(file)
+    if features is None:
+      # All are under way before the first is waited for.
+      found = [show(take(split, of), of) for of in rows]
+      features = np.concatenate([np.asarray(of) for of in found])[:count]
+      most = np.abs(features).max()
+      if not most <= np.finfo(kind).max:  # nor is NaN
+        raise InputError(
+          f'--weights: features are up to {most:.3g}, beyond {np.dtype(kind)};'
+          ' take other weights, or no --views'
+        )
+      features = features.astype(kind)
+      write_npz(file, {'features': features})
+    bar.update(count)
+    yield features
+
+
+def _read_part(file: pathlib.Path) -> np.ndarray | None:
+  """Reads a part; None if there is none, or it is damaged."""
+  try:
+    with np.load(file) as archive:
+      return archive['features']
+  # NumPy raises errors of many kinds for damaged files.
+  except Exception:
+    return None
 
 
 def _made_of(output: pathlib.Path) -> dict[str, Any]:
@@ -204,15 +236,15 @@ def _made_of(output: pathlib.Path) -> dict[str, Any]:
   # NumPy raises errors of many kinds for files that are none of its own.
   except Exception as error:
     raise InputError(
-      f"--output: '{output}' exists, and is no file of features; delete it or"
-      ' give another name'
+      f"--output: '{output}' exists, and was not made here; delete it or give"
+      ' another name'
     ) from error
 
 
 def _check(
   path: pathlib.Path, known: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  different = [key for key in wanted if known[key] != wanted[key]]
+  different = [key for key in wanted if known.get(key) != wanted[key]]
   if different:
     raise InputError(
       f"--output: '{path}' is of other {' and '.join(different)}; delete it or"

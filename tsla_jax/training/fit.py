@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsla_jax.rundir import versions
 from tsla_jax.training.checkpoint import Progress
+from tsla_jax.training.devices import environment
 from tsla_jax.training.experiment import Experiment, StepSums
 from tsla_jax.training.load import to_predictions
 from tsla_jax.training.plan import Run
@@ -76,7 +76,8 @@ class Segment:
     self.topology = self.experiment.topology
     self.filled: list[Course] = self.topology.fill(self.courses)
     self.active: dict[int, Course] = dict(enumerate(self.courses))
-    self.saved_at = time.monotonic()
+    self.saved_at = self.started = time.monotonic()
+    self.steps_here = 0  # of the epoch, since `started`
 
   def train(self) -> None:
     """Trains the runs from where they are to their ends.
@@ -88,10 +89,10 @@ class Segment:
     start = self.courses[0].progress
     epoch, first = start.epoch, start.first
     try:
-      for run, progress in ((c.run, c.progress) for c in self.courses):
-        run.directory.start(
-          run.config, run.data, self.topology.kinds, run.name, progress
-        )
+      for course in self.courses:
+        run, here = course.run, environment(self.topology)
+        course.update(environment=here)
+        run.directory.start(run.config, run.data, run.name, course.progress)
       state = self.topology.place([course.state for course in self.filled])
       for course in self.courses:
         course.state = None  # it is on the devices now
@@ -120,11 +121,11 @@ class Segment:
       f'{label} {epoch + 1}/{self.config.num_epochs}', refresh=False
     )
     self.started, self.steps_here = time.monotonic(), steps - first
-    past = [course.progress for course in self.filled]
-    for course, progress in zip(self.filled, past, strict=True):
-      key = course.run.key(epoch, progress.metrics)
-      course.update(keys=(*progress.keys[:epoch], key), kept=False)
-    sums = StepSums(self.topology, [p.sums for p in past])
+    for course in self.active.values():
+      past = course.progress
+      key = course.run.key(epoch, past.metrics)
+      course.update(keys=(*past.keys[:epoch], key), kept=False)
+    sums = StepSums(self.topology, [c.progress.sums for c in self.filled])
     trained = self.experiment.train_epoch(
       state,
       [course.run.config.seed for course in self.filled],
@@ -188,8 +189,7 @@ class Segment:
       'analysis_seconds': time.monotonic() - tested,
       'images_per_second': rate,
       'side_by_side': count,
-      'devices': self.topology.kinds,
-      'versions': versions(),
+      'environment': environment(self.topology),
       'ended': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
     }
     for i, course in self.active.items():
@@ -205,7 +205,7 @@ class Segment:
       i: c for i, c in self.active.items() if c.progress.best_epoch == epoch
     }
     leave = bool(self.signals)
-    must = [self._must_keep(course) for course in self.active.values()]
+    must = [self._mark_kept(course) for course in self.active.values()]
     save = any(must) or leave or self._is_due(epoch + 1)
     hosts = self.topology.fetch(state) if better or save else []
     for i, course in better.items():
@@ -231,8 +231,8 @@ class Segment:
       **{f'train_{name}': sum_ / count for name, sum_ in progress.sums.items()},
     }
 
-  def _must_keep(self, course: Course) -> bool:
-    """Whether to start from here later: for other runs, or after a switch."""
+  def _mark_kept(self, course: Course) -> bool:
+    """Marks a state to keep: for other runs, after a switch, at the end."""
     run, progress = course.run, course.progress
     over = progress.epoch == run.config.num_epochs
     key = None if over else run.key(progress.epoch, progress.metrics)
@@ -256,7 +256,7 @@ class Segment:
     for i, course in dict(self.active).items():
       if not _is_finite(hosts[i]):
         step = course.progress.step
-        self._end(i, f'the parameters are not finite after step {step}')
+        self._end(i, f'the state is not finite after step {step}')
     progress = [course.progress for course in self.active.values()]
     # The best state is written only where it is not the last one.
     best = [
@@ -306,10 +306,13 @@ class Segment:
       run, lines = course.run, course.run.directory.lines()
       last, best = lines[-1], lines[course.progress.best_epoch]
       measured = {} if collapse[i] is None else collapse[i].metrics()
+      predictions = to_predictions('test', scores[i], heads[i], run.dataset)
+      curves = figures.curves_png(lines, run.description, run.switch(lines))
+      run.directory.clear_results()
       self.store.export(run)
       run.directory.finish(
-        predictions=to_predictions('test', scores[i], heads[i], run.dataset),
-        curves=figures.curves_png(lines, run.description, run.switch(lines)),
+        predictions=predictions,
+        curves=curves,
         summary={
           'num_epochs': run.config.num_epochs,
           'best_epoch': best['epoch'],
@@ -322,7 +325,6 @@ class Segment:
           f'{run.title}: test top-1 {last["test_top1"]:.2%} after the last'
           f' epoch, {best["test_top1"]:.2%} at best'
         )
-    self.store.prune()
 
   def _diverge(self, course: Course) -> None:
     """Marks a run that diverged; its last good state is kept."""
@@ -340,8 +342,10 @@ def mark_diverged(
   run: Run, reason: str, progress: Progress, store: Store
 ) -> None:
   """Marks the folder of a run whose path ended in NaN or infinity."""
-  store.export(run)
-  run.directory.diverge(reason, dataclasses.asdict(progress))
+  if run.directory.summary() is None:  # else of fewer epochs, and as they were
+    store.export(run)
+  begun = len(progress.keys)
+  run.directory.diverge(reason, begun, dataclasses.asdict(progress))
   if run.row is not None:
     say(f'{run.title}: {run.directory.divergence()}')
 

@@ -27,6 +27,7 @@ from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.io import digest_text
 from tsla_jax.methods import method_name
+from tsla_jax.models import pretrained
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, TableDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, priors
@@ -75,6 +76,9 @@ class Run:
     else:
       count = len(dataset.train)
       self.steps_per_epoch = pipeline.num_steps(count, config.batch_size)
+      config_lib.augmentation(config).check(dataset)
+      if config.model.pretrained is not None:
+        pretrained.read_weights(config.model.pretrained)  # refuses what is none
       self.prior, self.test_prior = priors.make_priors(config, dataset)
       self._prior_key, teacher = smoothing.prior, None
       if smoothing.prior == 'teacher':  # other priors follow from the data
@@ -184,10 +188,10 @@ class Run:
     return self.key(epoch, progress.metrics) != next_key
 
   def is_switch(self, progress: Progress) -> bool:
-    """Whether this run's theta or a learning rate drops after a state."""
+    """Whether theta comes to 0 or a learning rate drops after a state."""
     epoch, metrics = progress.epoch, progress.metrics
     inside = 0 < epoch < self.config.num_epochs and not progress.first
-    if not inside or not self.shares(progress):
+    if not inside:
       return False
     before = jax.tree.map(lambda v: v[-1], self.hparams(epoch - 1, metrics))
     after = jax.tree.map(lambda v: v[0], self.hparams(epoch, metrics))

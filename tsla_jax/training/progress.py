@@ -15,15 +15,20 @@ _FORMAT = (
 def say(line: str) -> None:
   """Prints a line above the bar, if there is one.
 
-  Where nobody reads any more, as behind `| head`, that is a signal to save and
-  leave like any other.
+  Where nobody reads any more, as behind `| head`, the system sends SIGPIPE. A
+  training loop saves and leaves then, as at other signals.
+
+  Raises:
+    BrokenPipeError: where no loop is under way.
   """
+  ignored = signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
   try:
     tqdm.tqdm.write(line)
     sys.stdout.flush()
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    signal.raise_signal(signal.SIGPIPE)
+    if ignored:
+      raise
 
 
 class Bar(tqdm.tqdm):

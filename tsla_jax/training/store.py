@@ -59,21 +59,20 @@ class Store:
       except FileNotFoundError:
         pass
       except InputError as error:
-        say(f'{error}; it is left out.')
+        say(f'{error}. It is left out.')
 
-  def newest(self, run: Any, epoch: int | None = None) -> Checkpoint | None:
+  def newest(self, run: Any, step: int | None = None) -> Checkpoint | None:
     """Returns the state that leaves the least of a run to be trained.
 
     Args:
       run: which one.
-      epoch: of the states after so many epochs; None: of all.
+      step: of the states after so many steps; None: of all.
     """
     return max(
       (
         c
         for c in self.checkpoints
-        if run.shares(c.progress)
-        and epoch in (None, c.progress.epoch if not c.progress.first else -1)
+        if step in (None, c.progress.step) and run.shares(c.progress)
       ),
       key=lambda c: c.progress.step,
       default=None,
@@ -135,7 +134,8 @@ class Store:
       return None
     parts = {name: (newest, name) for name in ('last', 'best')}
     drop = run.switch(newest.progress.metrics)
-    switches = [(self.newest(run, drop), 'last')] if drop else []
+    step = drop and drop * run.steps_per_epoch
+    switches = [(self.newest(run, step), 'last')] if drop else []
     # If the run was asked for more epochs, or a store without the state.
     switches += [(c, 'switch') for c in self.checkpoints if c.path == target]
     for source, name in switches:
@@ -145,7 +145,7 @@ class Store:
         read_state(source, name)
         parts['switch'] = source, name
       except InputError as error:
-        say(f'{error}; it is left out.')
+        say(f'{error}. It is left out.')
     temporary = target.with_name(f'.{target.name}.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     digests = {}
@@ -154,16 +154,11 @@ class Store:
       digests[part] = source.digests[name]
       _link(source.path / name, temporary / part)
     write_progress(temporary, newest.progress, digests)
-    _delete(target)
+    delete(target)
     os.rename(temporary, target)
     others = [c for c in self.checkpoints if c.path != target]
     self.checkpoints = [*others, read_checkpoint(target)]
     return target
-
-  def remove(self) -> None:
-    """Deletes the store, when run folders hold all that is needed of it."""
-    self.checkpoints = []
-    _delete(self.root)
 
   def _write(
     self,
@@ -186,7 +181,7 @@ class Store:
       }
       write_progress(directory, one, digests)
       written.append(Checkpoint(target / directory.name, one, digests))
-    _delete(target)  # one that turned out to be damaged
+    delete(target)  # one that turned out to be damaged
     os.rename(temporary, target)
     return written
 
@@ -200,31 +195,30 @@ class Store:
     for checkpoint in self.checkpoints:
       if checkpoint.path.parent.parent == self.root:
         groups.setdefault(checkpoint.path.parent, []).append(checkpoint)
+    waiting = [run for run in self.runs if not run.is_over()]
     for path, group in groups.items():
-      if any(c.progress.kept for c in group):
-        continue
-      waiting = [
-        run
-        for run in self.runs
-        if any(run.shares(c.progress) for c in group) and not run.is_over()
-      ]
       newer = min(
         sum(o.progress.continues(c.progress) for o in self.checkpoints)
         for c in group
       )
       if not any(
-        newer < _ROLLING
-        or self.newest(run) in group
+        c.progress.kept
         or any(
-          run.is_switch(c.progress) for c in group if run.shares(c.progress)
+          run.shares(c.progress)
+          and (
+            newer < _ROLLING
+            or c is self.newest(run)
+            or run.is_switch(c.progress)
+          )
+          for run in waiting
         )
-        for run in waiting
+        for c in group
       ):
         self.checkpoints = [c for c in self.checkpoints if c not in group]
-        _delete(path)
+        delete(path)
 
 
-def _delete(path: pathlib.Path) -> None:
+def delete(path: pathlib.Path) -> None:
   """Deletes a directory, if there is one.
 
   It is renamed before, so that nothing half-deleted looks whole; what a killed

@@ -52,13 +52,11 @@ def from_run(
       f" classes than the {dataset.num_classes} of '{dataset.name}'"
     )
   view = config_lib.augmentation(directory.config())
-  seen = data['input_shape']
-  given = list(dataset.train.inputs.shape[1:])
-  # Crops are of one size whatever the images'; channels are not.
-  if seen[-1] != given[-1] or (view.crop_size is None and seen != given):
+  seen, given = tuple(data['input_shape']), dataset.train.inputs.shape[1:]
+  if view.input_shape(seen) != view.input_shape(given):
     raise InputError(
-      f"--run: '{workdir}' was trained on images of {seen}, and those of"
-      f" '{dataset.name}' are {given}; set data.image_size to match"
+      f"--run: '{workdir}' was trained on inputs of {seen}, and those of"
+      f" '{dataset.name}' are {given}; give the data it was trained on"
     )
   logits, _ = apply_model(model, variables, dataset.train, view)
   return softmax(logits, temperature)
@@ -113,7 +111,7 @@ def _apply_weights(
   name: str, architecture: str, size: int, split: Split
 ) -> tuple[np.ndarray, np.ndarray, bool]:
   """Returns logits and features, and whether the weights have a head."""
-  model, variables, report, _ = load_backbone(name, architecture, size)
+  backbone, report = load_backbone(name, architecture)
   print(f'{name}: {report}.')
   view = augment.Augmentation(
     pad=0,
@@ -123,7 +121,9 @@ def _apply_weights(
     crop_size=size,
     eval_crop=1.0,  # the whole of the shorter side
   )
-  logits, features = apply_model(model, variables, split, view)
+  logits, features = apply_model(
+    backbone.model, backbone.variables, split, view
+  )
   return logits, features, not report.new
 
 

@@ -14,7 +14,7 @@ from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory, write_json, writing
 from tsla_jax.models import pretrained
-from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, slug, versions
+from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices
 from tsla_jax.training import plan as plan_lib
@@ -24,7 +24,7 @@ from tsla_jax.training.fit import Course, Segment, mark_diverged
 from tsla_jax.training.plan import Run, Table
 from tsla_jax.training.progress import Bar, say
 from tsla_jax.training.state import TrainState
-from tsla_jax.training.store import Store
+from tsla_jax.training.store import Store, delete
 
 _AGAINST_DIVERGENCE = (
   'lower optimizer.learning_rate.* and start in a new workdir'
@@ -92,8 +92,8 @@ def train_and_evaluate(
       store = Store(directory.path / 'segments', [run])
       _Walk(store, topology, report, allow_other_versions).train([[run]])
     # The run's folder has all that is needed of it.
-    Store(directory.path / 'segments', []).remove()
-    ended = directory.divergence()
+    delete(directory.path / 'segments')
+    ended = directory.divergence(config.num_epochs)
     if ended is not None:
       before = 'ended before: ' if again else ''
       raise DivergenceError(f'{before}{ended}; {_AGAINST_DIVERGENCE}')
@@ -155,14 +155,12 @@ def train_table(
     for row, config in configs.items():
       for note in config_lib.notes(config):
         say(f'Note: {row}: {note}.')
+    record = {**record, 'seeds': list(table.seeds), 'rows': rows}
+    with writing(path):
+      write_json(path / 'table.json', record)
     if not rounds:
       say('Every run is over; nothing to train.')
       return
-    with writing(path):
-      write_json(
-        path / 'table.json',
-        {**record, 'seeds': list(table.seeds), 'rows': rows},
-      )
     groups = [
       [run for run in row if run.config.seed in seeds]
       for seeds in rounds
@@ -184,7 +182,7 @@ def _check_workdir(table: Table) -> None:
         f' {", ".join(missing)}, which this one lacks; use a new workdir (rows'
         ' and seeds may be added)'
       )
-  # What a kill leaves that comes before the table's first file.
+  # A kill while table.json is first written leaves this.
   elif any(file.name != '.table.json.tmp' for file in path.iterdir()):
     raise InputError(
       f"workdir '{path}' holds something else than a table: there is no"
@@ -267,12 +265,10 @@ class _Walk:
     Raises:
       InputError: if the run is to have the same bits at every start.
     """
-    stored = self.store.newest(run)
-    if stored is None or not stored.progress.timing:
+    stored, here = self.store.newest(run), devices.environment(self.topology)
+    if stored is None:
       return None
-    last = stored.progress.timing[-1]
-    there = {**last['versions'], 'devices': ', '.join(last['devices'])}
-    here = {**versions(), 'devices': ', '.join(self.topology.kinds)}
+    there = stored.progress.environment
     changes = [
       f'{name} {there[name]} before, {here[name]} now'
       for name in here
@@ -310,6 +306,7 @@ class _Walk:
           experiment = make_experiment(runs, self.topology)
           for group in same:
             self._train_group(group, experiment)
+      self.store.prune()
 
   def _make_bar(self) -> Bar:
     every, done = set(), set()
@@ -352,9 +349,7 @@ class _Walk:
       if record is not None:
         progress = Progress(**record['progress'])
         if run.shares(progress):
-          run.directory.start(
-            run.config, run.data, self.topology.kinds, run.name, progress
-          )
+          run.directory.start(run.config, run.data, run.name, progress)
           run.directory.close()
           mark_diverged(run, record['reason'], progress, self.store)
           return
@@ -380,7 +375,7 @@ class _Walk:
           states.append(read_state(stored, 'best'))
       except InputError as error:
         self.store.checkpoints.remove(stored)
-        say(f'{error}; an older one is used, if there is one.')
+        say(f'{error}. An older state is used, if there is one.')
         continue
       if progress.is_of(run):
         where = 'after the last epoch'
@@ -419,6 +414,12 @@ def _catch_signals() -> Iterator[list[int]]:
     return
   numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
   before = {number: signal.getsignal(number) for number in numbers}
+  # What is ignored from outside, as by nohup, stays so; Python ignores SIGPIPE.
+  before = {
+    number: handler
+    for number, handler in before.items()
+    if handler != signal.SIG_IGN or number == signal.SIGPIPE
+  }
 
   def put_back() -> None:
     for number, handler in before.items():
@@ -428,7 +429,7 @@ def _catch_signals() -> Iterator[list[int]]:
     received.append(number)
     put_back()
 
-  for number in numbers:
+  for number in before:
     signal.signal(number, note)
   try:
     yield received
