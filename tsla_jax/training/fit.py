@@ -325,6 +325,7 @@ class Segment:
           f'{run.title}: test top-1 {last["test_top1"]:.2%} after the last'
           f' epoch, {best["test_top1"]:.2%} at best'
         )
+    self.store.prune()
 
   def _diverge(self, course: Course) -> None:
     """Marks a run that diverged; its last good state is kept."""

@@ -306,7 +306,6 @@ class _Walk:
           experiment = make_experiment(runs, self.topology)
           for group in same:
             self._train_group(group, experiment)
-      self.store.prune()
 
   def _make_bar(self) -> Bar:
     every, done = set(), set()
