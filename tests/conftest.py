@@ -46,13 +46,17 @@ def digits():
 
 # Files that take the longest; they start processes, or train many runs.
 _LONGEST = (
-  'experiments/test_table.py',
   'training/test_table.py',
   'training/test_resume.py',
-  'experiments/test_analyze.py',
   'training/test_teacher.py',
+  'experiments/test_table.py',
   'training/test_compilation.py',
+  'training/test_devices.py',
+  'experiments/test_analyze.py',
   'training/test_train.py',
+  'configs/test_configs.py',
+  'training/test_explanations.py',
+  'experiments/test_main.py',
 )
 
 

@@ -68,10 +68,8 @@ def test_help(root):
   assert '--config' in done.stdout and '--workdir' in done.stdout
 
 
-def test_digits_reach_97_percent(root, tmp_path, monkeypatch):
+def test_digits_reach_97_percent(root, tmp_path):
   """In a quarter of the config's epochs, with all that happens in them."""
-  # Runs for longer than it compiles.
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
   shorter = (
     '--config.num_epochs=15',
     '--config.smoothing.drop_epoch=10',

@@ -1,7 +1,6 @@
 """The door to tables: plans, kills, and bad input in a line."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,7 +10,13 @@ import time
 import pandas as pd
 import pytest
 
-from tests.helpers import check_refused, check_same_run, door, door_inside
+from tests.helpers import (
+  check_refused,
+  check_same_run,
+  door,
+  door_inside,
+  optimised,
+)
 from tests.report_helpers import make_table
 from tsla_jax.rundir import RunDir
 from tsla_jax.training.checkpoint import read_checkpoint
@@ -56,7 +61,7 @@ def start(root, *flags):
   return subprocess.Popen(
     [sys.executable, 'experiments/table.py', *map(str, flags)],
     cwd=root,
-    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+    env={**optimised(), 'PYTHONUNBUFFERED': '1'},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
