@@ -298,6 +298,6 @@ def _environment(record: Mapping[str, Any]) -> list[tuple[str, str]]:
   if record['git_modified']:
     commit += ', with changes'
   return [
-    *record['environment'].items(),
+    *(record['environment'] | {'devices': _devices(record)}).items(),
     ('commit', commit),
   ]

@@ -27,7 +27,6 @@ from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.io import digest_text
 from tsla_jax.methods import method_name
-from tsla_jax.models import pretrained
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, TableDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, priors
@@ -77,8 +76,6 @@ class Run:
       count = len(dataset.train)
       self.steps_per_epoch = pipeline.num_steps(count, config.batch_size)
       config_lib.augmentation(config).check(dataset)
-      if config.model.pretrained is not None:
-        pretrained.read_weights(config.model.pretrained)  # refuses what is none
       self.prior, self.test_prior = priors.make_priors(config, dataset)
       self._prior_key, teacher = smoothing.prior, None
       if smoothing.prior == 'teacher':  # other priors follow from the data

@@ -254,19 +254,22 @@ class _Walk:
             f' {epochs} epochs; ask for at least as many or use a new workdir'
           )
       if not run.is_over():
-        notes.append(self._compare_environment(run))
+        notes.append(self._check_start(run))
     for note in dict.fromkeys(notes):
       if note is not None:
         say(note)
 
-  def _compare_environment(self, run: Run) -> str | None:
+  def _check_start(self, run: Run) -> str | None:
     """Says in what a run's past epochs were trained otherwise, if they were.
 
     Raises:
-      InputError: if the run is to have the same bits at every start.
+      InputError: if the run is to have the same bits at every start, or the
+        weights to start from cannot be had.
     """
     stored, here = self.store.newest(run), devices.environment(self.topology)
     if stored is None:
+      if run.config.model.pretrained is not None:
+        pretrained.read_weights(run.config.model.pretrained)  # or refuses it
       return None
     there = stored.progress.environment
     changes = [
