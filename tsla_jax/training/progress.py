@@ -15,20 +15,16 @@ _FORMAT = (
 def say(line: str) -> None:
   """Prints a line above the bar, if there is one.
 
-  Where nobody reads any more, as behind `| head`, the system sends SIGPIPE. A
-  training loop saves and leaves then, as at other signals.
-
-  Raises:
-    BrokenPipeError: where no loop is under way.
+  Where nobody reads any more, as behind `| head`, that is as good as a terminal
+  that was closed: a SIGHUP, at which a training loop saves and leaves. SIGPIPE
+  itself stays ignored, since libraries have broken pipes of their own.
   """
-  ignored = signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
   try:
     tqdm.tqdm.write(line)
     sys.stdout.flush()
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if ignored:
-      raise
+    signal.raise_signal(signal.SIGHUP)
 
 
 class Bar(tqdm.tqdm):

@@ -60,7 +60,7 @@ def train_and_evaluate(
     DivergenceError: a loss or parameter became NaN or infinite; the checkpoints
       before it are kept.
     SystemExit: with 128 + the signal's number, after saving a checkpoint, on
-      SIGTERM, SIGINT and SIGHUP, and when nobody reads the output any more.
+      SIGTERM, SIGINT and SIGHUP; the last also where a pipe is closed.
   """
   if not os.fspath(workdir):
     raise InputError('the workdir is empty; give the path of a directory')
@@ -414,13 +414,10 @@ def _catch_signals() -> Iterator[list[int]]:
   if threading.current_thread() is not threading.main_thread():
     yield received
     return
-  numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
-  before = {number: signal.getsignal(number) for number in numbers}
-  # What is ignored from outside, as by nohup, stays so; Python ignores SIGPIPE.
   before = {
-    number: handler
-    for number, handler in before.items()
-    if handler != signal.SIG_IGN or number == signal.SIGPIPE
+    number: signal.getsignal(number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    if signal.getsignal(number) != signal.SIG_IGN  # as by nohup
   }
 
   def put_back() -> None:
