@@ -40,6 +40,14 @@ def run(main: Callable[[], None] | Mapping[str, Callable[[], None]]) -> None:
     os._exit(128 + signal.SIGPIPE)
 
 
+def npz_path(flag: flags.FlagHolder) -> pathlib.Path:
+  """Returns the path of an `.npz` to write; refuses any other."""
+  path = pathlib.Path(flag.value).expanduser()
+  if path.suffix != '.npz' or path.is_dir():
+    raise InputError(f"--{flag.name}: '{path}'; must be a file ending in .npz")
+  return path
+
+
 def _start(
   main: Callable[[], None] | Mapping[str, Callable[[], None]],
   argv: Sequence[str],

@@ -11,8 +11,6 @@ of which is drawn whenever it is trained on. Started again with the same flags,
 it goes on where it was.
 """
 
-import pathlib
-
 import command_line
 from absl import flags
 from ml_collections import config_flags
@@ -40,9 +38,7 @@ def main() -> None:
       raise InputError(
         f'--{flag.name}: {flag.value}; must be from {least} to {most}'
       )
-  output = pathlib.Path(_OUTPUT.value).expanduser()
-  if output.suffix != '.npz' or output.is_dir():
-    raise InputError(f"--output: '{output}'; must be a file ending in .npz")
+  output = command_line.npz_path(_OUTPUT)
   from tsla_jax.training import extract
   from tsla_jax.training.config import augmentation, load_dataset, resolve
 

@@ -14,8 +14,6 @@
                data set by counting which go together
 """
 
-import pathlib
-
 import command_line
 from absl import flags
 from ml_collections import config_flags
@@ -52,9 +50,7 @@ def main() -> None:
   for flag, least in ((_FOLDS, 2), (_SIZE, 32)):
     if flag.value < least:
       raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
-  output = pathlib.Path(_OUTPUT.value)
-  if output.suffix != '.npz' or output.is_dir():
-    raise InputError(f"--output: '{output}'; must be a file ending in .npz")
+  output = command_line.npz_path(_OUTPUT)
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')
   from tsla_jax.training import priors, teacher

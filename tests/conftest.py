@@ -47,6 +47,7 @@ def digits():
 # Files that take the longest; they start processes, or train many runs.
 _LONGEST = (
   'training/test_table.py',
+  'training/test_table_restart.py',
   'training/test_resume.py',
   'training/test_teacher.py',
   'experiments/test_table.py',
@@ -54,6 +55,7 @@ _LONGEST = (
   'training/test_devices.py',
   'experiments/test_analyze.py',
   'training/test_train.py',
+  'training/test_store.py',
   'configs/test_configs.py',
   'training/test_explanations.py',
   'experiments/test_main.py',

@@ -19,11 +19,13 @@ from PIL import Image
 from configs import default
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.models import pretrained, resnet
-from tsla_jax.rundir import RunDir
+from tsla_jax.rundir import RunDir, slug
 from tsla_jax.training import config as config_lib
+from tsla_jax.training import plan, train
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import make_experiment
 from tsla_jax.training.plan import Run
+from tsla_jax.training.store import Store
 
 
 def make_dataset(
@@ -47,6 +49,9 @@ def make_dataset(
   return Dataset(
     'stand-in', split('train', num_train), split('test', num_test), names
   )
+
+
+EVERY_EPOCH = {'checkpoint.every_epochs': 1}
 
 
 def make_features(num_train=64, num_test=30, views=0, d=12, num_classes=10):
@@ -145,6 +150,48 @@ def optimised():
   return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {level}'}
 
 
+def train_rows(workdir, configs, seeds=SEEDS, **options):
+  """Trains a table of stand-in data, and returns it."""
+  table = plan.make_table(configs, seeds, workdir)
+  data = make_dataset()
+  train.train_table(table, {'table': 'test'}, dataset=data, **options)
+  return table
+
+
+def folder(table, row, seed):
+  """The folder of a table's run."""
+  return table.directory.run(slug(row), seed)
+
+
+class KilledError(Exception):
+  """What a test ends training with."""
+
+
+@contextlib.contextmanager
+def killed(owner, method, condition):
+  """Ends the process, as it were, at a call of a method."""
+  original = getattr(owner, method)
+
+  def killing(self, *args, **kwargs):
+    if condition(*args):
+      raise KilledError
+    return original(self, *args, **kwargs)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(owner, method, killing)
+    yield
+
+
+def killed_before_line(epoch):
+  """Ends training before the line of an epoch is written."""
+  return killed(RunDir, 'append', lambda line, timing: line['epoch'] == epoch)
+
+
+def killed_saving(step):
+  """Ends training before a checkpoint of that step is written."""
+  return killed(Store, 'save', lambda of, *_: of[0].step == step)
+
+
 def door(root, name, *flags):
   """Runs `experiments/NAME.py` and returns what became of the process."""
   return subprocess.run(
@@ -207,6 +254,15 @@ def read_steps(run):
   }
 
 
+def contents(directory):
+  """Every file with its bytes and time of change."""
+  return {
+    path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
 def check_same_run(run, other):
   """Parameters, statistics, optimizer, metrics, predictions; best, switch."""
   for name in ('metrics.jsonl', 'predictions.npz'):
@@ -226,6 +282,11 @@ def check_same_run(run, other):
     assert {*state} == names | ({'batch_stats'} if net else set())
     assert len(jax.tree.leaves(state)) > (40 if net else 9)
   assert not list(run.rglob('*.tmp')) and not list(run.rglob('*.deleted'))
+
+
+def check_equal(directory, separate):
+  """As `check_same_run`, of two folders."""
+  check_same_run(directory.path, separate.path)
 
 
 def make_model(name='resnet18', classes=5, width=4, stem='imagenet', size=64):

@@ -219,7 +219,7 @@ class RunDir:
     if known['fingerprint'] != data['fingerprint']:
       there, here = (
         f"'{d['name']}' of {d['train_examples']} training and"
-        f' {d["test_examples"]} test images, fingerprint {d["fingerprint"]}'
+        f' {d["test_examples"]} test examples, fingerprint {d["fingerprint"]}'
         for d in (known, data)
       )
       raise InputError(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import (
   check_same_run,
+  killed_before_line,
   make_config,
   make_dataset,
   make_features,
@@ -20,7 +21,6 @@ from tests.helpers import (
 from tsla_jax.data import augment, pipeline
 from tsla_jax.data.features import StoredViews
 from tsla_jax.errors import InputError
-from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, extract, optimizers, plan, step
 from tsla_jax.training.load import load_model, predict_train
@@ -60,20 +60,9 @@ def test_a_table_on_features_is_a_tree_that_compiles_once(
   configs = {m: head_config(file, m) for m in methods}
   train_table(plan.make_table(configs, (0, 3), tmp_path / 't'), {'table': 't'})
   assert traces == [(16, 12)]
-  append = RunDir.append
-
-  class KilledError(Exception):
-    pass
-
-  def kill(self, metrics, timing):
-    if metrics['epoch'] == 2:
-      raise KilledError
-    append(self, metrics, timing)
-
   every_epoch = {'checkpoint.every_epochs': 1}
   config = head_config(file, 'tsla,drop=2', seed=3, **every_epoch)
-  with monkeypatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(RunDir, 'append', kill)
+  with killed_before_line(2):
     train_and_evaluate(config, tmp_path / 'alone')
   train_and_evaluate(config, tmp_path / 'alone')
   run = tmp_path / 't' / 'runs' / 'tsla_drop_2' / 'seed3'

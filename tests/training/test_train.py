@@ -1,4 +1,4 @@
-"""A run's directory: what is in it, and what it is protected from."""
+"""A run, from its folder to its signals: what it leaves and accepts."""
 
 import contextlib
 import dataclasses
@@ -16,34 +16,23 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import check_same_run, make_config, make_dataset
-from tsla_jax.errors import DivergenceError, InputError
+from tests.helpers import (
+  check_same_run,
+  contents,
+  killed_before_line,
+  killed_saving,
+  make_config,
+  make_dataset,
+)
+from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory
-from tsla_jax.report.explain import explain
-from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir
+from tsla_jax.rundir import UNFINISHED, RunDir
 from tsla_jax.training import devices, fit
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.fit import Segment
 from tsla_jax.training.load import load_model
-from tsla_jax.training.store import Store
 from tsla_jax.training.train import train_and_evaluate
-
-
-def contents(directory):
-  """Every file with its bytes and time of change."""
-  return {
-    path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  directory = tmp_path_factory.mktemp('finished') / 'run'
-  summary = train_and_evaluate(make_config(), directory, make_dataset())
-  return directory, summary
 
 
 def test_run_directory_is_complete(finished):
@@ -185,30 +174,6 @@ def test_load_model_needs_a_run(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_last_best_and_switch_are_kept(finished):
-  directory, summary = finished
-  checkpoint = read_checkpoint(directory / 'checkpoints')
-  steps = {
-    name: int(read_state(checkpoint, name)['step'])
-    for name in ('last', 'best', 'switch')
-  }
-  best = 4 * (summary['best_epoch'] + 1)
-  # w at T_1: the state before the first step on one-hot labels.
-  assert steps == {'last': 16, 'best': best, 'switch': 8}
-  kept = {p.name for p in (directory / 'checkpoints').iterdir()}
-  assert kept == {*steps, 'progress.json'}
-
-
-def test_the_state_at_the_switch_is_kept_when_training_goes_on(tmp_path):
-  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
-  before = read_checkpoint(tmp_path / 'checkpoints').digests['switch']
-  train_and_evaluate(make_config(num_epochs=5), tmp_path, make_dataset())
-  checkpoint = read_checkpoint(tmp_path / 'checkpoints')
-  assert checkpoint.digests['switch'] == before
-  assert int(read_state(checkpoint, 'switch')['step']) == 8
-  assert int(read_state(checkpoint)['step']) == 20
-
-
 def test_of_equal_epochs_the_first_is_the_best(tmp_path, monkeypatch):
   evaluate = Experiment.evaluate
 
@@ -279,18 +244,8 @@ def test_results_of_fewer_epochs_do_not_outlive_a_longer_run(tmp_path):
   train_and_evaluate(shorter, tmp_path, make_dataset())
   before = read_checkpoint(tmp_path / 'checkpoints').digests
 
-  class KilledError(Exception):
-    pass
-
-  def kill(self, metrics, timing):
-    if metrics['epoch'] == 4:
-      raise KilledError
-    append(self, metrics, timing)
-
-  append = RunDir.append
   longer = make_config(num_epochs=6, **{'checkpoint.every_epochs': 1})
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(RunDir, 'append', kill)
+  with killed_before_line(4):
     train_and_evaluate(longer, tmp_path, make_dataset())
   assert RunDir(tmp_path).status() == UNFINISHED
   # A slip: what it had finished is as it was, at no epoch's cost.
@@ -336,106 +291,6 @@ def test_foreign_directory_is_left_alone(tmp_path):
     train_and_evaluate(make_config(), '', make_dataset())
 
 
-@pytest.mark.parametrize(
-  ('spoil', 'message'),
-  [
-    (lambda d: (d / 'config.json').write_text('{'), 'config.json.*damaged'),
-    (lambda d: (d / 'config.json').write_text('{}'), 'config.json.*damaged'),
-    (lambda d: (d / 'summary.json').write_text(''), 'summary.json.*damaged'),
-    (lambda d: shutil.rmtree(d / 'checkpoints'), 'no checkpoint'),
-    (
-      lambda d: shutil.rmtree(d / 'checkpoints' / 'last'),
-      'no checkpoint',
-    ),
-  ],
-)
-def test_damaged_run_directories_are_refused(
-  finished, tmp_path, spoil, message
-):
-  directory = tmp_path / 'copy'
-  shutil.copytree(finished[0], directory)
-  spoil(directory)
-  before = contents(directory)
-  longer = make_config(**{'num_epochs': 6})
-  with pytest.raises(InputError, match=message) as error:
-    train_and_evaluate(longer, directory, make_dataset())
-  assert '\n' not in str(error.value) and len(str(error.value)) < 500
-  assert contents(directory) == before
-
-
-@pytest.mark.parametrize(
-  'spoil',
-  [
-    lambda d: (d / 'metrics.jsonl').write_text('x\n' * 4),
-    lambda d: (d / 'metrics.jsonl').unlink(),
-  ],
-)
-def test_damaged_lines_are_written_again(finished, tmp_path, spoil):
-  """A checkpoint has the history of its state."""
-  directory = tmp_path / 'copy'
-  shutil.copytree(finished[0], directory)
-  lines = RunDir(directory).lines()
-  spoil(directory)
-  longer = make_config(**{'num_epochs': 5})
-  train_and_evaluate(longer, directory, make_dataset())
-  assert RunDir(directory).lines()[:4] == lines
-
-
-def flip(path, position):
-  data = bytearray(path.read_bytes())
-  data[position] ^= 1
-  path.write_bytes(data)
-
-
-# TensorStore's own threads may outlive the reading that fails.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_flipped_bit_is_noticed_and_an_older_state_is_used(tmp_path, capsys):
-  """Of 30 flips all over a checkpoint none is read as another state."""
-  data, config = make_dataset(), make_config()
-  train_and_evaluate(config, tmp_path / 'whole', data)
-
-  class KilledError(Exception):
-    pass
-
-  def kill(self, metrics, timing):
-    if metrics['epoch'] == 3:
-      raise KilledError
-    append(self, metrics, timing)
-
-  append = RunDir.append
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(RunDir, 'append', kill)
-    train_and_evaluate(config, tmp_path / 'killed', data)
-  newest = max((tmp_path / 'killed' / 'segments').glob('*'))
-  files = sorted(
-    p for p in newest.rglob('*') if p.stat().st_size and p.is_file()
-  )
-  right = {
-    name: read_state(read_checkpoint(newest / 'seed0'), name)
-    for name in ('last', 'best')
-  }
-  noticed = 0
-  for one, other in np.random.default_rng(0).random((30, 2)):
-    file = files[int(one * len(files))]
-    position = int(other * file.stat().st_size)
-    flip(file, position)
-    try:
-      checkpoint = read_checkpoint(newest / 'seed0')
-      states = {name: read_state(checkpoint, name) for name in right}
-    except InputError as error:
-      assert str(newest) in str(error)
-      noticed += 1
-    else:
-      jax.tree.map(np.testing.assert_array_equal, states, right)
-    flip(file, position)
-  assert noticed > 5
-  flip(max(files, key=lambda file: file.stat().st_size), 1000)
-  capsys.readouterr()
-  train_and_evaluate(config, tmp_path / 'killed', data)
-  assert 'is damaged' in capsys.readouterr().out
-  check_same_run(tmp_path / 'killed', tmp_path / 'whole')
-
-
 def test_missing_results_are_made_again(finished, tmp_path):
   directory = tmp_path / 'copy'
   shutil.copytree(finished[0], directory)
@@ -457,35 +312,6 @@ def test_busy_workdir_is_refused(tmp_path):
   with lock_directory(tmp_path):
     with pytest.raises(InputError, match='in use by another process'):
       train_and_evaluate(make_config(), tmp_path, make_dataset())
-
-
-def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-  config = make_config(**{'optimizer.learning_rate.head': 1e38})
-  with pytest.raises(DivergenceError, match=r'not finite at step \d+') as error:
-    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
-  assert 'no checkpoint was saved before' in str(error.value)
-  assert not (tmp_path / 'at_once' / 'summary.json').exists()
-
-  # Started again, it does not pretend that anything is different.
-  with pytest.raises(DivergenceError, match='ended before: the training loss'):
-    train_and_evaluate(config, tmp_path / 'at_once', make_dataset())
-
-  # Good for two epochs, then not. Nothing was due to be saved, but the best
-  # state was at hand.
-  config = make_config(
-    **{
-      'optimizer.drop_epochs': (2,),
-      'optimizer.drop_factor': 1e38,
-    }
-  )
-  with pytest.raises(DivergenceError, match=r'at step (8|9|10)\b') as error:
-    train_and_evaluate(config, tmp_path / 'later', make_dataset())
-  assert '\n' not in str(error.value)
-  top1 = [x['test_top1'] for x in RunDir(tmp_path / 'later').lines()]
-  assert len(top1) == 2
-  best_epoch = top1.index(max(top1))
-  checkpoint = read_checkpoint(tmp_path / 'later' / 'checkpoints')
-  assert int(read_state(checkpoint)['step']) == 4 * (1 + best_epoch)
 
 
 def test_all_devices_are_used_unless_told(tmp_path, monkeypatch, capsys):
@@ -585,18 +411,7 @@ def test_other_versions_within_the_first_epoch_are_noticed(
 ):
   """Where no line has told of them yet."""
   config = make_config(deterministic=True, **{'checkpoint.every_seconds': 1e-9})
-  save = Store.save
-
-  class KilledError(Exception):
-    pass
-
-  def kill(self, progress, *args):
-    if progress[0].step == 3:
-      raise KilledError
-    save(self, progress, *args)
-
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(Store, 'save', kill)
+  with killed_saving(3):
     train_and_evaluate(config, tmp_path, make_dataset())
   environment = devices.environment
   monkeypatch.setattr(
@@ -606,33 +421,6 @@ def test_other_versions_within_the_first_epoch_are_noticed(
     train_and_evaluate(config, tmp_path, make_dataset())
 
 
-def test_a_longer_run_that_diverges_keeps_the_results_of_the_shorter(tmp_path):
-  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
-  before = read_checkpoint(tmp_path / 'checkpoints').digests
-  monkeypatch = pytest.MonkeyPatch()
-  evaluate = Experiment.evaluate
-
-  def evaluated(self, state, *args):
-    tests = evaluate(self, state, *args)
-    if int(np.asarray(state.step)[0]) == 16:
-      tests[0]['onehot_loss'] = np.nan
-    return tests
-
-  longer = make_config(num_epochs=5)
-  with monkeypatch.context() as patch:
-    patch.setattr(Experiment, 'evaluate', evaluated)
-    with pytest.raises(DivergenceError, match='not finite after epoch 4'):
-      train_and_evaluate(longer, tmp_path, make_dataset())
-  with pytest.raises(DivergenceError, match='ended before'):
-    train_and_evaluate(longer, tmp_path, make_dataset())
-  summary = train_and_evaluate(
-    make_config(num_epochs=3), tmp_path, make_dataset()
-  )
-  assert summary['num_epochs'] == 3
-  assert RunDir(tmp_path).status() == FINISHED
-  assert read_checkpoint(tmp_path / 'checkpoints').digests == before
-
-
 def test_what_is_hardly_ever_meant_is_said(tmp_path, capsys):
   fields = {'smoothing.theta': 1.5, 'optimizer.drop_epochs': (1, 9)}
   config = make_config(**fields, num_epochs=2, **{'smoothing.drop_epoch': 1})
@@ -640,135 +428,3 @@ def test_what_is_hardly_ever_meant_is_said(tmp_path, capsys):
   text = capsys.readouterr().out
   assert 'Note: smoothing.theta 1.5 is outside [0, 1]' in text
   assert 'Note: optimizer.drop_epochs [9] are beyond the last epoch' in text
-
-
-def test_reading_changes_nothing(finished, tmp_path):
-  """Not even what a training process is about to rename or to delete."""
-  directory = tmp_path / 'copy'
-  shutil.copytree(finished[0], directory)
-  for name in ('.00000008-a.tmp', '.00000008-b.deleted', '00000004-c'):
-    shutil.copytree(directory / 'checkpoints', directory / 'segments' / name)
-  before = contents(directory)
-  load_model(directory)
-  assert RunDir(directory).status() == FINISHED
-  explain([directory], output=tmp_path / 'out')
-  assert contents(directory) == before
-
-
-def test_files_of_finished_runs_are_as_they_were_written(finished, tmp_path):
-  for name in ('metrics.jsonl', 'timing.jsonl', 'summary.json', 'config.json'):
-    directory = tmp_path / name
-    shutil.copytree(finished[0], directory)
-    text = (directory / name).read_text()
-    digit = re.search(r'\.\d*([1-8])', text).start(1)
-    changed = str(int(text[digit]) + 1)
-    (directory / name).write_text(text[:digit] + changed + text[digit + 1 :])
-    with pytest.raises(InputError, match=name):
-      run = RunDir(directory)
-      run.record(), run.summary(), run.lines(), run.lines('timing.jsonl')
-
-
-def test_a_run_that_diverges_after_its_drop_keeps_the_switch(tmp_path):
-  fields = {'optimizer.drop_epochs': (3,), 'optimizer.drop_factor': 1e38}
-  fields['checkpoint.every_epochs'] = 1
-  with pytest.raises(DivergenceError, match='last good checkpoint is'):
-    train_and_evaluate(make_config(**fields), tmp_path, make_dataset())
-  checkpoint = read_checkpoint(tmp_path / 'checkpoints')
-  assert int(read_state(checkpoint, 'switch')['step']) == 8
-  assert int(read_state(checkpoint)['step']) == 12
-  with pytest.raises(InputError, match='is damaged .*switch'):
-    train_and_evaluate(make_config('lsr'), tmp_path / 'lsr', make_dataset())
-    read_state(read_checkpoint(tmp_path / 'lsr' / 'checkpoints'), 'switch')
-
-
-@pytest.mark.parametrize('number', [1, 2, 3])
-def test_killed_while_the_folder_of_an_extended_run_is_written(
-  tmp_path, monkeypatch, number
-):
-  """At each rename; the state at the switch exists nowhere else."""
-  data = make_dataset()
-  train_and_evaluate(make_config(num_epochs=5), tmp_path / 'whole', data)
-  train_and_evaluate(make_config(num_epochs=3), tmp_path / 'run', data)
-
-  class KilledError(Exception):
-    pass
-
-  rename, export = os.rename, Store.export
-
-  def exporting(self, *args):
-    count = []
-
-    def killing(*paths):
-      count.append(paths)
-      if len(count) == number:
-        raise KilledError
-      rename(*paths)
-
-    monkeypatch.setattr(os, 'rename', killing)
-    export(self, *args)
-    raise KilledError  # after the last rename, if there are fewer
-
-  monkeypatch.setattr(Store, 'export', exporting)
-  with pytest.raises(KilledError):
-    train_and_evaluate(make_config(num_epochs=5), tmp_path / 'run', data)
-  monkeypatch.setattr(os, 'rename', rename)
-  monkeypatch.setattr(Store, 'export', export)
-  train_and_evaluate(make_config(num_epochs=5), tmp_path / 'run', data)
-  check_same_run(tmp_path / 'run', tmp_path / 'whole')
-  assert 'switch' in read_checkpoint(tmp_path / 'run' / 'checkpoints').digests
-
-
-def test_a_checkpoint_of_another_structure_is_refused(tmp_path, monkeypatch):
-  """As of another version of the code: nothing begins anew in silence."""
-  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
-  before = contents(tmp_path / 'checkpoints')
-  template = Experiment.template
-
-  def other(self):
-    return template(self).replace(loss_state=np.zeros(3, np.float32))
-
-  monkeypatch.setattr(Experiment, 'template', other)
-  with pytest.raises(InputError, match='is of another model or optimizer'):
-    train_and_evaluate(make_config(), tmp_path, make_dataset())
-  assert contents(tmp_path / 'checkpoints') == before
-
-
-@pytest.mark.parametrize(
-  ('what', 'message'),
-  [
-    ('evaluation', 'the test loss is not finite after epoch 2'),
-    ('parameters', 'the state is not finite after step 8'),
-  ],
-)
-def test_what_is_not_finite_ends_a_run(tmp_path, monkeypatch, what, message):
-  evaluate, fetch = Experiment.evaluate, devices.Topology.fetch
-
-  def evaluated(self, state, *args):
-    tests = evaluate(self, state, *args)
-    if what == 'evaluation' and int(np.asarray(state.step)[0]) == 8:
-      tests[0]['onehot_loss'] = np.nan
-    return tests
-
-  def fetched(self, tree):
-    hosts = fetch(self, tree)
-    if what == 'parameters' and hosts[0].step == 8:
-      hosts[0].params['head']['bias'] = np.full(10, np.inf, np.float32)
-    return hosts
-
-  monkeypatch.setattr(Experiment, 'evaluate', evaluated)
-  monkeypatch.setattr(devices.Topology, 'fetch', fetched)
-  config = make_config(**{'checkpoint.every_epochs': 1})
-  with pytest.raises(DivergenceError, match=message):
-    train_and_evaluate(config, tmp_path, make_dataset())
-  assert int(read_state(read_checkpoint(tmp_path / 'checkpoints'))['step']) == 4
-
-
-def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-  """It is written in a thread of its own; its errors are not lost there."""
-
-  def full(*args):
-    raise OSError(errno.ENOSPC, 'No space left on device')
-
-  monkeypatch.setattr(Store, '_write', full)
-  with pytest.raises(InputError, match='checkpoints cannot be written.*No sp'):
-    train_and_evaluate(make_config(), tmp_path, make_dataset())

@@ -14,6 +14,7 @@ The file is an `.npz` of any framework's making:
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,8 +29,8 @@ from tsla_jax.errors import InputError
 class StoredViews:
   """What a model gets to see of features; a static part of the compiled step.
 
-  It stands in for `augment.Augmentation`: the step asks neither what its
-  inputs are.
+  It stands in for `augment.Augmentation`; the step does not ask which of the
+  two it has.
 
   Attributes:
     mixup_alpha: of the Beta distribution of mixup's weights; 0 for no mixup.
@@ -91,69 +92,87 @@ def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
       ' --config.data.data_dir=FILE.npz (experiments/features.py makes one)'
     )
   arrays = _read(path)
-
-  def refuse(name: str, what: str) -> InputError:
-    return InputError(f"data.data_dir: {name} of '{path}' {what}")
-
-  for part in ('train', 'test'):
-    name, labels = f'{part}_features', arrays[f'{part}_labels']
-    features, views = arrays[name], part == 'train'
-    if not np.issubdtype(features.dtype, np.floating):
-      raise refuse(name, f'are {features.dtype}; they must be floating')
-    if features.ndim == 2:
-      features = features[None]
-    if features.ndim != 3 or (len(features) > 1 and not views):
-      shape = '[N, d] or [1 + V, N, d]' if views else '[N, d]'
-      raise refuse(name, f'are {list(arrays[name].shape)}; must be {shape}')
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-      raise refuse(
-        f'{part}_labels',
-        f'are {labels.dtype} {list(labels.shape)}; must be integers [N]',
-      )
-    if features.shape[1] != len(labels) or not len(labels):
-      raise refuse(
-        name, f'are of {features.shape[1]} examples, and {len(labels)} labels'
-      )
-    kind = np.float16 if features.dtype == np.float16 else np.float32
-    with np.errstate(over='ignore'):
-      arrays[name] = features.transpose(1, 0, 2).astype(kind)
-    if not np.all(np.isfinite(arrays[name])):
-      raise refuse(name, 'are not finite everywhere')
-    if labels.min() < 0 or labels.max() >= len(arrays['train_labels']):
-      raise refuse(
-        f'{part}_labels',
-        f'are {labels.min()} to {labels.max()}; number classes from 0',
-      )
+  for part, views in (('train', True), ('test', False)):
+    _check_part(path, arrays, part, views)
+  features = [_to_views(path, arrays, part) for part in ('train', 'test')]
   if standardize:
-    first = arrays['train_features'][:, 0].astype(np.float64)
+    first = features[0][:, 0].astype(np.float64)
     mean, std = first.mean(axis=0), first.std(axis=0)
-    for name in ('train_features', 'test_features'):
-      scaled = (arrays[name] - mean) / np.where(std > 0, std, 1)
-      arrays[name] = scaled.astype(np.float32)
-  for name in ('class_names', 'train_ids', 'test_ids'):
-    if name in arrays and arrays[name].ndim != 1:
-      raise refuse(name, 'must be a list of texts')
+    features = [
+      ((values - mean) / np.where(std > 0, std, 1)).astype(np.float32)
+      for values in features
+    ]
+  labels = [arrays[f'{part}_labels'] for part in ('train', 'test')]
   names = arrays.get('class_names')
   if names is None:
-    count = 1 + max(int(arrays[f'{p}_labels'].max()) for p in ('train', 'test'))
-    names = np.arange(count)
-  lacking = np.setdiff1d(np.arange(len(names)), arrays['train_labels'])
+    names = np.arange(1 + max(int(of.max()) for of in labels))
+  lacking = np.setdiff1d(np.arange(len(names)), labels[0])
   if len(lacking):
-    raise refuse(
+    raise _refuse(
+      path,
       'train_labels',
       f"lack class {lacking[0]}, '{names[lacking[0]]}'; number classes from 0,"
       ' each with a training example',
     )
-  splits = [
-    Split(
-      arrays[f'{part}_features'],
-      arrays[f'{part}_labels'],
-      arrays.get(f'{part}_ids'),
-    )
-    for part in ('train', 'test')
-  ]
+  ids = [arrays.get(f'{part}_ids') for part in ('train', 'test')]
+  train, test = map(Split, features, labels, ids)
   name = os.path.splitext(os.path.basename(path))[0]
-  return Dataset(name, *splits, tuple(map(str, names)))
+  return Dataset(name, train, test, tuple(map(str, names)))
+
+
+def _refuse(path: str | os.PathLike[str], name: str, what: str) -> InputError:
+  return InputError(f"data.data_dir: {name} of '{path}' {what}")
+
+
+def _check_part(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, np.ndarray],
+  part: str,
+  views: bool,
+) -> None:
+  """Refuses arrays of a part that are not as this module says."""
+  name, names = f'{part}_features', ('class_names', f'{part}_ids')
+  features, labels = arrays[name], arrays[f'{part}_labels']
+  if not np.issubdtype(features.dtype, np.floating):
+    raise _refuse(path, name, f'are {features.dtype}; they must be floating')
+  if features.ndim != 2 and not (views and features.ndim == 3):
+    shape = '[N, d] or [1 + V, N, d]' if views else '[N, d]'
+    raise _refuse(path, name, f'are {list(features.shape)}; must be {shape}')
+  if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    raise _refuse(
+      path,
+      f'{part}_labels',
+      f'are {labels.dtype} {list(labels.shape)}; must be integers [N]',
+    )
+  count = features.shape[-2]
+  if count != len(labels) or not count:
+    raise _refuse(
+      path, name, f'are of {count} examples, and {len(labels)} labels'
+    )
+  if labels.min() < 0 or labels.max() >= len(arrays['train_labels']):
+    raise _refuse(
+      path,
+      f'{part}_labels',
+      f'are {labels.min()} to {labels.max()}; number classes from 0',
+    )
+  for name in names:
+    if name in arrays and arrays[name].ndim != 1:
+      raise _refuse(path, name, 'must be a list of texts')
+
+
+def _to_views(
+  path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], part: str
+) -> np.ndarray:
+  """Returns features as `[N, 1 + V, d]`, and refuses what is not finite."""
+  features = arrays[f'{part}_features']
+  if features.ndim == 2:
+    features = features[None]
+  kind = np.float16 if features.dtype == np.float16 else np.float32
+  with np.errstate(over='ignore'):
+    features = features.transpose(1, 0, 2).astype(kind)
+  if not np.all(np.isfinite(features)):
+    raise _refuse(path, f'{part}_features', 'are not finite everywhere')
+  return features
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -80,19 +80,8 @@ def prepare(
     raise
   # TFDS and what it calls raise errors of many kinds.
   except Exception as error:
-    reason = ' '.join(str(error).split())[:200] or repr(error)
-    listed = _describe(needed)
-    if type(error).__name__ == 'NonMatchingChecksumError':
-      raise InputError(
-        f"an archive of '{name}' is not the original ({reason}); get it again:"
-        f' {listed}'
-      ) from error
-    mend = 'check the archives'
-    if archives is None:
-      mend = f'get {listed} elsewhere and give their folder as --archives'
-    raise InputError(
-      f"'{name}' cannot be prepared in '{root}' ({reason}); {mend}"
-    ) from error
+    what = f"'{name}' cannot be prepared in '{root}'"
+    raise _failed(name, what, error, needed, archives is None) from error
   return final
 
 
@@ -110,6 +99,26 @@ def _find_builder(name: str, root: pathlib.Path) -> Any:
       f"--dataset: TFDS has no '{name}' ({type(error).__name__}); the paper's"
       ' are cifar100, stanford_dogs and caltech_birds2011'
     ) from error
+
+
+def _failed(
+  name: str,
+  what: str,
+  error: Exception,
+  needed: dict[str, int],
+  downloads: bool,
+) -> InputError:
+  """Returns the error to raise for one of TFDS'."""
+  reason, listed = ' '.join(str(error).split())[:200], _describe(needed)
+  if type(error).__name__ == 'NonMatchingChecksumError':
+    return InputError(
+      f"an archive of '{name}' is not the original ({reason}); get it again:"
+      f' {listed}'
+    )
+  mend = 'check the archives'
+  if downloads:
+    mend = f'get {listed} elsewhere and give their folder as --archives'
+  return InputError(f'{what} ({reason or repr(error)}); {mend}')
 
 
 def _describe(needed: dict[str, int]) -> str:

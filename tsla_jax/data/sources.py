@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -323,52 +323,20 @@ def _image_folder(
       return [split]
     return [part.partition('[')[0].strip() for part in split.split('+')]
 
-  def visible(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in directory.iterdir() if p.name[0] != '.')
-
   for split in directories(train_split) + directories(test_split):
     if not (root / split).is_dir():
-      found = [p.name for p in visible(root) if p.is_dir()]
+      found = [p.name for p in _visible(root) if p.is_dir()]
       raise InputError(
         f"image folder '{root}': no directory '{split}'; there is"
         f' {", ".join(found) or "none"} (set data.train_split and'
         ' data.test_split)'
       )
   first = root / directories(train_split)[0]
-  class_names = tuple(p.name for p in visible(first) if p.is_dir())
+  class_names = tuple(p.name for p in _visible(first) if p.is_dir())
   if not class_names:
     raise InputError(
       f"image folder '{first}': no class directories; expected split/class/file"
     )
-
-  def list_files(split: str) -> list[pathlib.Path]:
-    files = []
-    for directory in visible(root / split):
-      if not directory.is_dir():
-        raise InputError(
-          f"image folder: '{directory}' lies beside the class directories;"
-          ' expected split/class/file, so move it away'
-        )
-      if directory.name not in class_names:
-        raise InputError(
-          f"image folder: class '{directory}' is not among the classes of"
-          f" '{first}'"
-        )
-    for class_name in class_names:
-      directory = root / split / class_name
-      members = visible(directory) if directory.is_dir() else []
-      for path in members:
-        if not path.is_file():
-          raise InputError(
-            f"image folder: '{path}' is not a file; expected split/class/file"
-          )
-      if not members:
-        raise InputError(
-          f"image folder: class '{directory}' has no images; add some or"
-          ' remove the class from every split'
-        )
-      files += members
-    return files
 
   def shuffled(path: pathlib.Path) -> bytes:
     name = path.relative_to(root).as_posix()
@@ -376,11 +344,11 @@ def _image_folder(
 
   def read(split: str) -> cache.Encoded:
     if (root / split).is_dir():
-      files = list_files(split)
+      files = _list_files(root / split, class_names)
     else:
       # Classes follow one another, so a slice would lack whole classes.
       lists = {
-        name: sorted(list_files(name), key=shuffled)
+        name: sorted(_list_files(root / name, class_names), key=shuffled)
         for name in directories(split)
       }
       lengths = {name: len(files) for name, files in lists.items()}
@@ -398,3 +366,39 @@ def _image_folder(
     )
 
   return _Source(root.resolve().name, class_names, 'RGB', read)
+
+
+def _list_files(
+  split: pathlib.Path, class_names: Sequence[str]
+) -> list[pathlib.Path]:
+  """The images of a split, class by class; refuses what is none."""
+  for directory in _visible(split):
+    if not directory.is_dir():
+      raise InputError(
+        f"image folder: '{directory}' lies beside the class directories;"
+        ' expected split/class/file, so move it away'
+      )
+    if directory.name not in class_names:
+      raise InputError(
+        f"image folder: class '{directory}' is not among the classes of the"
+        ' training split'
+      )
+  files = []
+  for directory in (split / name for name in class_names):
+    members = _visible(directory) if directory.is_dir() else []
+    for path in members:
+      if not path.is_file():
+        raise InputError(
+          f"image folder: '{path}' is not a file; expected split/class/file"
+        )
+    if not members:
+      raise InputError(
+        f"image folder: class '{directory}' has no images; add some or remove"
+        ' the class from every split'
+      )
+    files += members
+  return files
+
+
+def _visible(directory: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(p for p in directory.iterdir() if p.name[0] != '.')

@@ -27,8 +27,7 @@ from tsla_jax.io import (
 )
 from tsla_jax.models import pretrained, resnet
 from tsla_jax.training import devices
-from tsla_jax.training.load import take
-from tsla_jax.training.state import Examples
+from tsla_jax.training.load import make_show
 
 # Batches whose features are written together: what a kill can lose.
 _BATCHES = 8
@@ -112,10 +111,11 @@ def write_features(
       with other versions or devices.
   """
   augmentation.check(dataset)
-  if dataset.train.inputs.shape[-1] != 3:
+  channels = dataset.train.inputs.shape[-1]
+  if channels != 3:
     raise InputError(
-      f"data.name: images of '{dataset.name}' have"
-      f' {dataset.train.inputs.shape[-1]} channels; pretrained nets take 3'
+      f"data.name: images of '{dataset.name}' have {channels} channels;"
+      ' pretrained nets take 3'
     )
   output = pathlib.Path(output)
   parts = output.with_name(f'{output.name}.parts')
@@ -132,66 +132,47 @@ def write_features(
     _check(output, _made_of(output), made_of)
     shutil.rmtree(parts, ignore_errors=True)  # of a kill after the last rename
     return False
+  show = make_show(
+    backbone.model, backbone.variables, augmentation, batch_size, seed
+  )
   with lock_directory(parts, name='--output'), writing(parts):
     known = read_json(parts / 'made_of.json')
     if known is not None:
       _check(parts, known, made_of)
     write_json(parts / 'made_of.json', made_of)
-    arrays = {'made_of': np.array(json.dumps(made_of))}
-    views_of = {'train': 1 + views, 'test': 1}
-    total = sum(len(getattr(dataset, p)) * n for p, n in views_of.items())
-    show = _make_show(backbone, augmentation, batch_size, seed)
+    train, test = dataset.train, dataset.test
+    total = len(train) * (1 + views) + len(test)
+    kind = np.float16 if views else np.float32
     with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
-      for part, count in views_of.items():
-        split = getattr(dataset, part)
-        found = []
-        for view in range(count):
-          bar.set_description_str(f'{part}, view {view}', refresh=False)
-          name, kind = f'{part}-{view}', np.float16 if views else np.float32
-          show_view = functools.partial(show, view)
-          chunks = _read_parts(
-            parts / name, split, show_view, batch_size, kind, bar
-          )
-          found.append(np.concatenate(list(chunks)))
-        arrays |= {
-          f'{part}_features': np.stack(found) if views else found[0],
-          f'{part}_labels': split.labels,
-          f'{part}_ids': split.ids,
-        }
-    write_npz(output, {**arrays, 'class_names': np.array(dataset.class_names)})
+
+      def read(split: Split, name: str, view: int) -> np.ndarray:
+        bar.set_description_str(f'{name}, view {view}', refresh=False)
+        found = _read_parts(
+          parts / f'{name}-{view}', split, view, show, batch_size, kind, bar
+        )
+        return np.concatenate(list(found))
+
+      seen = [read(train, 'train', view) for view in range(1 + views)]
+      arrays = {
+        'train_features': np.stack(seen) if views else seen[0],
+        'train_labels': train.labels,
+        'train_ids': train.ids,
+        'test_features': read(test, 'test', 0),
+        'test_labels': test.labels,
+        'test_ids': test.ids,
+        'class_names': np.array(dataset.class_names),
+        'made_of': np.array(json.dumps(made_of)),
+      }
+    write_npz(output, arrays)
     shutil.rmtree(parts)
   return True
-
-
-def _make_show(
-  backbone: Backbone,
-  augmentation: augment.Augmentation,
-  batch_size: int,
-  seed: int,
-) -> Callable[[int, Examples, np.ndarray], jax.Array]:
-  """Makes the function from a view's number and a batch to its features."""
-  root, rows = jax.random.PRNGKey(seed), np.arange(batch_size)
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def apply(
-    shown: bool, variables: Any, batch: Examples, view: Any, index: Any
-  ) -> jax.Array:
-    inputs = augmentation.evaluation_inputs(batch, rows)
-    if not shown:
-      keys = augment.example_keys(root, view, index)
-      inputs = augmentation.training_inputs(keys, batch, rows)
-    return backbone.model.apply(variables, inputs, train=False)[1]
-
-  variables = jax.device_put(backbone.variables)
-  return lambda view, batch, index: apply(
-    not view, variables, batch, np.int32(view), index
-  )
 
 
 def _read_parts(
   path: pathlib.Path,
   split: Split,
-  show: Callable[[Examples, np.ndarray], jax.Array],
+  view: int,
+  show: Callable[..., tuple[jax.Array, jax.Array]],
   batch_size: int,
   kind: type,
   bar: tqdm.tqdm,
@@ -205,7 +186,7 @@ def _read_parts(
     features = _read_part(file)
     if features is None:
       # All are under way before the first is waited for.
-      found = [show(take(split, of), of) for of in rows]
+      found = [show(split, of, view)[1] for of in rows]
       features = np.concatenate([np.asarray(of) for of in found])[:count]
       most = np.abs(features).max()
       if not most <= np.finfo(kind).max:  # nor is NaN

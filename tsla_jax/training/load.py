@@ -1,17 +1,18 @@
 """What runs have learnt, to use it elsewhere."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from tsla_jax.data import pipeline
+from tsla_jax.data.augment import example_keys
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 from tsla_jax.io import writing
@@ -93,16 +94,11 @@ def apply_model(
   Returns:
     Float32 logits `[N, K]` and features `[N, d]`.
   """
-
-  @jax.jit
-  def apply(variables: Any, batch: Examples) -> Any:
-    inputs = augmentation.evaluation_inputs(batch, jnp.arange(batch_size))
-    return model.apply(variables, inputs, train=False)
-
   batch_size = min(batch_size, len(split))
+  show = make_show(model, variables, augmentation, batch_size)
   index, _ = pipeline.evaluation_batches(len(split), batch_size)
   outputs = [
-    jax.device_get(apply(variables, take(split, rows)))
+    jax.device_get(show(split, rows))
     for rows in tqdm.tqdm(index, unit='batch', disable=None, leave=False)
   ]
   logits, features = (
@@ -111,9 +107,47 @@ def apply_model(
   return logits, features
 
 
-def take(split: Split, rows: np.ndarray) -> Examples:
-  """Returns some examples of a split."""
-  return Examples(split.inputs[rows], split.sizes[rows], split.labels[rows])
+def make_show(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  augmentation: Any,
+  batch_size: int,
+  seed: int = 0,
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Makes a function that shows a model some examples.
+
+  Args:
+    model: returns logits and features.
+    variables: of it.
+    augmentation: of the examples.
+    batch_size: B, of every call.
+    seed: of the training views.
+
+  Returns:
+    `show(split, rows, view=0)`: logits `[B, K]` and features `[B, d]` of
+    examples at positions `rows`, as they are in evaluation (view 0), or in one
+    of the training views 1, 2, ...; both are on the device, maybe not computed
+    yet.
+  """
+  root, every = jax.random.PRNGKey(seed), np.arange(batch_size)
+
+  @functools.partial(jax.jit, static_argnames='augmented')
+  def apply(
+    variables: Any, batch: Examples, view: Any, rows: Any, augmented: bool
+  ) -> Any:
+    inputs = augmentation.evaluation_inputs(batch, every)
+    if augmented:
+      keys = example_keys(root, view, rows)
+      inputs = augmentation.training_inputs(keys, batch, every)
+    return model.apply(variables, inputs, train=False)
+
+  variables = jax.device_put(variables)
+
+  def show(split: Split, rows: np.ndarray, view: int = 0) -> Any:
+    batch = Examples(split.inputs[rows], split.sizes[rows], split.labels[rows])
+    return apply(variables, batch, np.int32(view), rows, augmented=view > 0)
+
+  return show
 
 
 def predict_train(
