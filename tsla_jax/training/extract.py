@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -132,72 +132,82 @@ def write_features(
     _check(output, _made_of(output), made_of)
     shutil.rmtree(parts, ignore_errors=True)  # of a kill after the last rename
     return False
-  show = make_show(
-    backbone.model, backbone.variables, augmentation, batch_size, seed
-  )
   with lock_directory(parts, name='--output'), writing(parts):
     known = read_json(parts / 'made_of.json')
     if known is not None:
       _check(parts, known, made_of)
     write_json(parts / 'made_of.json', made_of)
+    show = make_show(
+      backbone.model, backbone.variables, augmentation, batch_size, seed
+    )
     train, test = dataset.train, dataset.test
     total = len(train) * (1 + views) + len(test)
     kind = np.float16 if views else np.float32
     with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
-
-      def read(split: Split, name: str, view: int) -> np.ndarray:
-        bar.set_description_str(f'{name}, view {view}', refresh=False)
-        found = _read_parts(
-          parts / f'{name}-{view}', split, view, show, batch_size, kind, bar
-        )
-        return np.concatenate(list(found))
-
-      seen = [read(train, 'train', view) for view in range(1 + views)]
-      arrays = {
-        'train_features': np.stack(seen) if views else seen[0],
-        'train_labels': train.labels,
-        'train_ids': train.ids,
-        'test_features': read(test, 'test', 0),
-        'test_labels': test.labels,
-        'test_ids': test.ids,
-        'class_names': np.array(dataset.class_names),
-        'made_of': np.array(json.dumps(made_of)),
-      }
+      done = _Parts(parts, show, batch_size, kind, bar)
+      seen = [done.features(train, 'train', v) for v in range(1 + views)]
+      test_seen = done.features(test, 'test', 0)
+    arrays = {
+      'train_features': np.stack(seen) if views else seen[0],
+      'train_labels': train.labels,
+      'train_ids': train.ids,
+      'test_features': test_seen,
+      'test_labels': test.labels,
+      'test_ids': test.ids,
+      'class_names': np.array(dataset.class_names),
+      'made_of': np.array(json.dumps(made_of)),
+    }
     write_npz(output, arrays)
     shutil.rmtree(parts)
   return True
 
 
-def _read_parts(
-  path: pathlib.Path,
-  split: Split,
-  view: int,
-  show: Callable[..., tuple[jax.Array, jax.Array]],
-  batch_size: int,
-  kind: type,
-  bar: tqdm.tqdm,
-) -> Iterator[np.ndarray]:
-  """Yields the features of a view in order; makes those that are missing."""
-  index, _ = pipeline.evaluation_batches(len(split), batch_size)
-  for first in range(0, len(index), _BATCHES):
-    rows = index[first : first + _BATCHES]
-    count = min(rows.size, len(split) - first * batch_size)
-    file = path.with_name(f'{path.name}-{first:08d}.npz')
-    features = _read_part(file)
-    if features is None:
-      # All are under way before the first is waited for.
-      found = [show(split, of, view)[1] for of in rows]
-      features = np.concatenate([np.asarray(of) for of in found])[:count]
-      most = np.abs(features).max()
-      if not most <= np.finfo(kind).max:  # nor is NaN
-        raise InputError(
-          f'--weights: features are up to {most:.3g}, beyond {np.dtype(kind)};'
-          ' take other weights, or no --views'
-        )
-      features = features.astype(kind)
-      write_npz(file, {'features': features})
-    bar.update(count)
-    yield features
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+  """The folder of what is done, a file for some batches.
+
+  Attributes:
+    directory: where.
+    show: see `load.make_show`.
+    batch_size: images at a time.
+    kind: of what is stored.
+    bar: counts the images.
+  """
+
+  directory: pathlib.Path
+  show: Callable[..., tuple[jax.Array, jax.Array]]
+  batch_size: int
+  kind: type
+  bar: tqdm.tqdm
+
+  def features(self, split: Split, name: str, view: int) -> np.ndarray:
+    """Reads the features of a view, and makes those that are missing."""
+    self.bar.set_description_str(f'{name}, view {view}', refresh=False)
+    index, _ = pipeline.evaluation_batches(len(split), self.batch_size)
+    found = []
+    for first in range(0, len(index), _BATCHES):
+      file = self.directory / f'{name}-{view}-{first:08d}.npz'
+      rows = index[first : first + _BATCHES]
+      count = min(rows.size, len(split) - first * self.batch_size)
+      features = _read_part(file)
+      if features is None:
+        features = self._make(split, rows, view)[:count]
+        write_npz(file, {'features': features})
+      self.bar.update(count)
+      found.append(features)
+    return np.concatenate(found)
+
+  def _make(self, split: Split, rows: np.ndarray, view: int) -> np.ndarray:
+    # All are under way before the first is waited for.
+    batches = [self.show(split, of, view)[1] for of in rows]
+    features = np.concatenate([np.asarray(batch) for batch in batches])
+    most = np.abs(features).max()
+    if not most <= np.finfo(self.kind).max:  # nor is NaN
+      raise InputError(
+        f'--weights: features are up to {most:.3g}, beyond'
+        f' {np.dtype(self.kind)}; take other weights, or no --views'
+      )
+    return features.astype(self.kind)
 
 
 def _read_part(file: pathlib.Path) -> np.ndarray | None:
