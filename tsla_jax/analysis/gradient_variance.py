@@ -1,0 +1,411 @@
+"""Variance of stochastic gradients on one-hot labels and on `y_hat`.
+
+Section 3 of "Towards Understanding Label Smoothing" explains smoothing by the
+variance of gradients. Let `g` be the gradient of an example's cross-entropy on
+its one-hot label, `gh` the one on `y_hat`, and `G = E g` the gradient of the
+training loss. Smoothed labels have the gradient `(1 - theta) g + theta gh`.
+How far that is from `G` depends on second moments of `g` and `gh` alone:
+
+  variance = last_layer(features, logits, labels)
+  variance.delta()              # equation 4
+  variance.error(theta=0.1, batch_size=256)
+  variance.best_theta(batch_size=256)
+
+`last_layer` is exact for the parameters of the last layer, and `full` samples
+the gradients of all parameters. `GradientMoments` measures features that do not
+fit in memory. Weight decay adds the same to all gradients, and is left out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tsla_jax.analysis.predictions import (
+  Interval,
+  bootstrap_interval,
+  check_finite,
+  check_labels,
+  check_scores,
+  softmax,
+)
+from tsla_jax.errors import InputError
+
+# Rows that are converted to float64 at a time.
+_CHUNK = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientVariance:
+  """Second moments of the gradients of single examples.
+
+  A minibatch of B examples, drawn with replacement, divides variances by B. It
+  leaves the bias of `gh`, which no batch averages out.
+
+  Attributes:
+    sigma2: `E ||g - G||^2`, the variance of one-hot gradients.
+    sigma2_hat: `E ||gh - G||^2`, the mean squared error of gradients on
+      `y_hat`: their variance and their squared bias.
+    bias2: `||E gh - G||^2`.
+    covariance: `E <g - G, gh - G>`.
+    grad_norm2: `||G||^2`.
+    count: the number of examples.
+  """
+
+  sigma2: float
+  sigma2_hat: float
+  bias2: float
+  covariance: float
+  grad_norm2: float
+  count: int
+
+  def delta(self) -> float:
+    """Return `sigma2_hat / sigma2` (equation 4); NaN without variance."""
+    return self.delta_at(1)
+
+  def delta_at(self, batch_size: int) -> float:
+    """Return delta for minibatches; NaN without variance."""
+    one_hot, smooth, _ = self._of_batch(batch_size)
+    return smooth / one_hot if one_hot else np.nan
+
+  def best_theta(self, batch_size: int = 1) -> float:
+    """Return the theta of the least `error`, within [0, 1].
+
+    It is `(a - c) / (a + b - 2c)` with the batch's `a = E ||g - G||^2`,
+    `b = E ||gh - G||^2` and `c = E <g - G, gh - G>`, and the paper's
+    `1 / (1 + delta)` where c is 0. Smoothing lowers the error of the gradient
+    if theta is below twice this value.
+
+    Returns:
+      The strength; 0 if `g` and `gh` are always equal.
+    """
+    a, b, c = self._of_batch(batch_size)
+    between = a + b - 2 * c
+    return float(np.clip((a - c) / between, 0, 1)) if between > 0 else 0.0
+
+  def error(self, theta: float, batch_size: int = 1) -> float:
+    """Return the mean squared error of a smoothed minibatch gradient.
+
+    Args:
+      theta: the smoothing strength.
+      batch_size: examples in a batch, drawn with replacement.
+
+    Returns:
+      `E ||(1 - theta) g + theta gh - G||^2`, of means over the batch.
+    """
+    a, b, c = self._of_batch(batch_size)
+    rest = 1 - theta
+    return rest**2 * a + theta**2 * b + 2 * theta * rest * c
+
+  def _of_batch(self, batch_size: int) -> tuple[float, float, float]:
+    if batch_size < 1:
+      raise InputError(f'batch_size: {batch_size}; must be at least 1')
+    return (
+      self.sigma2 / batch_size,
+      (self.sigma2_hat - self.bias2) / batch_size + self.bias2,
+      self.covariance / batch_size,
+    )
+
+
+def last_layer(
+  features: np.ndarray,
+  logits: np.ndarray,
+  labels: np.ndarray,
+  prior: np.ndarray | None = None,
+  bias: bool = True,
+) -> GradientVariance:
+  """Measure gradients of the last layer's parameters, exactly.
+
+  The gradient of an example is the outer product of its features and of
+  `softmax(logits) - target`, so no gradient of a single example is stored.
+
+  Args:
+    features: `[N, d]`, the inputs of the last layer.
+    logits: `[N, K]`, its outputs.
+    labels: `[N]`, classes from 0 to K-1.
+    prior: `y_hat`, `[K]` or `[N, K]`; uniform when None.
+    bias: whether the layer has a bias.
+
+  Returns:
+    The moments, computed in float64.
+
+  Raises:
+    InputError: if shapes or values are wrong.
+  """
+  features, logits = np.asarray(features), np.asarray(logits)
+  if features.ndim != 2 or logits.ndim != 2:
+    raise InputError(
+      f'features and logits: arrays of shape {list(features.shape)} and'
+      f' {list(logits.shape)}; must be [N, d] and [N, K]'
+    )
+  moments = GradientMoments.zeros(logits.shape[1], features.shape[1], bias=bias)
+  return moments.update(features, logits, labels, prior).finalize()
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientMoments:
+  """An immutable accumulator of sums over the gradients of the last layer.
+
+  The result does not depend on batches, to about 12 digits.
+
+  Attributes:
+    count: the number of examples.
+    norms: sum of `||g||^2`.
+    norms_hat: sum of `||gh||^2`.
+    products: sum of `<g, gh>`.
+    gradient: sum of `g`, `[d, K]`, or `[d + 1, K]` with a bias.
+    gradient_hat: sum of `gh`.
+    bias: whether the layer has a bias.
+  """
+
+  count: int
+  norms: float
+  norms_hat: float
+  products: float
+  gradient: np.ndarray
+  gradient_hat: np.ndarray
+  bias: bool
+
+  @classmethod
+  def zeros(
+    cls, num_classes: int, dim: int, *, bias: bool = True
+  ) -> 'GradientMoments':
+    """Return moments of no examples, for features of `dim` dimensions."""
+    zeros = np.zeros((dim + bias, num_classes))
+    return cls(0, 0.0, 0.0, 0.0, zeros, zeros, bias)
+
+  def update(
+    self,
+    features: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    prior: np.ndarray | None = None,
+  ) -> 'GradientMoments':
+    """Add examples.
+
+    Args:
+      features: `[N, d]`.
+      logits: `[N, K]`.
+      labels: `[N]`.
+      prior: `[K]` or `[N, K]`; uniform when None.
+
+    Returns:
+      The moments of all examples.
+
+    Raises:
+      InputError: if shapes or values are wrong.
+    """
+    features = np.asarray(features)
+    rows, num_classes = self.gradient.shape
+    logits, labels = check_scores(logits, labels)
+    if logits.shape[1] != num_classes:
+      raise InputError(f'logits: {logits.shape[1]} classes, not {num_classes}')
+    dim = rows - self.bias
+    if features.shape != (len(logits), dim):
+      raise InputError(
+        f'features: an array of shape {list(features.shape)}; must be'
+        f' [{len(logits)}, {dim}], as the logits are [N, K]'
+      )
+    check_finite(features, 'features')
+    prior = _check_prior(prior, logits.shape)
+    moments = self
+    for start in range(0, len(features), _CHUNK):
+      part = slice(start, start + _CHUNK)
+      inputs = np.asarray(features[part], np.float64)
+      # Gradients by the logits: the softmax less the target.
+      residual_hat = softmax(logits[part])
+      residual = residual_hat.copy()
+      residual[np.arange(len(residual)), labels[part]] -= 1
+      residual_hat -= prior[part]
+      squares = np.einsum('nd,nd->n', inputs, inputs) + self.bias
+      norms, norms_hat, products = (
+        float(squares @ np.einsum('nk,nk->n', one, other))
+        for one, other in (
+          (residual, residual),
+          (residual_hat, residual_hat),
+          (residual, residual_hat),
+        )
+      )
+      moments = dataclasses.replace(
+        moments,
+        count=moments.count + len(inputs),
+        norms=moments.norms + norms,
+        norms_hat=moments.norms_hat + norms_hat,
+        products=moments.products + products,
+        gradient=moments.gradient + self._gradient(inputs, residual),
+        gradient_hat=moments.gradient_hat
+        + self._gradient(inputs, residual_hat),
+      )
+    return moments
+
+  def _gradient(self, inputs: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    of_weights = inputs.T @ residual
+    if not self.bias:
+      return of_weights
+    return np.vstack([of_weights, residual.sum(axis=0)])
+
+  def finalize(self) -> GradientVariance:
+    """Compute the moments around `G`.
+
+    Raises:
+      InputError: if there are no examples.
+    """
+    if not self.count:
+      raise InputError('features: no examples')
+    gradient, gradient_hat = (
+      total / self.count for total in (self.gradient, self.gradient_hat)
+    )
+    norm2 = float(np.sum(gradient**2))
+    cross = float(np.sum(gradient * gradient_hat))
+    # Rounding may bring variances of equal gradients below 0.
+    return GradientVariance(
+      sigma2=max(self.norms / self.count - norm2, 0.0),
+      sigma2_hat=max(self.norms_hat / self.count - 2 * cross + norm2, 0.0),
+      bias2=float(np.sum((gradient_hat - gradient) ** 2)),
+      covariance=self.products / self.count - cross,
+      grad_norm2=norm2,
+      count=self.count,
+    )
+
+
+def full(
+  apply: Callable[[Any, np.ndarray], jax.Array],
+  params: Any,
+  inputs: np.ndarray,
+  labels: np.ndarray,
+  prior: np.ndarray | None = None,
+  *,
+  sample: int | None = None,
+  chunk: int = 16,
+  seed: int = 0,
+) -> tuple[GradientVariance, Interval]:
+  """Measure gradients of all parameters, on a sample of the examples.
+
+  Two passes: the first finds the mean gradient, the second how far each
+  gradient is from it. The error of the sample's mean gradient is corrected for,
+  so that all moments but `count` are estimates of those of all examples.
+
+  Args:
+    apply: `(params, inputs [B, ...]) -> logits [B, K]`. It must treat examples
+      one by one: batch norm uses its running statistics.
+    params: of which the gradients are taken.
+    inputs: `[N, ...]`.
+    labels: `[N]`.
+    prior: `y_hat`, `[K]` or `[N, K]`; uniform when None.
+    sample: how many examples to draw, without replacement; None: all.
+    chunk: how many gradients to hold in memory.
+    seed: of the sample.
+
+  Returns:
+    The moments, and a 95 % bootstrap interval of `delta()`.
+
+  Raises:
+    InputError: if shapes or values are wrong.
+  """
+  inputs, total = np.asarray(inputs), len(inputs)
+  count = total if sample is None else sample
+  if not 2 <= count <= total:
+    raise InputError(
+      f'sample: {count} of {total} examples; must be at least 2, and no more'
+      ' than there are'
+    )
+  shape = (total, jax.eval_shape(apply, params, inputs[:1]).shape[1])
+  labels = check_labels(labels, *shape)
+  prior = _check_prior(prior, shape)
+  rows = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+  batches = [
+    (
+      inputs[part],
+      np.eye(shape[1], dtype=np.float32)[labels[part]],
+      prior[part].astype(np.float32),
+    )
+    for part in np.split(rows, range(chunk, count, chunk))
+  ]
+  total_of, deviations_of = _programs(apply)
+  sums = None
+  for batch in batches:
+    found = total_of(params, *batch)
+    sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
+  mean, mean_hat = jax.tree.map(lambda leaf: leaf / count, sums)
+  found = [jax.device_get(deviations_of(params, mean, *b)) for b in batches]
+  squares, squares_hat, products = (
+    np.concatenate(parts, dtype=np.float64)
+    for parts in zip(*found, strict=True)
+  )
+  gap = jax.tree.map(jnp.subtract, mean_hat, mean)
+  # A mean of the sample has the variance `q sigma2`.
+  q = (total - count) / (count * (total - 1))
+
+  def central(a: Any, b: Any, c: Any) -> tuple[float, float, float]:
+    sigma2, covariance = np.mean(a) / (1 - q), np.mean(c) / (1 - q)
+    return sigma2, np.mean(b) + q * (2 * covariance - sigma2), covariance
+
+  def delta(*moments: Any) -> float:
+    sigma2, sigma2_hat, _ = central(*moments)
+    return sigma2_hat / sigma2
+
+  sigma2, sigma2_hat, covariance = central(squares, squares_hat, products)
+  between = sigma2 + sigma2_hat - 2 * covariance  # E ||gh - g||^2
+  bias2 = (float(optax.tree.vdot(gap, gap)) - q * between) / (1 - q)
+  norm2 = float(optax.tree.vdot(mean, mean)) - q * sigma2
+  variance = GradientVariance(
+    sigma2=float(sigma2),
+    sigma2_hat=float(sigma2_hat),
+    bias2=max(float(bias2), 0.0),
+    covariance=float(covariance),
+    grad_norm2=max(float(norm2), 0.0),
+    count=count,
+  )
+  return variance, bootstrap_interval(delta, squares, squares_hat, products)
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(apply: Callable[..., jax.Array]) -> tuple[Any, Any]:
+  """Compile what sums gradients, and what compares each with the mean."""
+
+  def total(params: Any, inputs: Any, *targets: Any) -> list[Any]:
+    logits, pull = jax.vjp(lambda p: apply(p, inputs), params)
+    residuals = [jax.nn.softmax(logits) - target for target in targets]
+    return [pull(residual)[0] for residual in residuals]
+
+  @functools.partial(jax.vmap, in_axes=(None, None, 0, 0, 0))
+  def deviations(params: Any, mean: Any, example: Any, *targets: Any) -> Any:
+    one_hot, smooth = (
+      jax.tree.map(jnp.subtract, found, mean)
+      for found in total(params, *(a[None] for a in (example, *targets)))
+    )
+    return (
+      optax.tree.vdot(one_hot, one_hot),
+      optax.tree.vdot(smooth, smooth),
+      optax.tree.vdot(one_hot, smooth),
+    )
+
+  return jax.jit(total), jax.jit(deviations)
+
+
+def _check_prior(
+  prior: np.ndarray | None, shape: tuple[int, ...]
+) -> np.ndarray:
+  """Check `y_hat` and return it as float64 `[N, K]`."""
+  if prior is None:
+    return np.broadcast_to(1 / shape[1], shape)
+  prior = np.asarray(prior, np.float64)
+  if prior.shape not in (shape, shape[1:]):
+    raise InputError(
+      f'prior: an array of shape {list(prior.shape)}; must be [K] or [N, K],'
+      f' here {list(shape[1:])} or {list(shape)}'
+    )
+  rows = np.atleast_2d(prior)
+  # A float16 table, normalised, errs by some 1e-3 over a thousand classes.
+  wrong = np.flatnonzero(~(rows.min(1) >= 0) | ~(abs(rows.sum(1) - 1) < 1e-2))
+  if len(wrong):
+    raise InputError(
+      f'prior: row {wrong[0]} is no distribution ({len(wrong)} such rows); must'
+      ' be non-negative and sum to 1'
+    )
+  return np.broadcast_to(prior, shape)
