@@ -1,8 +1,9 @@
 """Every field of a run, with what it means; other files change a few.
 
 A config is chosen with a method: `--config=configs/digits.py:baseline`, `:lsr`,
-`:tsla`, `:tsla,drop=40` or `:tsla,drop=plateau`, and with a teacher's prior
-`:lsr_pre`, `:tsla_pre` or `:tsla_pre,drop=40`; without one it is the file's own
+`:tsla`, `:tsla,drop=40`, `:tsla,drop=450steps`, `:tsla,drop=variance` (or
+another rule, `smoothing.drop_rule`), `:best_theta`, and with a teacher's prior
+`:lsr_pre`, `:tsla_pre` or `:best_theta_pre`; without one it is the file's own
 TSLA. Single fields follow as `--config.seed=1`.
 """
 
@@ -49,13 +50,19 @@ def base() -> ml_collections.ConfigDict:
   # First epoch on one-hot labels (from 0), so as many epochs are smoothed.
   # None: theta stays.
   c.smoothing.drop_epoch = placeholder(int)
-  # A rule that finds the drop epoch instead: 'plateau' drops theta when the
-  # training loss above its floor has stalled. An extension of the paper.
+  # The drop in steps instead: T_1 of Algorithm 2. 0 is the baseline, all steps
+  # are LSR.
+  c.smoothing.drop_step = placeholder(int)
+  # A rule that finds the drop epoch instead. 'plateau': the training loss above
+  # its floor has stalled. 'variance': smoothing raises the error of the batch's
+  # gradient, theta > 2 theta*. 'delta': delta > 1. Extensions of the paper.
   c.smoothing.drop_rule = placeholder(str)
-  c.smoothing.patience = 3  # epochs without progress before the rule fires
-  c.smoothing.tolerance = 0.01  # the least relative progress that counts
+  c.smoothing.patience = 3  # epochs that the rule must hold before it fires
+  c.smoothing.tolerance = 0.01  # of 'plateau': least relative progress
   # How theta comes to 0 at the drop: 'two_stage' at once, or all the way from
-  # the start along a 'linear' or 'cosine' ramp.
+  # the start along a 'linear' or 'cosine' ramp. 'best_theta': smoothing.theta in
+  # the first epoch, then the theta* of the epoch before, which brings the
+  # batch's gradient nearest to that of the loss. An extension.
   c.smoothing.schedule = 'two_stage'
   # y_hat: 'uniform', 'class' (the classes' frequencies), or 'teacher'.
   c.smoothing.prior = 'uniform'
@@ -128,6 +135,13 @@ def base() -> ml_collections.ConfigDict:
   # Learning rates from the drop of theta on, relative to what they would be:
   # eta_2 / eta_1 of Algorithm 2.
   c.optimizer.second_stage_factor = 1.0
+  # Start the optimizer (momentum, second moments) anew at the drop. The paper
+  # does not say; kept by default.
+  c.optimizer.reset_at_drop = False
+  # Also keep w_R, the output of Algorithms 1 and 2: an iterate drawn uniformly
+  # from the last stage. Takes a copy of the parameters; the summary has its
+  # accuracy.
+  c.optimizer.sample_iterate = False
   c.optimizer.weight_decay = 5e-4  # on every parameter
   c.optimizer.head_weight_decay = placeholder(float)  # None: as weight_decay
   c.optimizer.decoupled_weight_decay = False  # as AdamW; else L2
@@ -138,6 +152,9 @@ def base() -> ml_collections.ConfigDict:
   # which takes as long as an evaluation of it; the first epoch is measured too.
   # 0: never.
   c.analysis.neural_collapse_every = 10
+  # Likewise of the variance of the last layer's gradients: delta (equation 4),
+  # and theta*, the best strength for the batch. 1 for methods that read it.
+  c.analysis.gradient_variance_every = 0
 
   # What a kill can lose at most: whichever interval is over first. The last
   # epoch is always saved, the best epoch so far with the next save.

@@ -47,6 +47,7 @@ _KINDS = {
   'loss.strength': METHOD,
   'loss.name': LOSS,
   'optimizer.second_stage_factor': METHOD,
+  'optimizer.reset_at_drop': METHOD,
   'optimizer.learning_rate.': SCHEDULE,
   'optimizer.drop_epochs': SCHEDULE,
   'optimizer.drop_factor': SCHEDULE,

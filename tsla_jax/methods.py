@@ -8,6 +8,9 @@ same thing; this file is the only one that converts between them.
 - LSR: label smoothing regularisation, theta > 0 throughout.
 - TSLA(s): two-stage label smoothing, theta > 0 before epoch s and 0 from then
   on. TSLA(plateau): s is the epoch at which a rule on the metrics fires.
+  TSLA(450 steps): theta > 0 in the first 450 steps.
+- best_theta: in each epoch the theta that brings the gradients of minibatches
+  nearest to the gradient of the loss, as measured after the epoch before.
 - A suffix names a y_hat that is not uniform: `-pre` a teacher's predictions
   (the paper's name), `-class` the frequencies of the classes.
 """
@@ -22,21 +25,24 @@ from tsla_jax import fields
 from tsla_jax.errors import InputError
 
 # Rules that find the drop epoch during training (`label_smoothing.schedules`).
-DROP_RULES = ('plateau',)
+DROP_RULES = ('plateau', 'variance', 'delta')
 
+# Fields of `smoothing` that say when theta comes to 0; at most one is set.
+_DROPS = ('drop_epoch', 'drop_rule', 'drop_step')
 # What the name of a method says.
 _IN_NAME = (
   'loss.name',
   'loss.strength',
-  'smoothing.drop_epoch',
-  'smoothing.drop_rule',
+  *(f'smoothing.{name}' for name in _DROPS),
   'smoothing.prior',
   'smoothing.schedule',
 )
 _SUFFIX = {'uniform': '', 'class': '-class', 'teacher': '-pre'}
 _ACCEPTED = (
-  "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'tsla,drop=plateau',"
-  " 'lsr_pre', 'tsla_pre' or 'tsla_pre,drop=EPOCH'"
+  "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'tsla,drop=NUMBERsteps',"
+  " 'tsla,drop=RULE' with one of the rules "
+  f"{', '.join(DROP_RULES)}, or 'best_theta'; with a teacher 'lsr_pre',"
+  " 'tsla_pre' or 'best_theta_pre'"
 )
 
 
@@ -101,14 +107,15 @@ def make_rows(
   Raises:
     InputError: names the row and what is wrong with it.
   """
-  if 'smoothing.drop_epoch' in given:
-    raise InputError(
-      '--config.smoothing.drop_epoch: the rows of a table have their own'
-    )
+  for name in _DROPS:
+    if f'smoothing.{name}' in given:
+      raise InputError(
+        f'--config.smoothing.{name}: the rows of a table have their own'
+      )
   configs: dict[str, ml_collections.ConfigDict] = {}
   for row in rows:
     one = config.copy_and_resolve_references()
-    one.smoothing.drop_epoch = None  # undoes the file's own method
+    one.smoothing.update(dict.fromkeys(_DROPS))  # undoes the file's own method
     if 'deterministic' not in given:
       one.deterministic = True
     try:
@@ -131,7 +138,30 @@ def make_rows(
     if name in configs:
       raise InputError(f"two rows are named '{name}'; give one another name")
     configs[name] = one
+  # What is measured is one for a table.
+  if 'analysis.gradient_variance_every' not in given and any(
+    reads_gradients(config) for config in configs.values()
+  ):
+    for config in configs.values():
+      config.analysis.gradient_variance_every = 1
   return configs
+
+
+def reads_gradients(config: Mapping[str, Any]) -> bool:
+  """Whether a method decides by what `gradient_variance` measured."""
+  smoothing = config['smoothing']
+  return (
+    smoothing['drop_rule'] in ('variance', 'delta')
+    or smoothing['schedule'] == 'best_theta'
+  )
+
+
+def keeps_theta(config: Mapping[str, Any]) -> bool:
+  """Whether theta is the same from the start to the end, as in LSR."""
+  smoothing = config['smoothing']
+  return smoothing['schedule'] == 'two_stage' and all(
+    smoothing[name] is None for name in _DROPS
+  )
 
 
 def apply_method(
@@ -148,28 +178,36 @@ def apply_method(
     ValueError: for anything else; names the accepted methods.
   """
   name, *options = method.split(',')
-  if name not in ('baseline', 'lsr', 'tsla', 'lsr_pre', 'tsla_pre'):
+  kind = name.removesuffix('_pre')
+  if kind not in ('baseline', 'lsr', 'tsla', 'best_theta') or (
+    name == 'baseline_pre'
+  ):
     raise ValueError(f"unknown method '{method}'; {_ACCEPTED}")
-  rule = None
+  drop: dict[str, Any] = {'drop_epoch': drop_epoch}
   if options:
     key, _, value = options[0].partition('=')
-    if not name.startswith('tsla') or key != 'drop' or len(options) > 1:
+    if kind != 'tsla' or key != 'drop' or len(options) > 1:
       raise ValueError(f"method '{method}' is not understood; {_ACCEPTED}")
+    number = value.removesuffix('steps')
     if value in DROP_RULES:
-      rule = value
-    elif value.isascii() and value.isdecimal():
-      drop_epoch = int(value)
+      drop = {'drop_rule': value}
+    elif number.isascii() and number.isdecimal():
+      field = 'drop_epoch' if number == value else 'drop_step'
+      drop = {field: int(number)}
     else:
       raise ValueError(
-        f"method '{method}': drop={value} is neither an epoch nor one of the"
-        f' rules {", ".join(DROP_RULES)}'
+        f"method '{method}': drop={value} is no epoch, as 40, no number of"
+        f' steps, as 450steps, and none of the rules {", ".join(DROP_RULES)}'
       )
   smoothing = config.smoothing
   if name == 'baseline':
     smoothing.theta = 0.0
-  if name.startswith('tsla'):
-    smoothing.drop_epoch = None if rule else drop_epoch
-    smoothing.drop_rule = rule
+  if kind == 'best_theta':
+    smoothing.schedule = kind
+  if kind == 'tsla':
+    smoothing.update(dict.fromkeys(_DROPS) | drop)
+  if reads_gradients(config):
+    config.analysis.gradient_variance_every = 1
   if name.endswith('_pre'):
     smoothing.prior = 'teacher'
 
@@ -184,11 +222,19 @@ def method_name(config: Mapping[str, Any]) -> str:
   """
   smoothing, loss = config['smoothing'], config['loss']
   suffix = _SUFFIX[smoothing['prior']]
-  drop = smoothing['drop_rule'] or smoothing['drop_epoch']
-  name = f'LSR{suffix}' if smoothing['theta'] else 'baseline'
+  drop, shape = smoothing['drop_rule'], smoothing['schedule']
+  if smoothing['drop_epoch'] is not None:
+    drop = smoothing['drop_epoch']
+  elif smoothing['drop_step'] is not None:
+    drop = f'{smoothing["drop_step"]} steps'
+  if shape != 'two_stage':
+    name = f'{shape}{suffix}'
+  elif drop is not None:
+    name = f'TSLA{suffix}'
+  else:
+    name = f'LSR{suffix}' if smoothing['theta'] else 'baseline'
   if drop is not None:
-    shape = smoothing['schedule']
-    name = f'{"TSLA" if shape == "two_stage" else shape}{suffix}({drop})'
+    name += f'({drop})'
   if loss['name'] != 'cross_entropy':
     name += f' + {loss["strength"]:g} {loss["name"].replace("_", " ")}'
   return name
@@ -248,7 +294,7 @@ def reference_rows(
     if theirs['theta'] == 0 and loss['name'] == 'cross_entropy':
       found.setdefault('baseline', name)
     elif (
-      theirs['drop_epoch'] is theirs['drop_rule'] is None
+      keeps_theta(other['config'])
       and theirs['theta'] == kept['theta'] != 0
       and loss == mine['config']['loss']
       and theirs['prior'] == kept['prior']

@@ -158,8 +158,11 @@ def test_methods_differ_in_smoothing_only(name):
     ('lsr,drop=4', 'is not understood'),
     ('tsla,dropp=4', 'is not understood'),
     ('tsla,drop=4,5', 'is not understood'),
-    ('tsla,drop=soon', 'drop=soon is neither an epoch nor one of'),
-    ('tsla,drop=-1', 'drop=-1 is neither an epoch nor one of'),
+    ('tsla,drop=soon', 'drop=soon is no epoch, as 40, no number of steps'),
+    ('tsla,drop=-1', 'drop=-1 is no epoch, as 40, no number of steps'),
+    ('tsla,drop=steps', 'drop=steps is no epoch'),
+    ('best_theta,drop=4', 'is not understood'),
+    ('baseline_pre', "unknown method 'baseline_pre'"),
   ],
 )
 def test_unknown_methods_are_refused(name, method, message):

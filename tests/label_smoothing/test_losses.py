@@ -1,5 +1,7 @@
 """The loss against float64 NumPy and torch."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import tsla_jax
 from tsla_jax import smooth_labels, smoothed_cross_entropy
 from tsla_jax.label_smoothing import losses
-from tsla_jax.training.state import Batch, Hparams
+from tsla_jax.training.state import Batch
 
 THETAS = (-0.2, 0.0, 0.1, 0.4, 1.0)
 BATCH, CLASSES = 32, 11
@@ -184,12 +186,18 @@ def make_batch(mixed=False):
   return logits, Batch(None, labels, prior, mix, partner)
 
 
+def make_hparams(strength):
+  """What a loss reads of them."""
+  values = {'theta': 0.2, 'strength': strength}
+  return types.SimpleNamespace(**jax.tree.map(jnp.float32, values))
+
+
 @pytest.mark.parametrize('mixed', [False, True])
 @pytest.mark.parametrize('strength', [0.0, 0.3, -0.2])
 def test_confidence_penalty(strength, mixed):
   """Cross-entropy on the batch's labels less an entropy, in float64."""
   logits, batch = make_batch(mixed)
-  hparams = Hparams(jnp.float32(0.2), jnp.float32(strength), {})
+  hparams = make_hparams(strength)
   apply = losses.CONFIDENCE_PENALTY.apply
 
   def total(logits):
@@ -218,7 +226,7 @@ def test_confidence_penalty(strength, mixed):
 
 def test_a_loss_of_strength_0_is_cross_entropy():
   logits, batch = make_batch()
-  hparams = Hparams(jnp.float32(0.2), jnp.float32(0.0), {})
+  hparams = make_hparams(0.0)
   results = [
     loss.apply(logits, batch, hparams, ())
     for loss in (losses.CROSS_ENTROPY, losses.CONFIDENCE_PENALTY)

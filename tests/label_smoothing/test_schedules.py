@@ -58,3 +58,34 @@ def test_second_stage_is_exactly_zero():
   for make in (schedules.two_stage, schedules.linear, schedules.cosine):
     assert not np.any(make(0.1, 7)(np.arange(7, 20)))
     assert np.all(make(0.1, 7)(np.arange(7)) > 0)
+
+
+@pytest.mark.parametrize(
+  ('best', 'patience', 'expected'),
+  [
+    # theta .4 is too large where twice the best strength is less.
+    ([0.5, 0.19, 0.19, 0.3, 0.1, 0.1, 0.1], 2, 3),
+    ([0.5, 0.19, 0.19, 0.3, 0.1, 0.1, 0.1], 3, 7),
+    ([0.5, 0.2, 0.2], 1, None),  # exactly twice: no error is added
+    ([0.0], 1, 1),
+  ],
+)
+def test_variance(best, patience, expected):
+  metrics = [{'theta': 0.4, 'train_best_theta': value} for value in best]
+  assert schedules.variance(metrics, patience) == expected
+  if expected is not None:
+    later = [*metrics[:expected], {'theta': 0.0, 'train_best_theta': 0.0}] * 2
+    assert schedules.variance(later, patience) == expected
+
+
+@pytest.mark.parametrize(
+  ('values', 'patience', 'expected'),
+  [
+    ([2.0, 0.4, 1.1, 0.9, 1.1, 1.2], 2, 6),
+    ([1.0, 1.0], 1, None),
+    ([float('nan'), 1.5], 1, 2),
+  ],
+)
+def test_delta(values, patience, expected):
+  metrics = [{'train_delta': value} for value in values]
+  assert schedules.delta(metrics, patience) == expected

@@ -63,7 +63,13 @@ def test_a_rule_decides_by_the_metrics_so_far():
 
   def progress(epochs, of):
     keys = [of.key(epoch) for epoch in range(epochs)]
-    return Progress(of.identity, 0, keys, metrics=metrics[:epochs])
+    return Progress(
+      of.identity,
+      0,
+      keys,
+      step=epochs * of.steps_per_epoch,
+      metrics=metrics[:epochs],
+    )
 
   assert found.shares(progress(3, lsr)) and found.shares(progress(5, fixed))
   assert not found.shares(progress(5, lsr))

@@ -85,8 +85,8 @@ class GradientVariance:
       The strength; 0 if `g` and `gh` are always equal.
     """
     a, b, c = self._of_batch(batch_size)
-    between = a + b - 2 * c
-    return float(np.clip((a - c) / between, 0, 1)) if between > 0 else 0.0
+    between = a + b - 2 * c  # E ||gh - g||^2
+    return 0.0 if between <= 0 else float(np.clip((a - c) / between, 0, 1))
 
   def error(self, theta: float, batch_size: int = 1) -> float:
     """Return the mean squared error of a smoothed minibatch gradient.
@@ -101,6 +101,27 @@ class GradientVariance:
     a, b, c = self._of_batch(batch_size)
     rest = 1 - theta
     return rest**2 * a + theta**2 * b + 2 * theta * rest * c
+
+  @classmethod
+  def unknown(cls) -> 'GradientVariance':
+    """Return moments that are NaN, of gradients that are not finite."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{**dict.fromkeys(names, np.nan), 'count': 0})
+
+  def metrics(self, batch_size: int) -> dict[str, float]:
+    """Return the moments and what follows from them, by name.
+
+    Args:
+      batch_size: of 'delta_batch' and 'best_theta'.
+    """
+    moments = dataclasses.asdict(self)
+    del moments['count']
+    return {
+      'delta': self.delta(),
+      'delta_batch': self.delta_at(batch_size),
+      'best_theta': self.best_theta(batch_size),
+      **moments,
+    }
 
   def _of_batch(self, batch_size: int) -> tuple[float, float, float]:
     if batch_size < 1:

@@ -1,11 +1,12 @@
 """theta(t): the smoothing strength over training, in the optax convention.
 
-Each function but `plateau` returns a schedule: a function from a step (an
-integer or an array, counted from 0, may be traced) to float32 values. `plateau`
-is a rule that finds the drop from what was measured.
+`constant`, `two_stage`, `linear` and `cosine` return a schedule: a function
+from a step (an integer or an array, counted from 0, may be traced) to float32
+values. `plateau`, `variance` and `delta` are rules that find the drop from what
+was measured after each epoch. They extend the paper, which tunes the drop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import optax
@@ -51,8 +52,8 @@ def plateau(
 
   What is left to learn from smoothed labels is the loss less their entropy,
   `KL(y_LS || p)`. Training has stalled when that has not fallen below
-  `1 - tolerance` times its least value for `patience` epochs running. An
-  extension: section 4.2 of the paper motivates it, and gives no rule.
+  `1 - tolerance` times its least value for `patience` epochs running. Section
+  4.2 of the paper motivates this rule.
 
   Args:
     metrics: of each epoch so far 'train_loss' and 'train_entropy_floor'.
@@ -62,12 +63,56 @@ def plateau(
   Returns:
     The epoch, counted from 0; None if training has not stalled yet.
   """
-  least, waited = float('inf'), 0
-  for epoch, line in enumerate(metrics):
+  least, stalled = float('inf'), []
+  for line in metrics:
     left = line['train_loss'] - line['train_entropy_floor']
-    waited = 0 if left < (1 - tolerance) * least else waited + 1
+    stalled.append(not left < (1 - tolerance) * least)
     least = min(least, left)
-    if waited >= patience:
+  return _first_after(stalled, patience)
+
+
+def variance(
+  metrics: Sequence[Mapping[str, float]], patience: int
+) -> int | None:
+  """Finds the epoch from which to drop theta: smoothing adds error before it.
+
+  The smoothed gradient of a minibatch is further from the gradient of the
+  one-hot loss than the one-hot gradient is if theta is above twice the best
+  strength (`gradient_variance.GradientVariance.best_theta`).
+
+  Args:
+    metrics: of each epoch so far 'theta', and 'train_best_theta' for the batch
+      size of training.
+    patience: epochs running that this must hold.
+
+  Returns:
+    The epoch, counted from 0; None if it has not held so long yet.
+  """
+  above = (line['theta'] > 2 * line['train_best_theta'] for line in metrics)
+  return _first_after(above, patience)
+
+
+def delta(metrics: Sequence[Mapping[str, float]], patience: int) -> int | None:
+  """Finds the epoch from which to drop theta: delta is above 1 before it.
+
+  Theorems 3 and 4 of the paper promise a gain for delta below 1 (equation 4).
+
+  Args:
+    metrics: of each epoch so far 'train_delta'.
+    patience: epochs running that this must hold.
+
+  Returns:
+    The epoch, counted from 0; None if it has not held so long yet.
+  """
+  return _first_after((line['train_delta'] > 1 for line in metrics), patience)
+
+
+def _first_after(conditions: Iterable[bool], patience: int) -> int | None:
+  """Returns the epoch after the first `patience` that are true in a row."""
+  running = 0
+  for epoch, holds in enumerate(conditions):
+    running = running + 1 if holds else 0
+    if running >= patience:
       return epoch + 1
   return None
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.logit_gradients import Suppression
+from tsla_jax.methods import keeps_theta
 from tsla_jax.report import figures, metrics
 from tsla_jax.report.explanation_tables import measured
 from tsla_jax.report.figures import (
@@ -403,8 +404,7 @@ def group_by_method(
   baseline = runs[runs['row'] == first]
   methods: dict[str, pd.DataFrame] = {}
   for row, label in labels.items():
-    smoothing = results.configs[row]['config']['smoothing']
-    kept = smoothing['drop_epoch'] is smoothing['drop_rule'] is None
+    kept = keeps_theta(results.configs[row]['config'])
     models = methods.get(label, baseline if kept else runs.iloc[:0])
     methods[label] = pd.concat([models, runs[runs['row'] == row]])
   return baseline, methods

@@ -26,14 +26,14 @@ BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'
 
 
 def curves_png(
-  metrics: Sequence[Mapping[str, Any]], title: str, drop_epoch: int | None
+  metrics: Sequence[Mapping[str, Any]], title: str, drop: float | None
 ) -> bytes:
   """Draw losses, accuracy and schedules of a run.
 
   Args:
     metrics: the lines of `metrics.jsonl`.
     title: of the figure.
-    drop_epoch: the first epoch on one-hot labels; None without a drop.
+    drop: after how many epochs theta comes to 0; None if it does not.
 
   Returns:
     A PNG.
@@ -48,13 +48,13 @@ def curves_png(
     panels, (draw_losses, draw_accuracy, draw_schedules), strict=True
   ):
     draw(axes, frame)
-    if drop_epoch is not None:
+    if drop:
       # Between the last smoothed epoch and the first one on one-hot labels.
-      axes.axvline(drop_epoch + 0.5, color=GREY, linewidth=1, linestyle='--')
+      axes.axvline(drop + 0.5, color=GREY, linewidth=1, linestyle='--')
       axes.text(
-        drop_epoch + 0.5,
+        drop + 0.5,
         1.01,
-        f'drop after {drop_epoch}',
+        f'drop after {drop:.4g}',
         color=GREY,
         transform=axes.get_xaxis_transform(),
         fontsize=8,

@@ -239,7 +239,7 @@ def drop_epoch(
     smoothing: fields of the config.
     theta: of each epoch so far; tells when a rule on the metrics has fired.
   """
-  if smoothing['drop_rule'] is None:
+  if smoothing['drop_rule'] is smoothing['drop_step'] is None:
     return smoothing['drop_epoch']
   smoothed = np.asarray(theta) != 0
   dropped = np.flatnonzero(smoothed[:-1] & ~smoothed[1:])

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from tsla_jax import fields
+from tsla_jax import fields, methods
 from tsla_jax.data import features, sources
 from tsla_jax.data.augment import Augmentation
 from tsla_jax.data.dataset import Dataset, add_label_noise
@@ -25,8 +25,8 @@ _SCHEDULES = {
   'two_stage': schedules.two_stage,
   'linear': schedules.linear,
   'cosine': schedules.cosine,
+  'best_theta': schedules.two_stage,  # of the first epoch; see `measured_theta`
 }
-_DROP_RULES = {'plateau': schedules.plateau}
 LOSSES = {
   'cross_entropy': losses.CROSS_ENTROPY,
   'confidence_penalty': losses.CONFIDENCE_PENALTY,
@@ -74,7 +74,8 @@ _ACCEPTED: dict[str, Accepted] = {
   'eval_batch_size': _or_none(*_at_least(1)),
   'smoothing.theta': (np.isfinite, 'a finite number'),
   'smoothing.schedule': _one_of(*_SCHEDULES),
-  'smoothing.drop_rule': _one_of(None, *_DROP_RULES),
+  'smoothing.drop_rule': _one_of(None, *methods.DROP_RULES),
+  'smoothing.drop_step': _or_none(*_at_least(0)),
   'smoothing.patience': _at_least(1),
   'smoothing.tolerance': _below(0, 1),
   'smoothing.prior': _one_of(*priors.KINDS),
@@ -146,7 +147,10 @@ def _conditions(
 ) -> Iterator[tuple[str, Any, str]]:
   """Yields what depends on several fields: one of them, if valid, what is."""
   smoothing, last = config.smoothing, config.num_epochs - 1
-  drop, rule = smoothing.drop_epoch, smoothing.drop_rule
+  drop, rule, step = (
+    smoothing[name] for name in ('drop_epoch', 'drop_rule', 'drop_step')
+  )
+  has_drop = not drop is rule is step is None
   yield (
     'smoothing.drop_epoch',
     drop is None or 1 <= drop <= last,
@@ -156,24 +160,48 @@ def _conditions(
   )
   yield (
     'smoothing.drop_epoch',
-    drop is not None or smoothing.schedule == 'two_stage',
+    not (drop is step is None)
+    or smoothing.schedule in ('two_stage', 'best_theta'),
     f"an epoch, at which a '{smoothing.schedule}' schedule reaches 0",
   )
   yield (
     'smoothing.drop_rule',
-    rule is None or drop is None,
-    'None beside smoothing.drop_epoch; give one of the two',
+    rule is None or drop is step is None,
+    'None beside smoothing.drop_epoch or drop_step; give one of them',
+  )
+  yield (
+    'smoothing.drop_step',
+    step is None or drop is None,
+    'None beside smoothing.drop_epoch; give :tsla,drop=NUMBERsteps',
+  )
+  adapts = smoothing.schedule == 'best_theta'
+  yield (
+    'smoothing.drop_rule',
+    rule is None or not adapts,
+    "None beside smoothing.schedule 'best_theta'; give one of the two",
   )
   yield (
     'smoothing.theta',
-    rule is None or 0 < smoothing.theta <= 1,
-    'above 0, at most 1, with smoothing.drop_rule',
+    not (rule or adapts) or 0 < smoothing.theta <= 1,
+    "above 0, at most 1, with smoothing.drop_rule or schedule 'best_theta'",
   )
   yield (
-    'optimizer.second_stage_factor',
-    config.optimizer.second_stage_factor == 1 or drop or rule,
-    '1 where there is no second stage (smoothing.drop_epoch is None)',
+    'analysis.gradient_variance_every',
+    config.analysis.gradient_variance_every == 1
+    or not methods.reads_gradients(config),
+    f"1 with the method '{methods.method_name(config)}', which reads it after"
+    ' every epoch',
   )
+  for field, valid in (
+    ('second_stage_factor', config.optimizer.second_stage_factor == 1),
+    ('reset_at_drop', not config.optimizer.reset_at_drop),
+  ):
+    yield (
+      f'optimizer.{field}',
+      valid or has_drop,
+      'left as it is where there is no second stage (smoothing.drop_epoch,'
+      ' drop_rule and drop_step are None)',
+    )
   yield (
     'loss.strength',
     config.loss.strength == 0 or config.loss.name != 'cross_entropy',
@@ -285,21 +313,51 @@ def augmentation(
   )
 
 
-def drop_epoch(
+def drop_step(
   config: ml_collections.ConfigDict,
+  steps_per_epoch: int,
   metrics: Sequence[Mapping[str, Any]] = (),
 ) -> int | None:
-  """Returns the first epoch on one-hot labels; None if none is known.
+  """Returns T_1, the first step on one-hot labels; None if none is known.
 
   Args:
     config: resolved.
+    steps_per_epoch: training steps in an epoch.
     metrics: of the epochs so far, which a drop rule decides by.
   """
   smoothing = config.smoothing
-  if smoothing.drop_rule is None:
-    return smoothing.drop_epoch
-  rule = _DROP_RULES[smoothing.drop_rule]
-  return rule(metrics, smoothing.patience, smoothing.tolerance)
+  if smoothing.drop_step is not None:
+    return smoothing.drop_step
+  epoch = smoothing.drop_epoch
+  match smoothing.drop_rule:
+    case 'plateau':
+      epoch = schedules.plateau(
+        metrics, smoothing.patience, smoothing.tolerance
+      )
+    case 'variance':
+      epoch = schedules.variance(metrics, smoothing.patience)
+    case 'delta':
+      epoch = schedules.delta(metrics, smoothing.patience)
+  return None if epoch is None else epoch * steps_per_epoch
+
+
+def measured_theta(
+  config: ml_collections.ConfigDict,
+  epoch: int,
+  metrics: Sequence[Mapping[str, Any]],
+) -> float | None:
+  """Returns the theta of an epoch if what was measured before it decides that.
+
+  Args:
+    config: resolved.
+    epoch: counted from 0.
+    metrics: of the epochs before it. NaN without them: not known yet.
+  """
+  if config.smoothing.schedule != 'best_theta' or not epoch:
+    return None
+  if len(metrics) < epoch:
+    return float('nan')
+  return metrics[epoch - 1]['train_best_theta']
 
 
 def hparams_table(
@@ -310,12 +368,17 @@ def hparams_table(
   TSLA(s) smooths epochs 0 to s-1 and trains on one-hot labels from epoch s;
   theta and learning rates change at epoch boundaries.
 
+  Args:
+    config: resolved.
+    steps_per_epoch: training steps in an epoch.
+    drop: from `drop_step`.
+
   Returns:
     Float32 arrays `[num_epochs, steps_per_epoch]`.
   """
   options, epochs = config.optimizer, config.num_epochs
   # LSR is the TSLA whose drop never comes.
-  end = (epochs if drop is None else drop) * steps_per_epoch
+  end = epochs * steps_per_epoch if drop is None else drop
   theta = _SCHEDULES[config.smoothing.schedule](config.smoothing.theta, end)
   # eta_2 in place of eta_1, as Algorithm 2 allows.
   second = {} if drop is None else {end: options.second_stage_factor}
@@ -333,8 +396,18 @@ def hparams_table(
     return np.concatenate(blocks)[:count].reshape(epochs, steps_per_epoch)
 
   factor = rows(optax.piecewise_constant_schedule(1.0, second))
+
+  def reset(step: np.ndarray) -> np.ndarray:
+    return (step == drop) & options.reset_at_drop
+
+  def keep(step: np.ndarray) -> np.ndarray:
+    start = np.where(step < end, 0, end)
+    return 1 / (step - start + 1)
+
   return Hparams(
     theta=rows(theta),
+    reset=rows(reset),
+    keep=rows(keep),
     strength=rows(optax.constant_schedule(config.loss.strength)),
     learning_rate={
       group: factor * rows(optax.piecewise_constant_schedule(rate, drops))

@@ -211,6 +211,7 @@ def compile_programs(
   loss: Loss,
   augmentation: Augmentation,
   input_shape: tuple[int, ...],
+  sample_iterate: bool,
   topology: Topology,
 ) -> Programs:
   """Makes the compiled functions, once in a process for equal arguments.
@@ -224,6 +225,7 @@ def compile_programs(
     loss: which one.
     augmentation: of training inputs, and the normalisation of all.
     input_shape: of an example.
+    sample_iterate: see `step.init_state`.
     topology: which devices train which run.
 
   Returns:
@@ -237,6 +239,7 @@ def compile_programs(
     model=model,
     optimizer=transform,
     loss=loss,
+    sample_iterate=sample_iterate,
   )
   train_step = functools.partial(
     step.resident_train_step,

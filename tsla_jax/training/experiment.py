@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from tsla_jax.analysis.calibration import calibration_error
-from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
 from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
+from tsla_jax.training import analyses, devices
 from tsla_jax.training import config as config_lib
-from tsla_jax.training import devices
 from tsla_jax.training.priors import pad_rows
 from tsla_jax.training.state import (
   EpochInputs,
@@ -210,24 +209,41 @@ class Experiment:
       for run in self.scores(state, theta, prior, self.test, _MEANS)
     ]
 
-  def collapse(
-    self, state: TrainState, prior: Prior
-  ) -> list[NeuralCollapse | None]:
-    """Measures neural collapse of the training set, shown as in evaluation.
+  def explain(
+    self,
+    state: TrainState,
+    prior: Prior,
+    runs: Sequence[Any],
+    names: Sequence[str],
+  ) -> list[analyses.Explanation]:
+    """Measures the training set, shown as in evaluation.
+
+    Args:
+      state: on the devices.
+      prior: of the training examples, on the devices.
+      runs: see `plan.Run`.
+      names: of `analyses.ANALYSES`.
 
     Returns:
-      A measurement a run; None where features are not finite.
+      What was measured of each run.
     """
     zeros = [0.0] * self.topology.num_runs
-    found = self.scores(state, zeros, prior, self.train, ('features',))
+    shown = ('features', 'logits')
+    found = self.scores(state, zeros, prior, self.train, shown)
     heads = self.topology.fetch(state.params['head'])
     return [
-      neural_collapse(
-        run['features'], self.train.labels, head['kernel'].T, head['bias']
+      analyses.explain(
+        analyses.Outputs(
+          **scores,
+          labels=self.train.labels,
+          weights=head['kernel'].T,
+          bias=head['bias'],
+          prior=run.prior,
+          batch_size=self.batch_size,
+        ),
+        names,
       )
-      if np.isfinite(run['features']).all()
-      else None
-      for run, head in zip(found, heads, strict=True)
+      for scores, head, run in zip(found, heads, runs, strict=True)
     ]
 
 
@@ -283,6 +299,7 @@ def make_experiment(
       config_lib.LOSSES[config.loss.name],
       augmentation,
       augmentation.input_shape(dataset.train.inputs.shape[1:]),
+      config.optimizer.sample_iterate,
       topology,
     ),
     batch_size=config.batch_size,

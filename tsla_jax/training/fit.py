@@ -121,6 +121,8 @@ class Segment:
       f'{label} {epoch + 1}/{self.config.num_epochs}', refresh=False
     )
     self.started, self.steps_here = time.monotonic(), steps - first
+    # The runs are of one row: a drop within an epoch is the same for all.
+    drop = self.courses[0].run.drop_step(self.courses[0].progress.metrics)
     for course in self.active.values():
       past = course.progress
       key = course.run.key(epoch, past.metrics)
@@ -139,12 +141,13 @@ class Segment:
       first += 1
       self.bar.advance(count / steps)
       leave = bool(self.signals)
-      pause = first < steps and (leave or self._is_due())
+      dropped = epoch * steps + first == drop
+      pause = first < steps and (leave or dropped or self._is_due())
       if pause or first == steps:
         totals = sums.totals()
         for i, course in self.active.items():
           step = epoch * steps + first
-          course.update(step=step, first=first, sums=totals[i])
+          course.update(step=step, first=first, sums=totals[i], kept=dropped)
       for i, step in sums.diverged.items():
         self._end(i, f'the training loss is not finite at step {step}')
       if not self.active:
@@ -170,17 +173,20 @@ class Segment:
       lines[i] |= {f'test_{name}': value for name, value in test.items()}
       if not np.isfinite(test['onehot_loss']):
         self._end(i, f'the test loss is not finite after epoch {epoch + 1}')
-    every = self.config.analysis.neural_collapse_every
     # After the first epoch too: curves have a start, and no later epoch
     # compiles anything.
-    if every and self.active and (epoch == 0 or (epoch + 1) % every == 0):
-      found = self.experiment.collapse(state, prior)
+    due = [
+      name
+      for name, every in self.config.analysis.items()
+      if every and (epoch == 0 or (epoch + 1) % every == 0)
+    ]
+    if due and self.active:
+      found = self._explain(state, prior, due)
       for i, course in self.active.items():
-        metrics = {} if found[i] is None else found[i].metrics()
-        lines[i] |= {f'train_{name}': v for name, v in metrics.items()}
-        if epoch == 0 and found[i] is not None and found[i].remarks:
-          remarks = '; '.join(found[i].remarks)
-          say(f'{course.run.title}: neural collapse: {remarks}.')
+        metrics, remarks = found[i]
+        lines[i] |= metrics
+        if epoch == 0 and remarks:
+          say(f'{course.run.title}: {"; ".join(remarks)}.')
     rate = self.steps_here * self.config.batch_size / (trained - self.started)
     timing = {
       'epoch': epoch,
@@ -214,6 +220,16 @@ class Segment:
       self._save(state, hosts)
     if leave and epoch + 1 < self.config.num_epochs:
       self._leave()
+
+  def _explain(
+    self, state: TrainState, prior: Prior, names: Sequence[str]
+  ) -> list[tuple[dict[str, float], list[str]]]:
+    """Measures the training set of each run; names as `metrics.jsonl` has."""
+    runs = [course.run for course in self.filled]
+    return [
+      ({f'train_{name}': value for name, value in metrics.items()}, remarks)
+      for metrics, remarks in self.experiment.explain(state, prior, runs, names)
+    ]
 
   def _training_line(self, course: Course) -> dict[str, Any]:
     """Returns the training part of an epoch's line in `metrics.jsonl`."""
@@ -297,17 +313,21 @@ class Segment:
     names = ('logits', 'features')
     scores = experiment.scores(state, zeros, test_prior, experiment.test, names)
     heads = self.topology.fetch(state.params['head'])
-    collapse: Sequence[Any] = [None] * len(self.filled)
-    # A line of metrics must not depend on which epoch is the last: it has the
-    # collapse only where that was due, the summary has it always.
-    if self.config.analysis.neural_collapse_every:
-      collapse = experiment.collapse(state, prior)
+    # A line of metrics must not depend on which epoch is the last: it has an
+    # analysis only where that was due, the summary has it always.
+    names = [name for name, every in self.config.analysis.items() if every]
+    found = [({}, [])] * len(self.filled)
+    if names:
+      found = self._explain(state, prior, names)
+    sampled = self._evaluate_sampled(state, test_prior)
     for i, course in self.active.items():
       run, lines = course.run, course.run.directory.lines()
       last, best = lines[-1], lines[course.progress.best_epoch]
-      measured = {} if collapse[i] is None else collapse[i].metrics()
       predictions = to_predictions('test', scores[i], heads[i], run.dataset)
-      curves = figures.curves_png(lines, run.description, run.switch(lines))
+      drop = run.drop_step(lines)
+      curves = figures.curves_png(
+        lines, run.description, drop and drop / run.steps_per_epoch
+      )
       run.directory.clear_results()
       self.store.export(run)
       run.directory.finish(
@@ -317,7 +337,8 @@ class Segment:
           'num_epochs': run.config.num_epochs,
           'best_epoch': best['epoch'],
           'best': best,
-          'last': last | {f'train_{k}': v for k, v in measured.items()},
+          'last': last | found[i][0],
+          **sampled[i],
         },
       )
       if run.row is not None:
@@ -326,6 +347,28 @@ class Segment:
           f' epoch, {best["test_top1"]:.2%} at best'
         )
     self.store.prune()
+
+  def _evaluate_sampled(
+    self, state: TrainState, test_prior: Prior
+  ) -> list[dict[str, Any]]:
+    """Evaluates the sampled iterate of each run, if there is one."""
+    zeros = [0.0] * len(self.filled)
+    if not state.sampled:
+      return [{} for _ in zeros]
+    steps = [int(step) for step in self.topology.fetch(state.sampled['step'])]
+    state = state.replace(
+      params=state.sampled['params'], batch_stats=state.sampled['batch_stats']
+    )
+    tests = self.experiment.evaluate(state, zeros, test_prior)
+    return [
+      {
+        'sampled': {
+          'step': step,
+          **{f'test_{name}': value for name, value in test.items()},
+        }
+      }
+      for step, test in zip(steps, tests, strict=True)
+    ]
 
   def _diverge(self, course: Course) -> None:
     """Marks a run that diverged; its last good state is kept."""

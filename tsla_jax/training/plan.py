@@ -21,12 +21,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from tsla_jax import fields
+from tsla_jax import fields, methods
 from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
 from tsla_jax.io import digest_text
-from tsla_jax.methods import method_name
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, TableDir, slug
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, priors
@@ -102,10 +101,10 @@ class Run:
   @property
   def description(self) -> str:
     """Describes the run in a line."""
+    config = self.config
     return (
-      f'{method_name(self.config)}, theta {self.config.smoothing.theta:g},'
-      f' {self.config.model.name} on {self.data["name"]}, seed'
-      f' {self.config.seed}'
+      f'{methods.method_name(config)}, theta {config.smoothing.theta:g},'
+      f' {config.model.name} on {self.data["name"]}, seed {config.seed}'
     )
 
   @property
@@ -120,15 +119,24 @@ class Run:
     status = self.directory.status(self.config.num_epochs)
     return status in (FINISHED, DIVERGED)
 
-  def switch(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
-    """Returns the first epoch on one-hot labels, if it is known and trained.
+  @property
+  def num_steps(self) -> int:
+    """Training steps in all."""
+    return self.config.num_epochs * self.steps_per_epoch
+
+  def drop_step(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns the first step on one-hot labels, if it is known and trained.
 
     Args:
       metrics: of the epochs so far, which a drop rule decides by.
     """
-    drop = config_lib.drop_epoch(self.config, metrics)
-    # A rule may fire after the last epoch.
-    return None if drop == self.config.num_epochs else drop
+    drop = config_lib.drop_step(self.config, self.steps_per_epoch, metrics)
+    # T_2 may be 0, and a rule may fire after the last epoch. Without data the
+    # steps of an epoch are not known.
+    counted = self.config.smoothing.drop_step is not None
+    if drop is None or drop >= self.num_steps:
+      return None
+    return None if counted and self.dataset is None else drop
 
   def hparams(
     self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()
@@ -137,17 +145,38 @@ class Run:
 
     Args:
       epoch: counted from 0.
-      metrics: of the epochs before it, at least, if a rule decides the drop.
+      metrics: of the epochs before it, at least, if they decide theta.
     """
-    table = self._table(self.switch(metrics[:epoch]))
-    return jax.tree.map(lambda values: values[epoch], table)
+    past = metrics[:epoch]
+    return self._hparams(
+      epoch,
+      self.drop_step(past),
+      config_lib.measured_theta(self.config, epoch, past),
+    )
+
+  def _hparams(
+    self, epoch: int, drop: int | None, measured: float | None
+  ) -> Hparams:
+    table = self._table(drop)
+    hparams = jax.tree.map(lambda values: values[epoch], table)
+    if measured is None:
+      return hparams
+    theta = np.where(hparams.theta, np.float32(measured), np.float32(0))
+    return hparams.replace(theta=theta)
 
   def key(self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
     """Returns a digest of what an epoch depends on beside its first state."""
-    return self._key(epoch, self.switch(metrics[:epoch]))
+    past = metrics[:epoch]
+    return self._key(
+      epoch,
+      self.drop_step(past),
+      config_lib.measured_theta(self.config, epoch, past),
+    )
 
-  def _make_key(self, epoch: int, drop: int | None) -> str:
-    hparams = jax.tree.map(lambda values: values[epoch], self._table(drop))
+  def _make_key(
+    self, epoch: int, drop: int | None, measured: float | None
+  ) -> str:
+    hparams = self._hparams(epoch, drop, measured)
     digest = hashlib.sha256()
     for values in jax.tree.leaves(hparams):
       digest.update(values.tobytes())
@@ -158,7 +187,8 @@ class Run:
   def path(self) -> list[str]:
     """Returns the run's states after each epoch, if no drop rule ever fires.
 
-    States are equal where these digests of all that led to them are.
+    States are equal where these digests of all that led to them are. A theta
+    that is measured while training is taken to be another run's never.
     """
     keys = [self.key(epoch) for epoch in range(self.config.num_epochs)]
     past = itertools.accumulate(
@@ -171,10 +201,17 @@ class Run:
     return (
       progress.identity == self.identity
       and len(progress.keys) <= self.config.num_epochs
+      and self._can_decide(progress.metrics)
       and all(
         self.key(epoch, progress.metrics) == key
         for epoch, key in enumerate(progress.keys)
       )
+    )
+
+  def _can_decide(self, metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what the method decides by was measured."""
+    return not methods.reads_gradients(self.config) or all(
+      'train_best_theta' in line for line in metrics
     )
 
   def leaves(self, progress: Progress, next_key: str | None) -> bool:
@@ -186,12 +223,15 @@ class Run:
 
   def is_switch(self, progress: Progress) -> bool:
     """Whether theta comes to 0 or a learning rate drops after a state."""
-    epoch, metrics = progress.epoch, progress.metrics
-    inside = 0 < epoch < self.config.num_epochs and not progress.first
-    if not inside:
+    if not 0 < progress.step < self.num_steps:
       return False
-    before = jax.tree.map(lambda v: v[-1], self.hparams(epoch - 1, metrics))
-    after = jax.tree.map(lambda v: v[0], self.hparams(epoch, metrics))
+
+    def at(step: int) -> Hparams:
+      epoch, row = divmod(step, self.steps_per_epoch)
+      hparams = self.hparams(epoch, progress.metrics)
+      return jax.tree.map(lambda values: values[row], hparams)
+
+    before, after = at(progress.step - 1), at(progress.step)
     rates = (h.learning_rate.values() for h in (before, after))
     return bool(before.theta and not after.theta) or any(
       new < old for old, new in zip(*rates, strict=True)
@@ -311,8 +351,11 @@ def describe_plan(
     line = f'  {row:<{width}}  {count:>4} epoch{_plural(count)}'
     if parent is not None:
       line += f', leaves {names[parent]} after {shared}'
-    if table.configs[row].smoothing.drop_rule is not None:
+    smoothing = table.configs[row].smoothing
+    if smoothing.drop_rule is not None:
       line += ', more where its drop rule fires before'
+    elif smoothing.drop_step is not None and not runs:
+      line += f', more from step {smoothing.drop_step} on'
     lines.append(line)
     trained += count
   count = len(table.seeds)

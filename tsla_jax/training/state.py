@@ -15,6 +15,9 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: float32 running statistics of batch norm, if there are any.
     opt_state: of the optimizer.
     loss_state: of the loss; `()` for one that learns nothing itself.
+    sampled: w_R of Algorithms 1 and 2, an iterate drawn uniformly from those
+      of the stage so far, as 'params', 'batch_stats' and 'step'; `()` if it is
+      not asked for.
     key: the root of augmentation; constant over the run.
   """
 
@@ -23,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: Any
   loss_state: Any
+  sampled: Any
   key: jax.Array
 
 
@@ -36,11 +40,16 @@ class Hparams(flax.struct.PyTreeNode):
     theta: float32, the smoothing strength.
     strength: float32, of what a loss adds to the cross-entropy.
     learning_rate: float32 by parameter group.
+    reset: float32, 1 to start the optimizer anew before the step, else 0.
+    keep: float32, the chance that the parameters before the step become the
+      sampled iterate: 1 / t in step t of a stage, counted from 1.
   """
 
   theta: jax.Array
   strength: jax.Array
   learning_rate: dict[str, jax.Array]
+  reset: jax.Array
+  keep: jax.Array
 
 
 class Prior(flax.struct.PyTreeNode):

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tsla_jax.data import augment
@@ -28,6 +29,7 @@ def init_state(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   loss: losses.Loss,
+  sample_iterate: bool,
 ) -> TrainState:
   """Draws the initial state of a run.
 
@@ -37,6 +39,7 @@ def init_state(
     model: returns logits and features.
     optimizer: without learning rate.
     loss: which one.
+    sample_iterate: whether to keep w_R.
 
   Returns:
     The state at step 0.
@@ -44,13 +47,44 @@ def init_state(
   init_key, augment_key = jax.random.split(key)
   inputs = jnp.zeros((1, *input_shape))
   (logits, _), variables = model.init_with_output(init_key, inputs, train=False)
-  return TrainState(
+  state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
     opt_state=optimizer.init(variables['params']),
     loss_state=loss.init(logits.shape[-1]),
+    sampled=(),
     key=augment_key,
+  )
+  return state.replace(sampled=_iterate(state)) if sample_iterate else state
+
+
+def _iterate(state: TrainState) -> dict[str, Any]:
+  """Returns what `TrainState.sampled` keeps of a state."""
+  return {
+    'params': state.params,
+    'batch_stats': state.batch_stats,
+    'step': state.step,
+  }
+
+
+def _sample_iterate(state: TrainState, keep: jax.Array) -> Any:
+  """Takes the state's iterate in place of the sampled one by chance `keep`.
+
+  This is reservoir sampling: with chances 1, 1/2, 1/3, ... every iterate is as
+  likely to be the one that is left.
+  """
+  # Augmentation folds in the epoch first, and no epoch has this number.
+  key = jax.random.fold_in(
+    jax.random.fold_in(state.key, np.uint32(2**32 - 1)), state.step
+  )
+  taken = jax.random.uniform(key) < keep
+  return _where(taken, _iterate(state), state.sampled)
+
+
+def _where(condition: jax.Array, first: Any, second: Any) -> Any:
+  return jax.tree.map(
+    lambda one, other: jnp.where(condition, one, other), first, second
   )
 
 
@@ -101,9 +135,15 @@ def train_step(
   grads, (sums, logits, batch_stats, loss_state) = jax.grad(
     loss_fn, has_aux=True
   )(state.params)
-  updates, opt_state = optimizer.update(
-    mean_over_run(grads), state.opt_state, state.params
+  opt_state = _where(
+    hparams.reset > 0, optimizer.init(state.params), state.opt_state
   )
+  updates, opt_state = optimizer.update(
+    mean_over_run(grads), opt_state, state.params
+  )
+  sampled = state.sampled
+  if sampled:  # a part of the state only if it is asked for
+    sampled = _sample_iterate(state, hparams.keep)
   onehot, _, _ = losses.CROSS_ENTROPY.apply(
     logits, batch, hparams.replace(theta=jnp.float32(0)), ()
   )
@@ -120,6 +160,7 @@ def train_step(
     batch_stats=batch_stats,
     opt_state=opt_state,
     loss_state=mean_over_run(loss_state),
+    sampled=sampled,
   )
   return state, metrics
 

@@ -102,7 +102,11 @@ class Store:
     if pending is None:
       return
     try:
-      self.checkpoints += pending.result()
+      written = pending.result()
+      paths = [c.path for c in written]
+      # A state that is trained again may be measured in another way.
+      others = [c for c in self.checkpoints if c.path not in paths]
+      self.checkpoints = others + written
     # Orbax and TensorStore raise errors of many kinds and of hundreds of lines.
     except Exception as error:
       reason = ' '.join(str(error).split())[:200]
@@ -133,9 +137,8 @@ class Store:
     if newest is None:
       return None
     parts = {name: (newest, name) for name in ('last', 'best')}
-    drop = run.switch(newest.progress.metrics)
-    step = drop and drop * run.steps_per_epoch
-    switches = [(self.newest(run, step), 'last')] if drop else []
+    drop = run.drop_step(newest.progress.metrics)
+    switches = [(self.newest(run, drop), 'last')] if drop else []
     # If the run was asked for more epochs, or a store without the state.
     switches += [(c, 'switch') for c in self.checkpoints if c.path == target]
     for source, name in switches:

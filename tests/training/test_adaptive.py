@@ -1,0 +1,391 @@
+"""Algorithms 1 and 2 to the step, and theta that measurements decide."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.helpers import (
+  EVERY_EPOCH,
+  SEEDS,
+  check_equal,
+  folder,
+  killed,
+  make_config,
+  make_dataset,
+  make_run,
+  train_rows,
+)
+from tsla_jax.analysis.gradient_variance import last_layer
+from tsla_jax.errors import InputError
+from tsla_jax.models.heads import Head
+from tsla_jax.report.results import read_results
+from tsla_jax.rundir import RunDir
+from tsla_jax.training import config as config_lib
+from tsla_jax.training import load, optimizers, priors, step
+from tsla_jax.training.checkpoint import read_checkpoint, read_state
+from tsla_jax.training.experiment import StepSums
+from tsla_jax.training.load import apply_model, load_model
+from tsla_jax.training.state import Batch, Hparams
+from tsla_jax.training.train import train_and_evaluate
+
+STEPS = 4  # of an epoch of `make_config` on `make_dataset`
+
+
+def train(config, path, dataset=None):
+  train_and_evaluate(config, path, dataset or make_dataset())
+  return RunDir(path)
+
+
+def digests(directory):
+  """Digests of the states in a run's folder."""
+  return read_checkpoint(directory.checkpoints).digests
+
+
+# What is measured.
+
+
+def make_teacher(path):
+  """A file of a teacher's predictions, and they."""
+  dataset = make_dataset()
+  rows = np.random.default_rng(0).dirichlet(np.ones(10), len(dataset.train))
+  priors.save_teacher(path, rows, dataset)
+  return priors.load_teacher(path, dataset).astype(np.float64)
+
+
+@pytest.mark.parametrize('teacher', [False, True])
+def test_gradient_variance_is_that_of_the_last_weights(tmp_path, teacher):
+  fields, prior = {'analysis.gradient_variance_every': 3}, None
+  if teacher:
+    prior = make_teacher(tmp_path / 'teacher.npz')
+    fields['smoothing.teacher'] = str(tmp_path / 'teacher.npz')
+    prior /= prior.sum(axis=1, keepdims=True)
+  config = make_config('lsr_pre' if teacher else 'lsr', **fields)
+  directory, dataset = train(config, tmp_path / 'run'), make_dataset()
+  lines = directory.lines()
+  measured = [line['epoch'] for line in lines if 'train_delta' in line]
+  assert measured == [0, 2]
+  model, variables = load_model(directory.path, best=False)
+  logits, features = apply_model(
+    model, variables, dataset.train, config_lib.augmentation(config)
+  )
+  found = directory.summary()['last']
+  names = {'': prior} | ({'uniform_': None} if teacher else {})
+  for prefix, of in names.items():
+    wanted = last_layer(features, logits, dataset.train.labels, of)
+    for name, value in wanted.metrics(config.batch_size).items():
+      # Other batches sum in another order: float32 features to 1e-6.
+      key = f'train_{prefix}{name}'
+      assert found[key] == pytest.approx(value, rel=1e-4), key
+  assert ('train_uniform_delta' in found) == teacher
+
+
+# Rules that find the drop, and theta that follows what is measured.
+
+
+def separable():
+  """Features of classes far apart, which a linear head fits at once."""
+  dataset, rng = make_dataset(), np.random.default_rng(0)
+
+  def part(split):
+    noise = rng.normal(0, 0.3, (len(split), 1, 10))
+    features = 3 * np.eye(10)[split.labels][:, None] + noise
+    return dataclasses.replace(split, inputs=features.astype(np.float32))
+
+  train, test = part(dataset.train), part(dataset.test)
+  return dataclasses.replace(dataset, train=train, test=test)
+
+
+# Of a linear head, that measures what rules read. At theta .6 the measured
+# theta* is below .2 after the second epoch, and delta above 1.
+ON_FEATURES = {
+  'num_epochs': 6,
+  'data.name': 'features',
+  'data.pad': 0,
+  'model.name': 'linear',
+  'optimizer.learning_rate.head': 0.3,
+  'smoothing.theta': 0.6,
+  'smoothing.patience': 2,
+  'analysis.gradient_variance_every': 1,
+}
+
+
+@pytest.mark.parametrize('rule', ['variance', 'delta'])
+def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
+  tmp_path, epochs_trained, rule
+):
+  """In a table after LSR, whose epochs it shares; no bit is another."""
+  configs = {
+    'LSR': make_config('lsr', **ON_FEATURES),
+    'found': make_config(f'tsla,drop={rule}', **ON_FEATURES),
+  }
+  table = train_rows(tmp_path / 'table', configs, SEEDS[:1], separable())
+  directory = folder(table, 'found', SEEDS[0])
+  drop = [line['theta'] for line in directory.lines()].index(0)
+  assert 2 <= drop < 6
+  assert len(epochs_trained) == 6 + 6 - drop
+  given = make_config(f'tsla,drop={drop}', **ON_FEATURES, seed=SEEDS[0])
+  check_equal(directory, train(given, tmp_path / 'given', separable()))
+  results = read_results(tmp_path / 'table')
+  found = results.runs.set_index('row')['drop_epoch']
+  assert found['found'] == drop and pd.isna(found['LSR'])
+
+
+def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):
+  # Large strengths keep delta small.
+  fields = {'smoothing.theta': 0.9, 'analysis.gradient_variance_every': 1}
+  configs = {
+    'LSR': make_config('lsr', **fields),
+    'found': make_config('tsla,drop=delta', **fields),
+  }
+  table = train_rows(tmp_path, configs, SEEDS[:1])
+  left, right = (folder(table, row, SEEDS[0]) for row in configs)
+  assert left.lines() == right.lines() and len(epochs_trained) == 4
+  assert digests(left) == digests(right)
+  assert read_results(tmp_path).runs['drop_epoch'].isna().all()
+
+
+def test_best_theta_follows_what_was_measured(tmp_path, epochs_trained):
+  fields = {'smoothing.theta': 0.3, 'analysis.gradient_variance_every': 1}
+  configs = {
+    'LSR': make_config('lsr', **fields),
+    'best': make_config('best_theta', **fields, **EVERY_EPOCH),
+  }
+  table = train_rows(tmp_path / 'table', configs, SEEDS[:1])
+  # The first epoch is LSR's.
+  assert len(epochs_trained) == 4 + 3
+  best = folder(table, 'best', SEEDS[0])
+  lines = best.lines()
+  assert lines[0]['theta'] == pytest.approx(0.3)
+  for before, after in itertools.pairwise(lines):
+    measured = np.float32(before['train_best_theta'])
+    assert after['theta'] == measured and measured not in (0, np.float32(0.3))
+  # Killed within the third epoch, and gone on with.
+  alone = make_config('best_theta', **fields, **EVERY_EPOCH, seed=SEEDS[0])
+  at = 2 * STEPS + 1
+  with killed(StepSums, 'add', lambda step, _: step == at):
+    train(alone, tmp_path / 'alone')
+  check_equal(best, train(alone, tmp_path / 'alone'))
+
+
+def test_a_trunk_that_lacks_measurements_is_trained_again(
+  tmp_path, epochs_trained
+):
+  """What a row decides by was not measured when the trunk was trained."""
+  fields = {'smoothing.theta': 0.6, 'smoothing.patience': 1}
+  train_rows(tmp_path, {'LSR': make_config('lsr', **fields)}, SEEDS[:1])
+  assert len(epochs_trained) == 4
+  fields['analysis.gradient_variance_every'] = 1
+  configs = {
+    'LSR': make_config('lsr', **fields),
+    'found': make_config('tsla,drop=variance', **fields),
+  }
+  table = train_rows(tmp_path, configs, SEEDS[:1])
+  assert len(epochs_trained) == 8
+  found = folder(table, 'found', SEEDS[0]).lines()
+  assert all('train_best_theta' in line for line in found)
+
+
+@pytest.mark.parametrize(
+  ('method', 'fields', 'message'),
+  [
+    (
+      'tsla,drop=variance',
+      {'analysis.gradient_variance_every': 2},
+      r'gradient_variance_every: 2; must be 1 with the method .TSLA\(variance',
+    ),
+    (
+      'best_theta',
+      {'smoothing.theta': 1.5},
+      'smoothing.theta: 1.5; must be above 0, at most 1',
+    ),
+    (
+      'best_theta',
+      {'smoothing.drop_rule': 'plateau'},
+      "drop_rule: 'plateau'; must be None beside smoothing.schedule",
+    ),
+    (
+      'tsla,drop=2',
+      {'smoothing.drop_step': 3},
+      'drop_step: 3; must be None beside smoothing.drop_epoch',
+    ),
+    ('tsla,drop=2', {'smoothing.drop_step': -1}, 'drop_step: -1; must be'),
+    ('lsr', {'optimizer.reset_at_drop': True}, 'reset_at_drop: True; must be'),
+    ('tsla,drop=delta', {'smoothing.patience': 0}, 'patience: 0; must be'),
+  ],
+)
+def test_what_goes_with_no_other_field_is_refused(method, fields, message):
+  with pytest.raises(InputError, match=message):
+    config_lib.resolve(make_config(method, **fields))
+
+
+# Algorithms 1 and 2.
+
+
+def test_no_first_or_second_stage_is_the_baseline_or_lsr(tmp_path, alone):
+  """T_1 = 0 and T_2 = 0, bit for bit."""
+  for method, steps in (('baseline', 0), ('lsr', 4 * STEPS)):
+    config = make_config(f'tsla,drop={steps}steps')
+    found = train(config, tmp_path / method)
+    wanted = alone(make_config(method), config.seed)
+    assert found.lines() == wanted.lines()
+    assert digests(found) == digests(wanted)
+    assert 'switch' not in digests(found)
+
+
+def test_a_drop_at_an_epochs_first_step_is_that_of_the_epoch(tmp_path, alone):
+  found = train(make_config(f'tsla,drop={2 * STEPS}steps'), tmp_path / 'run')
+  wanted = alone(make_config('tsla,drop=2'), 0)
+  assert found.lines() == wanted.lines()
+  assert digests(found) == digests(wanted)
+
+
+@pytest.mark.parametrize('kill_at', [None, 6, 7])
+def test_a_drop_within_an_epoch(tmp_path, alone, epochs_trained, kill_at):
+  """It shares the epochs before, keeps its state, and goes on from it."""
+  configs = {
+    'LSR': make_config('lsr'),
+    'TSLA': make_config(f'tsla,drop={STEPS + 2}steps'),
+  }
+  if kill_at is not None:
+    # In LSR's second epoch, too: so not before its row is done.
+    def is_at(step, _):
+      return step == kill_at and len(epochs_trained) > 4
+
+    with killed(StepSums, 'add', is_at):
+      train_rows(tmp_path, configs, SEEDS[:1])
+  table = train_rows(tmp_path, configs, SEEDS[:1])
+  if kill_at is None:
+    assert epochs_trained == [(e, 0) for e in (0, 1, 2, 3, 1, 2, 3)]
+  else:  # the state at the drop is there to start from
+    assert epochs_trained[5:] == [(1, 2), (2, 0), (3, 0)]
+  directory = folder(table, 'TSLA', SEEDS[0])
+  theta = [line['theta'] for line in directory.lines()]
+  assert theta == pytest.approx([0.1, 0.05, 0, 0])
+  checkpoint = read_checkpoint(directory.checkpoints)
+  assert read_state(checkpoint, 'switch')['step'] == STEPS + 2
+  check_equal(directory, alone(configs['TSLA'], SEEDS[0]))
+
+
+def test_the_optimizer_starts_anew_at_the_drop(tmp_path, alone):
+  fields = {'optimizer.momentum': 0.5, 'optimizer.drop_epochs': ()}
+  last = 4 * STEPS - 1
+  reset = train(
+    make_config(
+      f'tsla,drop={last}steps', **fields, **{'optimizer.reset_at_drop': True}
+    ),
+    tmp_path / 'reset',
+  )
+  kept = alone(make_config(f'tsla,drop={last}steps', **fields), 0)
+  assert digests(reset)['switch'] == digests(kept)['switch']
+  switch = read_state(read_checkpoint(kept.checkpoints), 'switch')
+  # After the one step behind the drop, momentum is the last gradient with its
+  # decay, and half of what it was before if it is kept.
+  ends = [
+    read_state(read_checkpoint(of.checkpoints), 'last') for of in (reset, kept)
+  ]
+  traces = [jax.tree.leaves(state['opt_state']) for state in (switch, *ends)]
+  assert any(np.any(leaf) for leaf in traces[0])
+  for before, anew, on in zip(*traces, strict=True):
+    np.testing.assert_allclose(on - anew, 0.5 * before, rtol=1e-4, atol=1e-6)
+
+
+def test_the_sampled_iterate_is_uniform_over_the_last_stage():
+  """Of 4,000 keys, in 7 steps of which 4 are the second stage."""
+  model, count, first, total = Head(2, 0), 4000, 3, 7
+  spec = optimizers.OptimizerSpec('sgd', 0.0, (0.0, 0.0))
+  options = {
+    'model': model,
+    'optimizer': optimizers.make_optimizer(spec),
+    'loss': config_lib.LOSSES['cross_entropy'],
+  }
+
+  @jax.jit
+  @jax.vmap
+  def sample(key):
+    state = step.init_state(key, (1,), sample_iterate=True, **options)
+    batch = Batch(
+      jnp.ones((1, 1)), jnp.zeros(1, jnp.int32), jnp.full((1, 2), 0.5)
+    )
+    seen = []
+    for t in range(total):
+      stage = t if t < first else t - first
+      hparams = Hparams(
+        theta=jnp.float32(0),
+        strength=jnp.float32(0),
+        learning_rate=dict.fromkeys(optimizers.GROUPS, jnp.float32(0.1)),
+        reset=jnp.float32(0),
+        keep=jnp.float32(1 / (stage + 1)),
+      )
+      seen.append(state.params['head']['bias'][0])
+      state, _ = step.train_step(
+        state, batch, hparams, mean_over_run=lambda tree: tree, **options
+      )
+    chosen = state.sampled
+    return chosen['step'], chosen['params']['head']['bias'][0], jnp.stack(seen)
+
+  steps, bias, seen = sample(jax.random.split(jax.random.PRNGKey(0), count))
+  # It is the iterate before the step.
+  np.testing.assert_array_equal(bias, seen[np.arange(count), steps])
+  counts = np.bincount(steps, minlength=total)
+  assert not counts[:first].any()
+  expected = count / (total - first)
+  # Chi-square of 3 degrees of freedom: 16.3 at one in a thousand.
+  assert np.sum((counts[first:] - expected) ** 2 / expected) < 16.3
+
+
+def test_the_sampled_iterate_of_a_run(tmp_path):
+  """With a second stage of one step it is w at T_1; resumed, the same."""
+  last = 4 * STEPS - 1
+  config = make_config(
+    f'tsla,drop={last}steps', **{'optimizer.sample_iterate': True}
+  )
+  found = train(config, tmp_path / 'run')
+  checkpoint = read_checkpoint(found.checkpoints)
+  sampled = read_state(checkpoint, 'last')['sampled']
+  switch = read_state(checkpoint, 'switch')
+  assert sampled['step'] == found.summary()['sampled']['step'] == last
+  for name in ('params', 'batch_stats'):
+    jax.tree.map(np.testing.assert_array_equal, sampled[name], switch[name])
+  # The summary has its accuracy.
+  dataset = make_dataset()
+  model = config_lib.make_model(config_lib.resolve(config), 10)
+  logits, _ = load.apply_model(
+    model,
+    {name: switch[name] for name in ('params', 'batch_stats')},
+    dataset.test,
+    config_lib.augmentation(config),
+  )
+  top1 = np.mean(logits.argmax(axis=1) == dataset.test.labels)
+  assert found.summary()['sampled']['test_top1'] == pytest.approx(top1)
+  lsr = make_config('lsr', **{'optimizer.sample_iterate': True}, **EVERY_EPOCH)
+  whole = train(lsr, tmp_path / 'whole')
+  with killed(StepSums, 'add', lambda step, _: step == 2 * STEPS + 1):
+    train(lsr, tmp_path / 'killed')
+  again = train(lsr, tmp_path / 'killed')
+  assert digests(whole) == digests(again)
+  assert whole.summary()['sampled'] == again.summary()['sampled']
+
+
+def test_what_keeps_an_iterate_trains_the_same(tmp_path, alone):
+  config = make_config('tsla,drop=2', **{'optimizer.sample_iterate': True})
+  found, wanted = train(config, tmp_path / 'run'), alone(make_config(), 0)
+  assert found.lines() == wanted.lines()
+
+
+def test_rows_of_steps_and_resets_share_what_they_can():
+  run = make_run(make_config('lsr'), make_dataset())
+  branches = {}
+  for name, fields in {
+    'steps': {'smoothing.drop_step': STEPS + 2},
+    'epoch': {'smoothing.drop_epoch': 2},
+    'reset': {'smoothing.drop_epoch': 2, 'optimizer.reset_at_drop': True},
+  }.items():
+    other = make_run(make_config('lsr', **fields), make_dataset())
+    shared = np.equal(other.path(), run.path())
+    branches[name] = int(shared.sum())
+  assert branches == {'steps': 1, 'epoch': 2, 'reset': 2}
