@@ -8,11 +8,12 @@ TSLA. Single fields follow as `--config.seed=1`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from tsla_jax.methods import Row, apply_method
+from tsla_jax.methods import DROP_RULES, Row, apply_method
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
@@ -28,6 +29,14 @@ def unpublished(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
     name: [dataclasses.replace(row, top1=None, top5=None) for row in rows]
     for name, rows in tables.items()
   }
+
+
+def adaptive_rows(drops: Sequence[int]) -> list[Row]:
+  """Rows whose theta follows what is measured, beside fixed drops."""
+  fixed = [f'tsla,drop={epoch}' for epoch in drops]
+  rules = [f'tsla,drop={rule}' for rule in DROP_RULES]
+  methods = ['baseline', 'lsr', *fixed, *rules, 'best_theta']
+  return [Row(method) for method in methods]
 
 
 def base() -> ml_collections.ConfigDict:
@@ -60,9 +69,9 @@ def base() -> ml_collections.ConfigDict:
   c.smoothing.patience = 3  # epochs that the rule must hold before it fires
   c.smoothing.tolerance = 0.01  # of 'plateau': least relative progress
   # How theta comes to 0 at the drop: 'two_stage' at once, or all the way from
-  # the start along a 'linear' or 'cosine' ramp. 'best_theta': smoothing.theta in
-  # the first epoch, then the theta* of the epoch before, which brings the
-  # batch's gradient nearest to that of the loss. An extension.
+  # the start along a 'linear' or 'cosine' ramp. 'best_theta' (an extension):
+  # smoothing.theta in the first epoch, then the theta* of the epoch before,
+  # which brings the batch's gradient nearest to that of the loss.
   c.smoothing.schedule = 'two_stage'
   # y_hat: 'uniform', 'class' (the classes' frequencies), or 'teacher'.
   c.smoothing.prior = 'uniform'

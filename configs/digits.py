@@ -16,7 +16,7 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Tables of minutes: the methods with three moments to drop; the strength."""
+  """Tables of minutes: methods with three drops, strength, adaptive drops."""
   methods = ('baseline', 'lsr', *(f'tsla,drop={s}' for s in (20, 30, 40)))
   return {
     'methods': [default.Row(method) for method in methods],
@@ -28,4 +28,5 @@ def get_tables() -> dict[str, list[default.Row]]:
         for theta in (0.05, 0.1, 0.2, 0.4)
       ),
     ],
+    'adaptive': default.adaptive_rows(range(10, 60, 10)),
   }

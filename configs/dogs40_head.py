@@ -31,5 +31,8 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """That of Dogs; nothing is published for these data."""
-  return default.unpublished(dogs.get_tables())
+  """That of Dogs; nothing is published for these data. And adaptive drops."""
+  return {
+    **default.unpublished(dogs.get_tables()),
+    'adaptive': default.adaptive_rows(range(10, 90, 10)),
+  }

@@ -6,9 +6,9 @@
     --config.data.data_dir=DIR --config.smoothing.teacher=teachers/dogs.npz \
     --workdir=runs/dogs_tsla_pre
 
---kind=probe   a linear classifier on the features of pretrained weights,
-               cross-fitted, so that no example is judged by a classifier that
-               was fitted to it
+--kind=probe   a linear classifier on the features of pretrained weights, or
+               on the data if they are features; cross-fitted, so that no
+               example is judged by a classifier that was fitted to it
 --kind=run     a model you have trained: --run=WORKDIR, its last epoch
 --kind=frozen  the pretrained weights' own classes, turned into those of the
                data set by counting which go together
@@ -61,10 +61,11 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"--output: '{output}': {error}") from error
-  if config.data.name == 'features' and _KIND.value != 'run':
+  of_features = config.data.name == 'features'
+  if of_features and _KIND.value == 'frozen':
     raise InputError(
-      f"--kind: '{_KIND.value}' shows a net images, and the config's data are"
-      ' features; take --kind=run'
+      "--kind: 'frozen' shows a net images, and the config's data are features;"
+      ' take --kind=probe or --kind=run'
     )
   dataset = load_dataset(config)
   temperature = _TEMPERATURE.value
@@ -76,7 +77,7 @@ def main() -> None:
       probabilities = teacher.from_frozen(weights, dataset, temperature)
     else:
       probabilities = teacher.from_probe(
-        weights,
+        None if of_features else weights,
         dataset,
         temperature,
         strength=_STRENGTH.value,

@@ -23,6 +23,8 @@ from tests.helpers import (
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.errors import InputError
 from tsla_jax.models.heads import Head
+from tsla_jax.report import explanation_tables, page
+from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
 from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
@@ -131,8 +133,26 @@ def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
   given = make_config(f'tsla,drop={drop}', **ON_FEATURES, seed=SEEDS[0])
   check_equal(directory, train(given, tmp_path / 'given', separable()))
   results = read_results(tmp_path / 'table')
-  found = results.runs.set_index('row')['drop_epoch']
-  assert found['found'] == drop and pd.isna(found['LSR'])
+  found = results.runs.set_index('row')
+  assert found['drop_epoch']['found'] == drop
+  assert pd.isna(found['drop_epoch']['LSR'])
+  # The report says so, and shows what the rule has read.
+  assert (
+    found['best_theta']['found'] == directory.lines()[-1]['train_best_theta']
+  )
+  (note,) = (text for text in page.describe(results) if 'dropped' in text)
+  assert note.startswith('found dropped') and f'by seed: {drop}.' in note
+  titles = [layout.title for layout in explanation_tables.explain(results)]
+  assert 'Variance of the gradients of the last layer' in titles
+  (picture,) = (
+    figure
+    for name, _, figure in draw_explanations(results)
+    if name == 'gradients'
+  )
+  for axes in picture.axes:
+    lines = {line.get_label(): line for line in axes.lines}
+    assert len(lines['LSR'].get_xdata()) == 6
+    assert len(lines['found'].get_xdata()) == 6 - drop + 1
 
 
 def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):

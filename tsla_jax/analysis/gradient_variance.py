@@ -172,24 +172,20 @@ def last_layer(
 class GradientMoments:
   """An immutable accumulator of sums over the gradients of the last layer.
 
-  The result does not depend on batches, to about 12 digits.
+  The result does not depend on batches, to about 12 digits. Axes of length 2
+  are of gradients on one-hot labels and on `y_hat`.
 
   Attributes:
     count: the number of examples.
-    norms: sum of `||g||^2`.
-    norms_hat: sum of `||gh||^2`.
-    products: sum of `<g, gh>`.
-    gradient: sum of `g`, `[d, K]`, or `[d + 1, K]` with a bias.
-    gradient_hat: sum of `gh`.
+    products: sums of `<g, g>`, `<g, gh>` and `<gh, gh>`, `[2, 2]`.
+    gradients: sums of `g` and `gh`, `[2, K, d]`, or `[2, K, d + 1]` with a
+      bias, which comes last.
     bias: whether the layer has a bias.
   """
 
   count: int
-  norms: float
-  norms_hat: float
-  products: float
-  gradient: np.ndarray
-  gradient_hat: np.ndarray
+  products: np.ndarray
+  gradients: np.ndarray
   bias: bool
 
   @classmethod
@@ -197,8 +193,8 @@ class GradientMoments:
     cls, num_classes: int, dim: int, *, bias: bool = True
   ) -> 'GradientMoments':
     """Return moments of no examples, for features of `dim` dimensions."""
-    zeros = np.zeros((dim + bias, num_classes))
-    return cls(0, 0.0, 0.0, 0.0, zeros, zeros, bias)
+    gradients = np.zeros((2, num_classes, dim + bias))
+    return cls(0, np.zeros((2, 2)), gradients, bias)
 
   def update(
     self,
@@ -222,53 +218,37 @@ class GradientMoments:
       InputError: if shapes or values are wrong.
     """
     features = np.asarray(features)
-    rows, num_classes = self.gradient.shape
+    _, num_classes, columns = self.gradients.shape
     logits, labels = check_scores(logits, labels)
     if logits.shape[1] != num_classes:
       raise InputError(f'logits: {logits.shape[1]} classes, not {num_classes}')
-    dim = rows - self.bias
-    if features.shape != (len(logits), dim):
+    shape = (len(logits), columns - self.bias)
+    if features.shape != shape:
       raise InputError(
         f'features: an array of shape {list(features.shape)}; must be'
-        f' [{len(logits)}, {dim}], as the logits are [N, K]'
+        f' {list(shape)}, as the logits are [N, K]'
       )
     check_finite(features, 'features')
     prior = _check_prior(prior, logits.shape)
-    moments = self
+    one_hot = np.eye(num_classes)
+    products, gradients = self.products, self.gradients
     for start in range(0, len(features), _CHUNK):
       part = slice(start, start + _CHUNK)
       inputs = np.asarray(features[part], np.float64)
-      # Gradients by the logits: the softmax less the target.
-      residual_hat = softmax(logits[part])
-      residual = residual_hat.copy()
-      residual[np.arange(len(residual)), labels[part]] -= 1
-      residual_hat -= prior[part]
+      targets = np.stack([one_hot[labels[part]], prior[part]], axis=1)
+      # Gradients by the logits, `[n, 2, K]`. Those by the weights are outer
+      # products with the inputs.
+      residuals = softmax(logits[part])[:, None] - targets
       squares = np.einsum('nd,nd->n', inputs, inputs) + self.bias
-      norms, norms_hat, products = (
-        float(squares @ np.einsum('nk,nk->n', one, other))
-        for one, other in (
-          (residual, residual),
-          (residual_hat, residual_hat),
-          (residual, residual_hat),
-        )
-      )
-      moments = dataclasses.replace(
-        moments,
-        count=moments.count + len(inputs),
-        norms=moments.norms + norms,
-        norms_hat=moments.norms_hat + norms_hat,
-        products=moments.products + products,
-        gradient=moments.gradient + self._gradient(inputs, residual),
-        gradient_hat=moments.gradient_hat
-        + self._gradient(inputs, residual_hat),
-      )
-    return moments
-
-  def _gradient(self, inputs: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    of_weights = inputs.T @ residual
-    if not self.bias:
-      return of_weights
-    return np.vstack([of_weights, residual.sum(axis=0)])
+      weighted = squares[:, None, None] * residuals
+      products = products + np.einsum('nak,nbk->ab', weighted, residuals)
+      sums = residuals.reshape(len(inputs), -1).T @ inputs
+      sums = sums.reshape(2, num_classes, -1)
+      if self.bias:
+        sums = np.concatenate([sums, residuals.sum(axis=0)[:, :, None]], axis=2)
+      gradients = gradients + sums
+    count = self.count + len(features)
+    return GradientMoments(count, products, gradients, self.bias)
 
   def finalize(self) -> GradientVariance:
     """Compute the moments around `G`.
@@ -278,17 +258,15 @@ class GradientMoments:
     """
     if not self.count:
       raise InputError('features: no examples')
-    gradient, gradient_hat = (
-      total / self.count for total in (self.gradient, self.gradient_hat)
-    )
-    norm2 = float(np.sum(gradient**2))
-    cross = float(np.sum(gradient * gradient_hat))
+    products = self.products / self.count
+    one_hot, smooth = (total.ravel() / self.count for total in self.gradients)
+    norm2, cross = float(one_hot @ one_hot), float(one_hot @ smooth)
     # Rounding may bring variances of equal gradients below 0.
     return GradientVariance(
-      sigma2=max(self.norms / self.count - norm2, 0.0),
-      sigma2_hat=max(self.norms_hat / self.count - 2 * cross + norm2, 0.0),
-      bias2=float(np.sum((gradient_hat - gradient) ** 2)),
-      covariance=self.products / self.count - cross,
+      sigma2=max(float(products[0, 0]) - norm2, 0.0),
+      sigma2_hat=max(float(products[1, 1]) - 2 * cross + norm2, 0.0),
+      bias2=float(np.sum((smooth - one_hot) ** 2)),
+      covariance=float(products[0, 1]) - cross,
       grad_norm2=norm2,
       count=self.count,
     )

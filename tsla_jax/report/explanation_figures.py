@@ -205,6 +205,7 @@ def draw_explanations(
   frames = [results.runs, results.epochs]
   styles = figures.row_styles(pd.concat(frames, ignore_index=True))
   pictures = [
+    *_gradients(results.epochs, styles),
     *_collapse(results.epochs, styles),
     *_calibration(results.epochs, styles),
     *_selection(results, styles, log_coverage),
@@ -215,6 +216,31 @@ def draw_explanations(
   for _, _, figure in pictures:
     figures.share_legend(figure)
   return pictures
+
+
+def _gradients(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
+  drawn = shown(metrics.GRADIENTS, 'gradients')
+  if not all(len(measured(epochs, f'train_{m.key}')) for m in drawn):
+    return []
+  figure = figures.make_figure(len(drawn), width=14)
+  for axes, metric in zip(figure.axes, drawn, strict=True):
+    key = f'train_{metric.key}'
+    log = metric.key != 'best_theta'
+    figures.draw_rows(
+      axes, epochs, key, metric.label, log=log, whole=True, styles=styles
+    )
+    # Smoothing lowers the variance below delta 1, and the error of the batch's
+    # gradient up to twice the best theta.
+    limit = 1.0 if log else epochs['theta'].max() / 2
+    axes.axhline(limit, color=GREY, linewidth=0.8, linestyle='--')
+  caption = (
+    'Gradients of the last layer on the training set, over the epochs: delta of'
+    ' single examples (equation 4) and of batches, where smoothing lowers the'
+    ' variance below 1, and the theta* that brings the gradient of the batch'
+    ' nearest to that of the loss, with half of the largest theta (dashed):'
+    f' above theta = 2 theta*, smoothing adds error. {_ON_CURVES}'
+  )
+  return [('gradients', caption, figure)]
 
 
 def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:

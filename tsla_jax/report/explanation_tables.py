@@ -28,6 +28,7 @@ def explain(results: Results) -> list[Layout]:
       ('aurc', _scores_layout),
       (metrics.GUARANTEE[0].key, _guarantee_layout),
       ('nc1', _collapse_layout),
+      ('best_theta', _gradients_layout),
     )
     if len(models := measured(results.runs, key))
   ]
@@ -183,6 +184,24 @@ def _scores_layout(runs: pd.DataFrame) -> Layout:
       ],
     ),
     [f'Small is good. {_SPREAD}'],
+  )
+
+
+def _gradients_layout(runs: pd.DataFrame) -> Layout:
+  return Layout(
+    'Variance of the gradients of the last layer',
+    ['Method', *_labels(metrics.GRADIENTS)],
+    _rows(
+      runs, lambda row, models: [[row, *_texts(models, metrics.GRADIENTS)]]
+    ),
+    [
+      'Measured after the last epoch, on the training split in evaluation mode,'
+      ' for the y_hat in use. delta: mean squared error of gradients on y_hat'
+      ' over the variance of one-hot gradients (equation 4); of the batch: the'
+      ' same of means over a minibatch, which keep the bias of y_hat. theta*:'
+      ' the strength that brings the gradient of the minibatch nearest to that'
+      f' of the one-hot loss. {_SPREAD}'
+    ],
   )
 
 

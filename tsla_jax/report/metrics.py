@@ -204,6 +204,15 @@ _COLLAPSE: dict[str, dict[str, str]] = {
     )
   },
 }
+# Read from a `GradientVariance` of a batch, or from epochs likewise.
+GRADIENTS = tuple(
+  Metric(key, title, operator.itemgetter(key), format='.3g', figure='gradients')
+  for key, title in (
+    ('delta', 'delta'),
+    ('delta_batch', 'delta of the batch'),
+    ('best_theta', 'theta* of the batch'),
+  )
+)
 COLLAPSE = tuple(
   Metric(
     key=field.name,

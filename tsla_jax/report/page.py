@@ -83,6 +83,7 @@ def describe(results: Results) -> list[str]:
     ' training each run separately.',
     f'Training and evaluation took {_duration(runs["seconds"].sum())} on'
     f' {devices}, summed over the runs.',
+    *_describe_drops(results),
     *_by_rows(results, _describe_noise),
     *_by_rows(results, _describe_pretrained),
   ]
@@ -112,6 +113,23 @@ def describe(results: Results) -> list[str]:
   if unfinished:
     notes.append(f'Not finished, and in no mean: {"; ".join(unfinished)}.')
   return [*notes, *(f'{note}.' for note in results.notes)]
+
+
+def _describe_drops(results: Results) -> list[str]:
+  """Say when rules on the metrics have dropped theta."""
+  notes = []
+  for row, record in results.configs.items():
+    if record['config']['smoothing']['drop_rule'] is None:
+      continue
+    runs = results.runs[results.runs['row'] == row]
+    drops = ', '.join(
+      'never' if pd.isna(drop) else f'{drop:.0f}' for drop in runs['drop_epoch']
+    )
+    notes.append(
+      f'{row} dropped theta after this many epochs, by seed: {drops}. A run'
+      ' that never drops it is LSR.'
+    )
+  return notes
 
 
 def _devices(record: Mapping[str, Any]) -> str:

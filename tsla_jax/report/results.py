@@ -275,16 +275,17 @@ def _read_predictions(folder: RunDir, record: Mapping[str, Any]) -> Predictions:
 def _measure_run(
   predictions: Predictions, epochs: pd.DataFrame, seed: int, intervals: bool
 ) -> tuple[dict[str, float], list[Diagrams]]:
-  """Measure predictions and read neural collapse, as far as they exist."""
+  """Measure predictions and read what training measured, if it exists."""
   found, diagrams = {}, []
   if len(predictions.parts['test'].labels) > 1:  # else nothing to tune on
     found, curves = measure(predictions, seed=seed, intervals=intervals)
     diagrams.append(curves)
-  columns = {f'train_{m.key}': m.key for m in metrics.COLLAPSE}
-  collapse = epochs[[name for name in columns if name in epochs]]
-  measured = collapse.dropna(how='all')
-  if len(measured):
-    found |= measured.iloc[-1].rename(columns).to_dict()
+  for family in (metrics.COLLAPSE, metrics.GRADIENTS):
+    columns = {f'train_{m.key}': m.key for m in family}
+    measured = epochs[[name for name in columns if name in epochs]]
+    measured = measured.dropna(how='all')
+    if len(measured):
+      found |= measured.iloc[-1].rename(columns).to_dict()
   return found, diagrams
 
 

@@ -63,7 +63,7 @@ def from_run(
 
 
 def from_probe(
-  weights: tuple[str, str, int],
+  weights: tuple[str, str, int] | None,
   dataset: Dataset,
   temperature: float = 1.0,
   **options: Any,
@@ -71,7 +71,8 @@ def from_probe(
   """Returns what a linear probe on pretrained features predicts.
 
   Args:
-    weights: a file or hub id, the architecture, and the side of its inputs.
+    weights: a file or hub id, the architecture, and the side of its inputs;
+      None where the data are features.
     dataset: with the training examples.
     temperature: of the softmax.
     **options: of `cross_fitted_probe`.
@@ -82,7 +83,9 @@ def from_probe(
   Raises:
     InputError: if the weights cannot be had or do not fit.
   """
-  _, features, _ = _apply_weights(*weights, dataset.train)
+  features = dataset.train.inputs[:, 0]  # as in evaluation
+  if weights is not None:
+    _, features, _ = _apply_weights(*weights, dataset.train)
   labels = dataset.train.labels
   logits = cross_fitted_probe(features, labels, dataset.num_classes, **options)
   return softmax(logits, temperature)
