@@ -88,10 +88,12 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   assert lines[0][0] != lines[1][0]
 
 
-def test_measuring_collapse_compiles_in_the_first_epoch_too(
-  tmp_path, dataset, per_epoch
+@pytest.mark.parametrize('analysis', ['neural_collapse', 'gradient_variance'])
+def test_measuring_compiles_in_the_first_epoch_too(
+  tmp_path, dataset, per_epoch, analysis
 ):
-  fields = {'analysis.neural_collapse_every': 3, 'model.width': 7}
+  devices.compile_programs.cache_clear()
+  fields = {f'analysis.{analysis}_every': 3, 'model.width': 7}
   train_and_evaluate(make_config(**fields), tmp_path, dataset)
   assert per_epoch[0] > 0
   assert per_epoch == [per_epoch[0]] * 4
@@ -116,14 +118,20 @@ def test_restored_state_meets_the_same_program(tmp_path, dataset):
   assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 5
 
 
-def test_five_methods_and_three_seeds_compile_once(
+def test_eight_methods_and_three_seeds_compile_once(
   tmp_path, dataset, traces, per_epoch
 ):
   methods = ('baseline', 'lsr', 'tsla,drop=1', 'tsla,drop=2', 'tsla,drop=3')
-  configs = {m: make_config(m, **{'model.width': 6}) for m in methods}
+  fields = {'model.width': 6, 'analysis.gradient_variance_every': 1}
+  configs = {
+    m: make_config(m, **fields)
+    for m in (*methods, 'tsla,drop=6steps', 'best_theta')
+  }
+  reset = {'optimizer.reset_at_drop': True}
+  configs['reset'] = make_config('tsla,drop=2', **fields, **reset)
   table = plan.make_table(configs, (0, 3, 5), tmp_path)
   train_table(table, {'table': 'test'}, dataset=dataset)
   assert traces == [False]
-  assert len(per_epoch) == 3 * (4 + 4 + 3 + 2 + 1)
+  assert len(per_epoch) == 3 * (4 + 4 + 3 + 2 + 1 + 3 + 3 + 2)
   assert per_epoch[0] > 0
   assert per_epoch[-1] == per_epoch[0]
