@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import jax
@@ -202,6 +204,66 @@ def door(root, name, *flags):
     text=True,
     timeout=300,
   )
+
+
+_FORKS = multiprocessing.get_context('forkserver')
+# A server imports these once; its forks need no second for it.
+_FORKS.set_forkserver_preload(
+  ['tests.helpers', 'tsla_jax.report.page', 'sklearn.datasets']
+)
+
+
+class Forked:
+  """`experiments/NAME.py` in a real process, which need not import anything.
+
+  It can be killed, and be asked what a `subprocess.Popen` is asked.
+
+  Args:
+    root: the checkout.
+    name: of the door.
+    *flags: of the command line.
+    before: called in the process, before the door is.
+  """
+
+  def __init__(self, root, name, *flags, before=None):
+    # Closed, and deleted, with this object.
+    self._output = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
+    argv = [f'experiments/{name}.py', *map(str, flags)]
+    args = (root, argv, optimised(), self._output.name, before)
+    self._process = _FORKS.Process(target=_run_forked, args=args, daemon=True)
+    self._process.start()
+
+  @property
+  def returncode(self):
+    return self._process.exitcode
+
+  poll = returncode.fget
+
+  def send_signal(self, number):
+    os.kill(self._process.pid, number)
+
+  def communicate(self, timeout=200):
+    self._process.join(timeout)
+    assert self.returncode is not None, 'did not end in time'
+    return self._output.read(), None
+
+
+def _run_forked(root, argv, environment, output, before):
+  file = os.open(output, os.O_WRONLY)
+  for standard in (1, 2):
+    os.dup2(file, standard)
+  # Line by line: what was said before a SIGKILL is there.
+  sys.stdout, sys.stderr = (
+    io.TextIOWrapper(os.fdopen(standard, 'wb', 0), write_through=True)
+    for standard in (1, 2)
+  )
+  os.environ |= environment
+  os.chdir(root)
+  sys.path.insert(0, 'experiments')
+  sys.argv = argv
+  if before is not None:
+    before()
+  runpy.run_path(argv[0], run_name='__main__')
 
 
 def door_inside(root, name, *arguments):

@@ -3,19 +3,17 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
 
 from tests.helpers import (
+  Forked,
   check_refused,
   check_same_run,
   door,
   door_inside,
-  optimised,
 )
 from tests.report_helpers import make_table
 from tsla_jax.rundir import RunDir
@@ -57,20 +55,9 @@ def config(tmp_path):
   return path
 
 
-def start(root, *flags):
-  return subprocess.Popen(
-    [sys.executable, 'experiments/table.py', *map(str, flags)],
-    cwd=root,
-    env={**optimised(), 'PYTHONUNBUFFERED': '1'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
 def run(root, *flags):
-  process = start(root, *flags)
-  output, _ = process.communicate(timeout=200)
+  process = Forked(root, 'table', *flags)
+  output, _ = process.communicate()
   return process.returncode, output
 
 
@@ -221,7 +208,7 @@ def test_killed_five_times_at_random_moments(root, config, tmp_path):
   moments, must_stay = random.Random(0), ({}, {})
   for _ in range(5):
     before = epochs_written(workdir)
-    process = start(root, *flags, f'--workdir={workdir}')
+    process = Forked(root, 'table', *flags, f'--workdir={workdir}')
     deadline = time.monotonic() + 100
     while epochs_written(workdir) <= before:
       assert process.poll() is None, process.communicate()[0]
@@ -265,7 +252,7 @@ def test_a_table_of_diverged_runs_is_drawn_and_exits_1(root, tmp_path):
 
 def test_sigterm_saves_and_leaves(root, config, tmp_path):
   workdir = tmp_path / 'table'
-  process = start(root, f'--config={config}', f'--workdir={workdir}')
+  process = Forked(root, 'table', f'--config={config}', f'--workdir={workdir}')
   deadline = time.monotonic() + 100
   while epochs_written(workdir) < 3:
     assert time.monotonic() < deadline

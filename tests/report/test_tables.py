@@ -207,14 +207,17 @@ def test_best_top5_is_the_maximum_over_the_epochs(workdir):
 
 
 def test_the_drop_epoch_is_that_of_the_run():
-  fixed = {'drop_rule': None, 'drop_epoch': 3}
+  fixed = {'drop_rule': None, 'drop_step': None, 'drop_epoch': 3}
   assert drop_epoch(fixed, [0.1, 0.1]) == 3
   assert drop_epoch({**fixed, 'drop_epoch': None}, [0.1, 0.0]) is None
-  rule = {'drop_rule': 'plateau', 'drop_epoch': None}
+  rule = {**fixed, 'drop_rule': 'plateau', 'drop_epoch': None}
   assert drop_epoch(rule, [0.1, 0.1, 0.0, 0.0]) == 2
   assert drop_epoch(rule, [-0.1, 0.0, 0.0]) == 1
   assert drop_epoch(rule, [0.1, 0.1, 0.1]) is None
   assert drop_epoch(rule, []) is None
+  # The first whole epoch on one-hot labels.
+  step = {**fixed, 'drop_step': 9, 'drop_epoch': None}
+  assert drop_epoch(step, [0.1, 0.05, 0.0]) == 2
 
 
 def test_drops_that_a_rule_found_differ_between_seeds(workdir):

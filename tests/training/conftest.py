@@ -1,5 +1,8 @@
 """What all tests of training share."""
 
+import pickle
+
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.helpers import make_config, make_dataset
@@ -13,6 +16,27 @@ from tsla_jax.training.train import train_and_evaluate
 def undrawn(monkeypatch):
   """Pictures of runs have tests of their own, and cost more than the runs."""
   monkeypatch.setattr(figures, 'curves_png', lambda *args: b'')
+
+
+class _QuickCheckpointer(ocp.PyTreeCheckpointer):
+  """Writes one NumPy file, in place of one array for each leaf."""
+
+  def save(self, path, tree):
+    path.mkdir(parents=True)
+    with open(path / 'tree.pickle', 'wb') as file:
+      pickle.dump(tree, file)
+
+  def restore(self, path):
+    if not (path / 'tree.pickle').exists():
+      return super().restore(path)
+    with open(path / 'tree.pickle', 'rb') as file:
+      return pickle.load(file)
+
+
+@pytest.fixture
+def quick_states(monkeypatch):
+  """States on disk have tests of their own, and orbax takes its time."""
+  monkeypatch.setattr(ocp, 'PyTreeCheckpointer', _QuickCheckpointer)
 
 
 @pytest.fixture(scope='module')

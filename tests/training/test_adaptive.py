@@ -35,6 +35,8 @@ from tsla_jax.training.load import apply_model, load_model
 from tsla_jax.training.state import Batch, Hparams
 from tsla_jax.training.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 STEPS = 4  # of an epoch of `make_config` on `make_dataset`
 
 

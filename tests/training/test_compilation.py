@@ -10,6 +10,8 @@ from tsla_jax import rundir
 from tsla_jax.training import devices, plan, step
 from tsla_jax.training.train import train_and_evaluate, train_table
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 COMPILE = '/jax/core/compile/backend_compile_duration'
 
 

@@ -20,6 +20,8 @@ from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.plan import Run
 from tsla_jax.training.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   config = make_config(**{'optimizer.learning_rate.head': 1e38})

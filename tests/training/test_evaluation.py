@@ -9,6 +9,8 @@ from tests.helpers import make_config, make_dataset, make_run, train_an_epoch
 from tsla_jax import smooth_labels
 from tsla_jax.training import devices, step
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 
 def evaluate(batch_size, dataset, num_devices=1, theta=0.1):
   run = make_run(make_config(eval_batch_size=batch_size), dataset)

@@ -18,6 +18,8 @@ from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.load import load_model, predict_train
 from tsla_jax.training.train import train_and_evaluate, train_table
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 
 def lines(run):
   return [

@@ -206,7 +206,7 @@ def test_groups():
 def rates(config):
   """Learning rates of all steps, three an epoch."""
   config = config_lib.resolve(config)
-  table = config_lib.hparams_table(config, 3, config.smoothing.drop_epoch)
+  table = config_lib.hparams_table(config, 3, config_lib.drop_step(config, 3))
   return {group: of.ravel() for group, of in table.learning_rate.items()}
 
 
@@ -214,7 +214,7 @@ def test_long_runs_are_laid_out_in_blocks():
   """More steps than a block has; theta and rates drop in different ones."""
   fields = {'num_epochs': 200, 'optimizer.drop_epochs': (60, 120)}
   config = config_lib.resolve(make_config('tsla,drop=140', **fields))
-  table = config_lib.hparams_table(config, 195, 140)
+  table = config_lib.hparams_table(config, 195, 140 * 195)
   assert table.theta.shape == (200, 195)
   epochs = np.arange(200)
   theta = np.where(epochs < 140, 0.1, 0)

@@ -4,15 +4,15 @@ Real processes and real signals, on digits with a small batch, so that an epoch
 takes long enough to be killed in the middle of it.
 """
 
+import functools
 import os
+import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.helpers import check_same_run, read_steps
+from tests.helpers import Forked, check_same_run, read_steps
 from tsla_jax.rundir import RunDir
 
 # Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
@@ -29,16 +29,9 @@ FLAGS = (
 
 @pytest.fixture(scope='module')
 def launch(root):
-  def start(workdir, *flags, code=None):
-    script = ('-c', code) if code else ('experiments/main.py',)
-    return subprocess.Popen(
-      [sys.executable, *script, *FLAGS, f'--workdir={workdir}', *flags],
-      cwd=root,
-      env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': str(root)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
+  def start(workdir, *flags, before=None):
+    workdir = f'--workdir={workdir}'
+    return Forked(root, 'main', *FLAGS, workdir, *flags, before=before)
 
   return start
 
@@ -147,36 +140,32 @@ def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
   check_equal(tmp_path, whole)
 
 
+def kill_at_second_checkpoint(moment):
+  """Ends this process around the rename that completes it."""
+  original, completed = os.rename, []
+
+  def rename(source, target, *args, **kwargs):
+    completes = str(source).endswith('.tmp') and (
+      pathlib.Path(target).parent.name == 'segments'
+    )
+    if completes:
+      completed.append(target)
+    if not completes or len(completed) != 2:
+      return original(source, target, *args, **kwargs)
+    if moment == 'after':
+      original(source, target, *args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  os.rename = rename
+
+
 def test_kill_while_a_checkpoint_is_written(launch, whole, tmp_path):
   """At the rename that completes the second one, and just after it."""
-  code = """
-import os, runpy, signal, sys
-
-count = 0
-
-def killing(rename):
-  def wrapped(source, target, *args, **kwargs):
-    global count
-    completes = str(source).endswith('.tmp') and str(target).endswith(
-      os.path.join('segments', os.path.basename(target)))
-    count += completes
-    if completes and count == 2 and MOMENT == 'before':
-      os.kill(os.getpid(), signal.SIGKILL)
-    result = rename(source, target, *args, **kwargs)
-    if completes and count == 2:
-      os.kill(os.getpid(), signal.SIGKILL)
-    return result
-  return wrapped
-
-os.rename, os.replace = killing(os.rename), killing(os.replace)
-sys.argv[0] = 'experiments/main.py'
-sys.path.insert(0, 'experiments')
-runpy.run_path('experiments/main.py', run_name='__main__')
-"""
   steps = read_steps(whole)['last'] // 5
   # Each epoch saved: the second is lost if it wasn't complete, nothing else.
   for moment, epochs in (('before', 1), ('after', 3)):
-    process = launch(tmp_path, code=code.replace('MOMENT', repr(moment)))
+    kill = functools.partial(kill_at_second_checkpoint, moment)
+    process = launch(tmp_path, before=kill)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, output
     assert latest_step(tmp_path) == steps * epochs

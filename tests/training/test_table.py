@@ -25,6 +25,8 @@ from tsla_jax.training import plan, train
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 
 @pytest.mark.parametrize('devices', ['one', 'seeds', 'batch'])
 def test_a_tree_has_the_bits_of_separate_runs(

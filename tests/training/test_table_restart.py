@@ -23,6 +23,8 @@ from tsla_jax.training.checkpoint import read_checkpoint
 from tsla_jax.training.experiment import Experiment
 from tsla_jax.training.store import Store
 
+pytestmark = pytest.mark.usefixtures('quick_states')
+
 
 def calls(number):
   """True when it is called for that time, counted from 1."""
