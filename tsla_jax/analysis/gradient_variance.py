@@ -36,8 +36,8 @@ from tsla_jax.analysis.predictions import (
 )
 from tsla_jax.errors import InputError
 
-# Rows that are converted to float64 at a time.
-_CHUNK = 8192
+# Rows that are converted to float64 at a time: few enough for the caches.
+_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

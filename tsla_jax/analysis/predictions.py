@@ -135,8 +135,9 @@ def check_finite(values: np.ndarray, name: str) -> None:
   """
   if not np.issubdtype(values.dtype, np.floating):
     return
-  # Squares of larger values may overflow.
-  fine = np.abs(values) <= min(1e100, float(np.finfo(values.dtype).max))
+  fine = np.isfinite(values)
+  if float(np.finfo(values.dtype).max) > 1e100:  # squares of such may overflow
+    fine &= np.abs(values) <= 1e100
   bad = np.flatnonzero(~fine.all(axis=tuple(range(1, values.ndim))))
   if len(bad):
     raise InputError(
@@ -147,7 +148,8 @@ def check_finite(values: np.ndarray, name: str) -> None:
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """Convert logits `[N, K]` to probabilities `[N, K]`, in float64."""
-  return np.exp(log_softmax(logits, temperature))
+  scaled = np.asarray(logits, np.float64) / temperature
+  return special.softmax(scaled, axis=1)
 
 
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -172,13 +172,13 @@ class Experiment:
       {name: self.topology.gather(part) for name, part in output.items()}
       for output in jax.device_get(outputs)
     ]
+
+    def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+      whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+      return whole[: len(split.labels)]
+
     return [
-      {
-        name: np.concatenate([batch[name][run] for batch in by_batch])[
-          : len(split.labels)
-        ]
-        for name in names
-      }
+      {name: join([batch[name][run] for batch in by_batch]) for name in names}
       for run in range(self.topology.num_runs)
     ]
 
