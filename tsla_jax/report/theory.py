@@ -240,16 +240,29 @@ def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
   return pd.concat(parts, ignore_index=True)
 
 
-def _layout(
+def layout(
   title: str,
   frame: pd.DataFrame,
   columns: Mapping[str, tuple[str, str]],
   note: str,
 ) -> Layout:
-  """Lay out a frame; `columns` has the column and format of each header."""
+  """Lay out a frame.
+
+  Args:
+    title: of the table.
+    frame: a line for each row.
+    columns: the column of the frame and its format, for each header.
+    note: below the table.
+
+  Returns:
+    The table; NaN is shown as '-'.
+  """
   rows = [
-    [Cell(format(line[name], spec)) for name, spec in columns.values()]
-    for _, line in frame.iterrows()
+    [
+      Cell('-' if pd.isna(line[name]) else format(line[name], spec))
+      for name, spec in columns.values()
+    ]
+    for line in frame.to_dict('records')
   ]
   return Layout(title, list(columns), rows, [note])
 
@@ -260,7 +273,7 @@ def _minimisers_layout(frame: pd.DataFrame) -> Layout:
     f'{name}_difference': frame[f'solver_{name}'] - frame[name]
     for name in names
   }
-  return _layout(
+  return layout(
     'Minimisers',
     frame.assign(**differences),
     {
@@ -288,7 +301,7 @@ def _conditions_layout(frame: pd.DataFrame) -> Layout:
     **{title: (name, '.5g') for name, title in _CONDITIONS.items()},
     'nullity of the last': ('joint_nullity', '.0f'),
   }
-  return _layout(
+  return layout(
     'Condition numbers at the minimiser',
     frame[np.isclose(tenths, tenths.round())],
     {title: column for title, column in columns.items() if column[0] in frame},
@@ -305,17 +318,14 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
   last = groups.tail(1).set_index(['rates', 'smoothing']).sort_index()
   collapsed = means[means['nc1'] <= _COLLAPSED].groupby(['rates', 'smoothing'])
   last['collapsed'] = collapsed['step'].min()
-  last['collapsed'] = [
-    '-' if np.isnan(step) else f'{step:.0f}' for step in last['collapsed']
-  ]
-  return _layout(
+  return layout(
     f'Gradient descent with momentum 0.9, {means["step"].max()} steps',
     last.reset_index(),
     {
       'rates': ('rates', ''),
       'delta': ('smoothing', 'g'),
       'learning rate': ('learning_rate', 'g'),
-      f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', ''),
+      f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
       'NC1': ('nc1', '.3g'),
       'NC2': ('nc2', '.3g'),
       'excess loss': ('excess_loss', '.3g'),

@@ -1,0 +1,296 @@
+"""Tables and figures of the convergence theorems.
+
+`convergence_experiments` makes the data frames, and `analysis.convergence`
+defines the theorems and the notation.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tsla_jax.io import lock_directory, write_all
+from tsla_jax.report import convergence_experiments as experiments
+from tsla_jax.report import figures, tables
+from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
+from tsla_jax.report.tables import Layout
+from tsla_jax.report.theory import layout
+
+_STYLES = {
+  SGD: (figures.BLUE, '-'),
+  TWO_STAGE: (figures.GREY, '-.'),
+  LSR: (figures.ORANGE, ':'),
+  TSLA: (figures.GREEN, '--'),
+}
+
+
+def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
+  """Compute everything, and write tables and figures.
+
+  Args:
+    setting: of the experiments.
+    output: directory for `convergence.md`, CSV files and `figures/`.
+
+  Returns:
+    The tables and the paths of the results, for a terminal.
+
+  Raises:
+    InputError: if the ridge is too small, or the directory cannot be written.
+  """
+  # The lock fails early if the directory cannot be written.
+  with lock_directory(output, output / 'figures', name='--output'):
+    bounds = experiments.check_bounds(setting)
+    iterations = experiments.count_iterations(setting)
+    errors = experiments.measure_test_errors(setting)
+    pictures = [
+      (
+        'bounds',
+        'Measured values over bounds, with bars of two standard errors.',
+        _bounds_figure(bounds),
+      ),
+      (
+        'iterations',
+        'Iterations to eps on the quadratic with A = I. Lines: the theorems.'
+        ' Dots: measured, open for aligned noise.',
+        _iterations_figure(iterations),
+      ),
+      (
+        'test_error',
+        'Theorem 5: the test error of eq. 6 (with error bars of two standard'
+        ' errors), and without decay, which the assumption excludes (dots).',
+        _errors_figure(errors),
+      ),
+    ]
+    layouts = (
+      _bounds_layout(bounds),
+      _iterations_layout(iterations),
+      _errors_layout(errors),
+    )
+    parts = [_describe(setting), *map(tables.to_markdown, layouts)]
+    text = '\n'.join([*parts, conclude(bounds, iterations, errors)])
+    content = {
+      'convergence.md': text + figures.to_markdown(pictures),
+      'bounds.csv': bounds.to_csv(index=False),
+      'iterations.csv': iterations.to_csv(index=False),
+      'test_error.csv': errors.to_csv(index=False),
+      **figures.to_files(pictures),
+    }
+    write_all(output, content, mend='give another --output')
+  return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'
+
+
+def _describe(setting: experiments.Setting) -> str:
+  n, d = setting.regression.features.shape
+  return (
+    'The convergence theorems of the TSLA paper, with their own step sizes and'
+    f' horizons, on {setting.trials} independent runs. SGD uses one-hot labels,'
+    ' LSR smoothed labels, and TSLA smoothed labels in its first stage only.'
+    ' w_R is an iterate drawn uniformly from the run (TSLA: from its second'
+    ' stage). sigma2 bounds the variance of the gradient on one-hot labels, and'
+    ' delta sigma2 the mean squared error of the gradient on labels y_hat.\n\n'
+    'Problems: quadratics 1/2 w^T A w in 4 dimensions with A = I, and with'
+    ' eigenvalues from 0.1 to 1, with Gaussian gradient noise, sigma2 = 1, and'
+    ' mu F(w0) = 2 sigma2 (half of delta sigma2 is bias). And multinomial'
+    f' regression on {n} examples of {setting.name} (3 classes, {d} principal'
+    f' components), one example a step, with uniform y_hat.\n'
+  )
+
+
+def _bounds_layout(frame: pd.DataFrame) -> Layout:
+  of = frame.groupby('problem', sort=False).max(numeric_only=True).iloc[-1]
+  return layout(
+    'Measured E||grad F(w_R)||^2 against the bounds',
+    # SGD does not depend on delta.
+    frame.assign(delta=frame['delta'].where(frame['algorithm'] != SGD)),
+    {
+      'problem': ('problem', ''),
+      'algorithm': ('algorithm', ''),
+      'delta': ('delta', '.3g'),
+      'eps': ('eps', 'g'),
+      'T1': ('first_steps', '.0f'),
+      'eta': ('rate', '.3g'),
+      'T': ('steps', '.0f'),
+      'measured': ('measured', '.4g'),
+      'standard error': ('standard_error', '.1g'),
+      'bound': ('bound', '.4g'),
+      'measured / bound': ('slack', '.3f'),
+    },
+    'eta and T: of the stage that w_R is drawn from. Without eps: Theorem 1'
+    ' with eta = 1/L and T = 100. LSR has the bound 4 delta sigma2 instead of'
+    ' eps^2 where delta > eps^2 / (4 sigma2). The regression has'
+    f' F(w0) = {of["initial_loss"]:.4g}, L = {of["smoothness"]:.4g},'
+    f' mu = {of["pl"]:.4g}, sigma2 = {of["variance"]:.4g} and'
+    f' delta = {of["delta"]:.4g}; the largest values at every'
+    f' {experiments.EVERY}th iterate of all runs are sigma2 ='
+    f' {of["seen_variance"]:.4g} and delta = {of["seen_delta"]:.4g}.',
+  )
+
+
+def _iterations_layout(frame: pd.DataFrame) -> Layout:
+  lines = experiments.complexities(frame)
+  specs = {'slope': '.2f', f'T / {SGD}': '.3g', f'T / {TWO_STAGE}': '.3g'}
+  for eps, part in frame.groupby('eps', sort=False):
+    column = f'eps {eps:g}'
+    specs[column] = '.0f'
+    both = part[['steps', 'measured_steps']].to_numpy()
+    lines[[column, f'measured_{column}']] = both
+  for column, spec in specs.items():
+    lines[column] = [
+      ' / '.join('-' if np.isnan(v) else format(v, spec) for v in values)
+      for values in lines[[column, f'measured_{column}']].to_numpy()
+    ]
+  return layout(
+    'Iterations T to eps on the quadratic with A = I: theorem / measured',
+    lines,
+    {'algorithm': ('algorithm', ''), 'noise': ('noise', '')}
+    | {'delta': ('delta', 'g')}
+    | {column: (column, '') for column in specs},
+    'theorem: -, where it does not promise eps^2. measured: the first T at'
+    ' which the mean of E||grad F||^2 over the iterates of the stage of w_R is'
+    f' at most eps^2; -, if never (for LSR in {experiments.LSR_STEPS} steps).'
+    ' slope: of T ~ eps^-slope, by least squares over at least 3 eps. Ratios:'
+    ' at the smallest eps. noise: of the gradient gh on the labels y_hat.'
+    ' independent: half of delta sigma2 is bias, and the noise is independent'
+    ' of that of g. aligned: gh - grad F = sqrt(delta) (g - grad F). SGD in two'
+    ' stages is TSLA with y_hat = y, so delta = 1. It uses the PL condition and'
+    ' two step sizes as TSLA does, but no smoothing.',
+  )
+
+
+def _errors_layout(frame: pd.DataFrame) -> Layout:
+  return layout(
+    'Theorem 5: test error E[F(w_R)] - E[F_S(w_S*)] (eq. 6)',
+    frame.assign(scaled=(frame['eq6'] - frame['decay']) * np.sqrt(frame['n'])),
+    {
+      'population': ('population', ''),
+      'algorithm': ('algorithm', ''),
+      'n': ('n', 'd'),
+      'delta': ('delta', '.3g'),
+      'iterations': ('iterations', 'd'),
+      'eq. 6': ('eq6', '.4f'),
+      'standard error': ('standard_error', '.1g'),
+      'generalization': ('generalization', '.4f'),
+      'optimization': ('optimization', '.4f'),
+      'decay': ('decay', '.4f'),
+      '(eq. 6 - decay) sqrt(n)': ('scaled', '.3g'),
+      'assumption holds': ('holds', '.0%'),
+    },
+    'eq. 6 is the sum of three terms, with F^ = F_S + lambda/2 ||w||^2 and'
+    ' lambda = 2L: generalization F(w_R) - F_S(w_R), optimization F^(w_R) -'
+    ' min F^, and decay min F^ - F_S(w_S*) - lambda/2 ||w_R||^2. The theorem'
+    ' assumes that decay is at most 0. assumption holds: the share of iterates'
+    ' at which it is. eta2 = eta1 / sqrt(n). SGD takes n steps of eta2, LSR'
+    f' sqrt(n) steps of eta1 = {experiments.ETA:g}/(3L), TSLA T1 steps of eta1'
+    ' and delta n of eta2. delta: 1.05 times the largest along TSLA on the'
+    ' training set where it is largest at w0; other runs may exceed it. Where a'
+    ' training set is separable, F_S has no minimiser and its infimum is used.',
+  )
+
+
+def conclude(
+  bounds: pd.DataFrame, iterations: pd.DataFrame, errors: pd.DataFrame
+) -> str:
+  """State in words what the numbers say."""
+  # Chance alone exceeds three standard errors once in 700 runs.
+  low = bounds['measured'] - 3 * bounds['standard_error']
+  broken = bounds[low > bounds['bound']]
+  lines = [
+    f'Bounds: {len(bounds) - len(broken)} of {len(bounds)} hold, within three'
+    f' standard errors; measured / bound is {bounds["slack"].min():.2f} to'
+    f' {bounds["slack"].max():.2f}.'
+  ]
+  text = 'BROKEN: {problem}, {algorithm}, delta {delta:.3g}, eps {eps:g}.'
+  lines += [text.format(**line) for line in broken.to_dict('records')]
+  ratios = experiments.complexities(iterations)
+  ratios = ratios[ratios['algorithm'] == TSLA]
+
+  def faster(part: pd.DataFrame, column: str) -> str:
+    better = part.loc[part[column] < 1, 'delta']
+    return ', '.join(f'{delta:g}' for delta in better) or 'none'
+
+  for noise, part in ratios.groupby('noise', sort=False):
+    comparisons = ', and '.join(
+      f'than {other} at delta {faster(part, f"measured_T / {other}")} (by the'
+      f' theorems: {faster(part, f"T / {other}")})'
+      for other in (SGD, TWO_STAGE)
+    )
+    lines.append(f'TSLA, {noise} noise: fewer iterations {comparisons}.')
+  for name, part in errors.groupby('population', sort=False):
+    held = part.loc[part['algorithm'] == TSLA, 'holds'].max()
+    last = part[part['n'] == part['n'].max()].set_index('algorithm')
+    rest = (last['eq6'] - last['decay']) * np.sqrt(last['n'])
+    lines.append(
+      f'Theorem 5, {name}: the assumption min F^ <= F_S(w_S*) + lambda/2'
+      f' ||w_t||^2 holds at no more than {held:.0%} of the iterates of TSLA. At'
+      f' n = {last["n"].iloc[0]} eq. 6 of TSLA is {last.at[TSLA, "eq6"]:.4f},'
+      f' of which {last.at[TSLA, "decay"]:.4f} is the term that the assumption'
+      ' excludes. The rest, times sqrt(n), is'
+      f' {", ".join(f"{rest[k]:.2g} for {k}" for k in (SGD, LSR, TSLA))}.'
+    )
+  return '\n'.join(f'- {line}' for line in lines) + '\n'
+
+
+def _bounds_figure(frame: pd.DataFrame) -> Figure:
+  problems = frame['problem'].unique()
+  figure = figures.make_figure(len(problems), width=14, xlabel='')
+  for axes, problem in zip(figure.axes, problems, strict=True):
+    part = frame[frame['problem'] == problem].reset_index(drop=True)
+    for name, of in part.groupby('algorithm', sort=False):
+      error = 2 * of['standard_error'] / of['bound']
+      dots = {'fmt': 'o', 'color': _STYLES[name][0], 'label': name}
+      axes.errorbar(of.index, of['slack'], error, **dots)
+    labels = [
+      ('eta 1/L' if math.isnan(line['eps']) else f'eps {line["eps"]:g}')
+      + ('' if line['algorithm'] == SGD else f'\ndelta {line["delta"]:.3g}')
+      for line in part.to_dict('records')
+    ]
+    axes.set_xticks(part.index, labels, fontsize=7, rotation=90)
+    axes.axhline(1, color='black', linewidth=1)
+    axes.set_ylim(0, max(1.1, 1.1 * part['slack'].max()))
+    axes.set_title(problem, fontsize=10)
+    axes.set_ylabel('measured / bound')
+  figures.share_legend(figure)
+  return figure
+
+
+def _iterations_figure(frame: pd.DataFrame) -> Figure:
+  deltas = frame['delta'].dropna().unique()
+  figure = figures.make_figure(len(deltas), width=18, xlabel='eps')
+  for axes, delta in zip(figure.axes, deltas, strict=True):
+    part = frame[frame['delta'].isna() | (frame['delta'] == delta)]
+    for key, curve in part.groupby(experiments.CURVE, dropna=False, sort=False):
+      color, style = _STYLES[key[0]]
+      aligned = key[1] == 'aligned'
+      eps, measured = curve['eps'], curve['measured_steps']
+      fill = 'none' if aligned else color
+      axes.plot(eps, measured, 'o', color=color, markerfacecolor=fill)
+      if not aligned:
+        axes.plot(eps, curve['steps'], style, color=color, label=key[0])
+    axes.set_title(f'delta {delta:g}', fontsize=10)
+    axes.set_ylabel('iterations')
+    axes.set_yscale('log')
+    figures.set_logarithmic(axes.xaxis)
+  figures.share_legend(figure)
+  return figure
+
+
+def _errors_figure(frame: pd.DataFrame) -> Figure:
+  populations = frame.groupby('population', sort=False)
+  figure = figures.make_figure(len(populations), xlabel='n')
+  for axes, (population, part) in zip(figure.axes, populations, strict=True):
+    for name, of in part.groupby('algorithm', sort=False):
+      color, style = _STYLES[name]
+      line = {'color': color, 'linestyle': style, 'label': name}
+      axes.errorbar(of['n'], of['eq6'], 2 * of['standard_error'], **line)
+      rest = of['eq6'] - of['decay']
+      axes.plot(of['n'], rest.where(rest > 0), '.', color=color)
+    reference = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
+    axes.plot(of['n'], reference, color=figures.GREY, label='1 / sqrt(n)')
+    axes.set_title(population, fontsize=10)
+    axes.set_ylabel('test error, eq. 6 [nats]')
+    figures.set_logarithmic(axes.xaxis)
+    axes.set_yscale('log')
+  figures.share_legend(figure)
+  return figure
