@@ -18,6 +18,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   packages=setuptools.find_packages(include=['tsla_jax', 'tsla_jax.*']),
   package_data={'tsla_jax.report': ['page.html']},
+  license='Apache-2.0',
   python_requires='>=3.11,<3.14',
   install_requires=[
     'absl-py',

@@ -343,7 +343,14 @@ def test_bad_image_folders_are_refused(tmp_path, spoil, message):
   assert '\n' not in str(error.value)
 
 
-def test_missing_directories_are_refused(tmp_path):
+def test_tfds_own_directory_is_looked_in(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  with pytest.raises(InputError, match=f"data.data_dir '{tmp_path}'"):
+    sources.load('cifar100')
+
+
+def test_missing_directories_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'none'))
   for name in ('image_folder', 'cifar100'):
     with pytest.raises(InputError, match=r'data\.data_dir is not set'):
       sources.load(name)

@@ -9,6 +9,7 @@ from tests.helpers import (
   make_folder,
   truncate,
 )
+from tsla_jax.training import train
 
 DIGITS = '--config=configs/digits.py'
 
@@ -26,8 +27,10 @@ DIGITS = '--config=configs/digits.py'
     ([DIGITS, 'stray'], ["unexpected argument 'stray'"]),
   ],
 )
-def test_bad_input_is_one_line(root, tmp_path, flags, words):
+def test_bad_input_is_one_line(root, tmp_path, flags, words, monkeypatch):
   workdir = tmp_path / 'run'
+  # TFDS' directory of whoever runs this.
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'none'))
   done = door_inside(root, 'main', *flags, f'--workdir={workdir}')
   check_refused(done, *words)
   assert not workdir.exists()
@@ -40,8 +43,17 @@ def test_bad_input_is_one_line_of_a_process(root, tmp_path):
   assert not workdir.exists()
 
 
-def test_missing_workdir_is_named(root):
-  check_refused(door_inside(root, 'main', DIGITS), '--workdir')
+def test_the_workdir_has_a_default(root, monkeypatch):
+  """Of config, method and seed, so that runs of one do not meet."""
+  given = []
+  monkeypatch.setattr(
+    train,
+    'train_and_evaluate',
+    lambda config, workdir, **options: given.append(str(workdir)),
+  )
+  for flags in ((DIGITS,), (f'{DIGITS}:tsla,drop=20', '--config.seed=3')):
+    assert door_inside(root, 'main', *flags).returncode == 0
+  assert given == ['runs/digits_seed0', 'runs/digits_tsla_drop_20_seed3']
 
 
 def test_truncated_image_is_named(root, tmp_path):

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,8 +33,9 @@ def load(
   Args:
     name: 'digits', 'image_folder', or the name of a TFDS data set.
     data_dir: for TFDS, the directory in which data sets were prepared (as
-      array_record), or the one of this data set and version; for an image
-      folder, the directory with `split/class/file`. Unused by digits.
+      array_record), or the one of this data set and version; if None, TFDS'
+      own, TFDS_DATA_DIR or ~/tensorflow_datasets. For an image folder, the
+      directory with `split/class/file`. Unused by digits.
     train_split: the split to fit, in TFDS' syntax: `train`, `train[:90%]`. An
       image folder is sliced in a fixed random order, over all classes.
     test_split: the split to evaluate on.
@@ -62,7 +64,7 @@ def load(
     elif name == 'image_folder':
       source = _image_folder(_root(name, data_dir), train_split, test_split)
     else:
-      source = _prepared(name, _root(name, data_dir))
+      source = _prepared(name, _root(name, data_dir or _usual_dir()))
 
     def decode(split: str) -> tuple[Split, list[bytes]]:
       encoded = source.read(split)
@@ -101,11 +103,18 @@ def _print_once(note: str) -> None:
   print(note)
 
 
+def _usual_dir() -> str | None:
+  """Returns the directory that TFDS itself prepares into, if it exists."""
+  usual = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return usual if pathlib.Path(usual).expanduser().is_dir() else None
+
+
 def _root(name: str, data_dir: str | None) -> pathlib.Path:
   if not data_dir:
     raise InputError(
       f"data.data_dir is not set, and data set '{name}' is read from it; give"
-      ' --config.data.data_dir=DIR (without one: data.name=digits)'
+      ' --config.data.data_dir=DIR (without one: data.name=digits; TFDS data'
+      ' sets are also found in TFDS_DATA_DIR and ~/tensorflow_datasets)'
     )
   root = pathlib.Path(data_dir).expanduser()
   if not root.is_dir():

@@ -324,7 +324,7 @@ class Segment:
       run, lines = course.run, course.run.directory.lines()
       last, best = lines[-1], lines[course.progress.best_epoch]
       predictions = to_predictions('test', scores[i], heads[i], run.dataset)
-      drop = run.drop_step(lines)
+      drop = run.drop_step(course.progress.metrics)
       curves = figures.curves_png(
         lines, run.description, drop and drop / run.steps_per_epoch
       )
