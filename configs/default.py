@@ -161,8 +161,9 @@ def base() -> ml_collections.ConfigDict:
   # which takes as long as an evaluation of it; the first epoch is measured too.
   # 0: never.
   c.analysis.neural_collapse_every = 10
-  # Likewise of the variance of the last layer's gradients: delta (equation 4),
-  # and theta*, the best strength for the batch. 1 for methods that read it.
+  # Epochs between measurements of the variance of the last layer's gradients:
+  # delta (equation 4), and theta*, the best strength for the batch. 0: never; 1
+  # for methods that read it.
   c.analysis.gradient_variance_every = 0
 
   # What a kill can lose at most: whichever interval is over first. The last

@@ -120,6 +120,12 @@ def make_rows(
       one.deterministic = True
     try:
       apply_method(one, row.method, drop_epoch=0)
+      if 'analysis.gradient_variance_every' in given:
+        every = config.analysis.gradient_variance_every
+        one.analysis.gradient_variance_every = every
+      if keeps_theta(one):  # what is given for a second stage is not for it
+        one.optimizer.second_stage_factor = 1.0
+        one.optimizer.reset_at_drop = False
       one.update_from_flattened_dict(row.fields)
     except (ValueError, KeyError, TypeError) as error:
       reason = str(error.args[0]).splitlines()[0]
@@ -138,7 +144,7 @@ def make_rows(
     if name in configs:
       raise InputError(f"two rows are named '{name}'; give one another name")
     configs[name] = one
-  # What is measured is one for a table.
+  # All rows of a table must measure the same.
   if 'analysis.gradient_variance_every' not in given and any(
     reads_gradients(config) for config in configs.values()
   ):
@@ -196,8 +202,8 @@ def apply_method(
       drop = {field: int(number)}
     else:
       raise ValueError(
-        f"method '{method}': drop={value} is no epoch, as 40, no number of"
-        f' steps, as 450steps, and none of the rules {", ".join(DROP_RULES)}'
+        f"method '{method}': drop={value}; must be an epoch (40), a number of"
+        f' steps (450steps) or one of the rules {", ".join(DROP_RULES)}'
       )
   smoothing = config.smoothing
   if name == 'baseline':

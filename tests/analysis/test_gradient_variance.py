@@ -170,8 +170,10 @@ def test_best_theta_is_within_0_and_1():
   assert same.best_theta() == 0
 
 
-def test_delta_without_variance_is_not_a_number():
-  assert np.isnan(variance(sigma2=0.0).delta())
+def test_delta_without_variance():
+  assert variance(sigma2=0.0).delta() == np.inf
+  none = variance(sigma2=0.0, sigma2_hat=0.0, bias2=0.0)
+  assert np.isnan(none.delta())
 
 
 def net(params, inputs):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import default
 from tests.helpers import (
   EVERY_EPOCH,
   SEEDS,
@@ -20,6 +21,7 @@ from tests.helpers import (
   make_run,
   train_rows,
 )
+from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.errors import InputError
 from tsla_jax.models.heads import Head
@@ -54,7 +56,7 @@ def digests(directory):
 
 
 def make_teacher(path):
-  """A file of a teacher's predictions, and they."""
+  """Writes a teacher's predictions, and returns them."""
   dataset = make_dataset()
   rows = np.random.default_rng(0).dirichlet(np.ones(10), len(dataset.train))
   priors.save_teacher(path, rows, dataset)
@@ -122,7 +124,7 @@ ON_FEATURES = {
 def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
   tmp_path, epochs_trained, rule
 ):
-  """In a table after LSR, whose epochs it shares; no bit is another."""
+  """In a table after LSR, whose epochs it shares; bit for bit."""
   configs = {
     'LSR': make_config('lsr', **ON_FEATURES),
     'found': make_config(f'tsla,drop={rule}', **ON_FEATURES),
@@ -164,11 +166,15 @@ def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):
     'LSR': make_config('lsr', **fields),
     'found': make_config('tsla,drop=delta', **fields),
   }
-  table = train_rows(tmp_path, configs, SEEDS[:1])
-  left, right = (folder(table, row, SEEDS[0]) for row in configs)
-  assert left.lines() == right.lines() and len(epochs_trained) == 4
-  assert digests(left) == digests(right)
-  assert read_results(tmp_path).runs['drop_epoch'].isna().all()
+  table = train_rows(tmp_path / 'table', configs, SEEDS[:1])
+  assert len(epochs_trained) == 4
+  found = folder(table, 'found', SEEDS[0])
+  lsr = make_config('lsr', **fields, seed=SEEDS[0])
+  check_equal(found, train(lsr, tmp_path / 'lsr'))
+  results = read_results(tmp_path / 'table')
+  assert results.runs['drop_epoch'].isna().all()
+  (note,) = (text for text in page.describe(results) if 'dropped' in text)
+  assert note.endswith('by seed: never. A run that never drops it is LSR.')
 
 
 def test_best_theta_follows_what_was_measured(tmp_path, epochs_trained):
@@ -240,7 +246,7 @@ def test_a_trunk_that_lacks_measurements_is_trained_again(
     ('tsla,drop=delta', {'smoothing.patience': 0}, 'patience: 0; must be'),
   ],
 )
-def test_what_goes_with_no_other_field_is_refused(method, fields, message):
+def test_fields_that_exclude_each_other_are_refused(method, fields, message):
   with pytest.raises(InputError, match=message):
     config_lib.resolve(make_config(method, **fields))
 
@@ -383,6 +389,11 @@ def test_the_sampled_iterate_of_a_run(tmp_path):
     config_lib.augmentation(config),
   )
   top1 = np.mean(logits.argmax(axis=1) == dataset.test.labels)
+  _, variables = load.load_sampled(found.path)
+  assert variables.keys() == {'params', 'batch_stats'}
+  jax.tree.map(
+    np.testing.assert_array_equal, variables['params'], switch['params']
+  )
   assert found.summary()['sampled']['test_top1'] == pytest.approx(top1)
   lsr = make_config('lsr', **{'optimizer.sample_iterate': True}, **EVERY_EPOCH)
   whole = train(lsr, tmp_path / 'whole')
@@ -393,10 +404,70 @@ def test_the_sampled_iterate_of_a_run(tmp_path):
   assert whole.summary()['sampled'] == again.summary()['sampled']
 
 
-def test_what_keeps_an_iterate_trains_the_same(tmp_path, alone):
+def test_sampling_an_iterate_changes_no_metric(tmp_path, alone):
   config = make_config('tsla,drop=2', **{'optimizer.sample_iterate': True})
   found, wanted = train(config, tmp_path / 'run'), alone(make_config(), 0)
   assert found.lines() == wanted.lines()
+
+
+def test_chances_of_the_sampled_iterate_count_each_stages_steps():
+  run = make_run(make_config(f'tsla,drop={STEPS + 2}steps'), make_dataset())
+  keep = np.concatenate([run.hparams(epoch).keep for epoch in range(4)])
+  steps = [*range(1, STEPS + 3), *range(1, 3 * STEPS - 1)]
+  np.testing.assert_array_equal(keep, 1 / np.float32(steps))
+
+
+def test_a_ramp_may_end_beyond_the_last_step(tmp_path, alone):
+  """And be gone on with, as its past is the same."""
+  fields = {
+    'smoothing.schedule': 'linear',
+    'smoothing.drop_step': 6 * STEPS,
+    'optimizer.drop_epochs': (3,),
+  }
+  run = make_run(make_config('lsr', **fields), make_dataset())
+  theta = np.concatenate([run.hparams(epoch).theta for epoch in range(4)])
+  expected = 0.1 * (1 - np.arange(4 * STEPS) / (6 * STEPS))
+  np.testing.assert_allclose(theta, expected, rtol=1e-5)
+  train(make_config('lsr', **fields), tmp_path)
+  longer = make_config('lsr', **fields, num_epochs=7)
+  check_equal(train(longer, tmp_path), alone(longer, 0))
+
+
+def test_delta_may_be_infinite(tmp_path):
+  """Where the training set is fitted to the last bit, and its rule fires."""
+  fields = ON_FEATURES | {
+    'smoothing.theta': 1e-3,
+    'smoothing.patience': 5,
+    'optimizer.learning_rate.head': 1.0,
+  }
+  dataset = separable()
+  for split in (dataset.train, dataset.test):
+    split.inputs[:] *= 30
+  config = make_config('tsla,drop=delta', **fields)
+  directory = train(config, tmp_path, dataset)
+  # JSON has no infinity.
+  assert None in [line['train_delta'] for line in directory.lines()]
+  assert directory.lines()[-1]['theta'] == 0
+
+
+def test_fields_of_a_second_stage_are_for_rows_that_have_one():
+  config = make_config('lsr')
+  config.optimizer.reset_at_drop = True
+  config.analysis.gradient_variance_every = 0
+  rows = [default.Row(method) for method in ('baseline', 'lsr', 'tsla,drop=2')]
+  given = ['optimizer.reset_at_drop', 'analysis.gradient_variance_every']
+  made = methods.make_rows(config, rows, given)
+  reset = [one.optimizer.reset_at_drop for one in made.values()]
+  assert reset == [False, False, True]
+  rows = methods.make_rows(config, [default.Row('tsla,drop=delta')], given)
+  with pytest.raises(InputError, match='must be 1 with the method'):
+    config_lib.resolve(rows['TSLA(delta)'])
+
+
+def test_a_drop_beyond_the_last_step_is_noted(capsys, tmp_path):
+  train(make_config('tsla,drop=99steps'), tmp_path)
+  note = 'drop_step 99 is beyond the last of 16 steps, so theta stays'
+  assert note in capsys.readouterr().out
 
 
 def test_rows_of_steps_and_resets_share_what_they_can():

@@ -65,13 +65,15 @@ class GradientVariance:
   count: int
 
   def delta(self) -> float:
-    """Return `sigma2_hat / sigma2` (equation 4); NaN without variance."""
+    """Return `sigma2_hat / sigma2` (equation 4)."""
     return self.delta_at(1)
 
   def delta_at(self, batch_size: int) -> float:
-    """Return delta for minibatches; NaN without variance."""
+    """Return delta for minibatches; infinite without variance of `g`."""
     one_hot, smooth, _ = self._of_batch(batch_size)
-    return smooth / one_hot if one_hot else np.nan
+    if one_hot:
+      return smooth / one_hot
+    return np.inf if smooth else np.nan
 
   def best_theta(self, batch_size: int = 1) -> float:
     """Return the theta of the least `error`, within [0, 1].

@@ -204,7 +204,7 @@ _COLLAPSE: dict[str, dict[str, str]] = {
     )
   },
 }
-# Read from a `GradientVariance` of a batch, or from epochs likewise.
+# Read from `GradientVariance.metrics`, or from epochs in columns 'train_*'.
 GRADIENTS = tuple(
   Metric(key, title, operator.itemgetter(key), format='.3g', figure='gradients')
   for key, title in (

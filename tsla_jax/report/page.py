@@ -91,6 +91,8 @@ def describe(results: Results) -> list[str]:
     row
     for row, drops in runs.groupby('row', sort=False)['drop_epoch']
     if row in configs
+    # A drop within an epoch is counted from the next one.
+    and configs[row]['config']['smoothing']['drop_step'] is None
     and drops.isin(configs[row]['config']['optimizer']['drop_epochs']).any()
   ]
   if coinciding:
@@ -121,14 +123,15 @@ def _describe_drops(results: Results) -> list[str]:
   for row, record in results.configs.items():
     if record['config']['smoothing']['drop_rule'] is None:
       continue
-    runs = results.runs[results.runs['row'] == row]
-    drops = ', '.join(
-      'never' if pd.isna(drop) else f'{drop:.0f}' for drop in runs['drop_epoch']
-    )
-    notes.append(
-      f'{row} dropped theta after this many epochs, by seed: {drops}. A run'
-      ' that never drops it is LSR.'
-    )
+    drops = results.finished(row, 'drop_epoch')
+    if len(drops):
+      texts = ['never' if pd.isna(d) else f'{d:.0f}' for d in drops]
+      note = (
+        f'{row} dropped theta after this many epochs, by seed:'
+        f' {", ".join(texts)}.'
+      )
+      never = ' A run that never drops it is LSR.' if 'never' in texts else ''
+      notes.append(note + never)
   return notes
 
 

@@ -233,7 +233,7 @@ def _describe_run(
 def drop_epoch(
   smoothing: Mapping[str, Any], theta: Sequence[float]
 ) -> int | None:
-  """Return the first epoch on one-hot labels of a run; None without a drop.
+  """Return the first whole epoch on one-hot labels; None without one.
 
   Args:
     smoothing: fields of the config.
@@ -241,6 +241,8 @@ def drop_epoch(
   """
   if smoothing['drop_rule'] is smoothing['drop_step'] is None:
     return smoothing['drop_epoch']
+  if smoothing['drop_step'] == 0:
+    return 0
   smoothed = np.asarray(theta) != 0
   dropped = np.flatnonzero(smoothed[:-1] & ~smoothed[1:])
   return int(dropped[0]) + 1 if len(dropped) else None

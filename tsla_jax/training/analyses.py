@@ -16,7 +16,7 @@ from tsla_jax.training.state import Prior
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """What a run's model says of the training examples.
+  """Outputs of a run's model on the training examples.
 
   Attributes:
     features: `[N, d]`.

@@ -1,6 +1,7 @@
 """What a config means: its checks, schedules, model, optimizer and data."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ Accepted = tuple[Callable[[Any], bool], str]
 
 
 def _at_least(low: float, note: str = '') -> Accepted:
-  return lambda v: np.isfinite(v) and v >= low, f'at least {low}{note}'
+  return lambda v: math.isfinite(v) and v >= low, f'at least {low}{note}'
 
 
 def _below(low: float, high: float) -> Accepted:
@@ -75,7 +76,7 @@ _ACCEPTED: dict[str, Accepted] = {
   'smoothing.theta': (np.isfinite, 'a finite number'),
   'smoothing.schedule': _one_of(*_SCHEDULES),
   'smoothing.drop_rule': _one_of(None, *methods.DROP_RULES),
-  'smoothing.drop_step': _or_none(*_at_least(0)),
+  'smoothing.drop_step': _or_none(*_below(0, 2**31)),
   'smoothing.patience': _at_least(1),
   'smoothing.tolerance': _below(0, 1),
   'smoothing.prior': _one_of(*priors.KINDS),
@@ -238,18 +239,24 @@ def _require(
 ) -> None:
   try:
     valid = is_valid(value)
-  except TypeError:
+  except (TypeError, OverflowError):
     valid = False
   if not valid:
     raise InputError(f'{field}: {value!r}; must be {accepted}')
 
 
-def notes(config: ml_collections.ConfigDict) -> list[str]:
+def notes(config: ml_collections.ConfigDict, steps_per_epoch: int) -> list[str]:
   """Says what is accepted in a config, and hardly ever meant."""
   found, theta = [], config.smoothing.theta
   late = [e for e in config.optimizer.drop_epochs if e >= config.num_epochs]
   if late:
     found.append(f'optimizer.drop_epochs {late} are beyond the last epoch')
+  drop, steps = config.smoothing.drop_step, config.num_epochs * steps_per_epoch
+  if drop is not None and drop > steps:
+    found.append(
+      f'smoothing.drop_step {drop} is beyond the last of {steps} steps, so'
+      ' theta stays'
+    )
   if not 0 <= theta <= 1:
     found.append(
       f'smoothing.theta {theta} is outside [0, 1]: smoothed labels are no'
@@ -356,7 +363,7 @@ def measured_theta(
   if config.smoothing.schedule != 'best_theta' or not epoch:
     return None
   if len(metrics) < epoch:
-    return float('nan')
+    return math.nan
   return metrics[epoch - 1]['train_best_theta']
 
 

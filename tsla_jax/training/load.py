@@ -75,6 +75,25 @@ def load_last(
   return load_model(workdir, best=False)
 
 
+def load_sampled(
+  workdir: str | os.PathLike[str],
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Loads w_R of Algorithms 1 and 2 (`optimizer.sample_iterate`).
+
+  Raises:
+    InputError: as `load_last`, and if the run has kept none.
+  """
+  model, variables = load_last(workdir)
+  checkpoint = read_checkpoint(RunDir(workdir).checkpoints)
+  sampled = read_state(checkpoint, 'last').get('sampled')
+  if sampled is None:
+    raise InputError(
+      f"the run in '{workdir}' has kept no sampled iterate; train with"
+      ' --config.optimizer.sample_iterate=True'
+    )
+  return model, {name: sampled[name] for name in variables}
+
+
 def apply_model(
   model: nn.Module,
   variables: dict[str, Any],

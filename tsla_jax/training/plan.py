@@ -130,13 +130,16 @@ class Run:
     Args:
       metrics: of the epochs so far, which a drop rule decides by.
     """
-    drop = config_lib.drop_step(self.config, self.steps_per_epoch, metrics)
-    # T_2 may be 0, and a rule may fire after the last epoch. Without data the
-    # steps of an epoch are not known.
+    drop = self._drop_step(metrics)
+    # T_2 may be 0, and a rule may fire after the last epoch.
+    return None if drop is None or drop >= self.num_steps else drop
+
+  def _drop_step(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns T_1, which may lie beyond the last step, if it is known."""
     counted = self.config.smoothing.drop_step is not None
-    if drop is None or drop >= self.num_steps:
-      return None
-    return None if counted and self.dataset is None else drop
+    if counted and self.dataset is None:
+      return None  # how many steps an epoch has is not known
+    return config_lib.drop_step(self.config, self.steps_per_epoch, metrics)
 
   def hparams(
     self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()
@@ -150,7 +153,7 @@ class Run:
     past = metrics[:epoch]
     return self._hparams(
       epoch,
-      self.drop_step(past),
+      self._drop_step(past),
       config_lib.measured_theta(self.config, epoch, past),
     )
 
@@ -169,7 +172,7 @@ class Run:
     past = metrics[:epoch]
     return self._key(
       epoch,
-      self.drop_step(past),
+      self._drop_step(past),
       config_lib.measured_theta(self.config, epoch, past),
     )
 
@@ -177,6 +180,8 @@ class Run:
     self, epoch: int, drop: int | None, measured: float | None
   ) -> str:
     hparams = self._hparams(epoch, drop, measured)
+    if not self.config.optimizer.sample_iterate:  # then nothing reads it
+      hparams = hparams.replace(keep=np.zeros_like(hparams.keep))
     digest = hashlib.sha256()
     for values in jax.tree.leaves(hparams):
       digest.update(values.tobytes())
@@ -187,8 +192,8 @@ class Run:
   def path(self) -> list[str]:
     """Returns the run's states after each epoch, if no drop rule ever fires.
 
-    States are equal where these digests of all that led to them are. A theta
-    that is measured while training is taken to be another run's never.
+    States are equal where these digests of all that led to them are. A
+    measured theta is assumed to differ from those of other rows.
     """
     keys = [self.key(epoch) for epoch in range(self.config.num_epochs)]
     past = itertools.accumulate(
@@ -353,9 +358,9 @@ def describe_plan(
       line += f', leaves {names[parent]} after {shared}'
     smoothing = table.configs[row].smoothing
     if smoothing.drop_rule is not None:
-      line += ', more where its drop rule fires before'
+      line += '; more if its rule drops theta earlier'
     elif smoothing.drop_step is not None and not runs:
-      line += f', more from step {smoothing.drop_step} on'
+      line += f'; more from step {smoothing.drop_step} on'
     lines.append(line)
     trained += count
   count = len(table.seeds)

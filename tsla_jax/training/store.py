@@ -104,7 +104,7 @@ class Store:
     try:
       written = pending.result()
       paths = [c.path for c in written]
-      # A state that is trained again may be measured in another way.
+      # A path that was written again may have more metrics now.
       others = [c for c in self.checkpoints if c.path not in paths]
       self.checkpoints = others + written
     # Orbax and TensorStore raise errors of many kinds and of hundreds of lines.
