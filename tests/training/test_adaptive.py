@@ -24,6 +24,7 @@ from tests.helpers import (
 from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing import losses
 from tsla_jax.models.heads import Head
 from tsla_jax.report import explanation_tables, page
 from tsla_jax.report.explanation_figures import draw_explanations
@@ -329,7 +330,7 @@ def test_the_sampled_iterate_is_uniform_over_the_last_stage():
   options = {
     'model': model,
     'optimizer': optimizers.make_optimizer(spec),
-    'loss': config_lib.LOSSES['cross_entropy'],
+    'loss': losses.LOSSES['cross_entropy'],
   }
 
   @jax.jit

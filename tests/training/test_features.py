@@ -21,6 +21,7 @@ from tests.helpers import (
 from tsla_jax.data import augment, pipeline
 from tsla_jax.data.features import StoredViews
 from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing import losses
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices, extract, optimizers, plan, step
 from tsla_jax.training.load import load_model, predict_train
@@ -124,7 +125,7 @@ def test_batches_may_come_from_outside_the_device(file):
       step.train_step,
       model=config_lib.make_model(run.config, 10),
       optimizer=optimizers.make_optimizer(config_lib.optimizer_spec(config)),
-      loss=config_lib.LOSSES[config.loss.name],
+      loss=losses.LOSSES[config.loss.name],
       mean_over_run=lambda tree: tree,
     )
   )

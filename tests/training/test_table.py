@@ -20,7 +20,6 @@ from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.label_smoothing import losses
 from tsla_jax.rundir import slug
-from tsla_jax.training import config as config_lib
 from tsla_jax.training import plan, train
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
 from tsla_jax.training.train import train_and_evaluate
@@ -190,7 +189,7 @@ def test_a_loss_may_learn_its_prior_and_is_a_program_of_its_own(
   tmp_path, monkeypatch
 ):
   """One entry in a dictionary: state, checkpoints, tables and resume follow."""
-  monkeypatch.setitem(config_lib.LOSSES, 'cross_entropy', running_mean())
+  monkeypatch.setitem(losses.LOSSES, 'cross_entropy', running_mean())
   data, config = make_dataset(), make_config('tsla,drop=3', **EVERY_EPOCH)
   train_and_evaluate(config, tmp_path / 'whole', data)
   with killed_before_line(2):

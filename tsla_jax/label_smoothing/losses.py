@@ -146,3 +146,9 @@ CROSS_ENTROPY = Loss(_no_state, _cross_entropy)
 # Less `strength` times the entropy of the prediction (Pereyra et al., 2017,
 # arXiv:1701.06548).
 CONFIDENCE_PENALTY = Loss(_no_state, _confidence_penalty)
+
+# By the names that configs have.
+LOSSES = {
+  'cross_entropy': CROSS_ENTROPY,
+  'confidence_penalty': CONFIDENCE_PENALTY,
+}

@@ -124,3 +124,13 @@ def _float32(schedule: optax.Schedule) -> optax.Schedule:
     return jnp.broadcast_to(value, step.shape)
 
   return cast
+
+
+# By the names that configs have.
+SCHEDULES = {
+  'two_stage': two_stage,
+  'linear': linear,
+  'cosine': cosine,
+  # Of the first epoch; what is measured after it decides the others.
+  'best_theta': two_stage,
+}

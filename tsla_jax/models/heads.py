@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from tsla_jax.models.resnet import bias_init, dense_init
 
+NAMES = ('linear', 'mlp')
+
 
 class Head(nn.Module):
   """A linear classifier, or one with a hidden layer of ReLU.

@@ -12,6 +12,7 @@ from tsla_jax.analysis.calibration import calibration_error
 from tsla_jax.data import pipeline
 from tsla_jax.data.dataset import Split
 from tsla_jax.errors import InputError
+from tsla_jax.label_smoothing import losses
 from tsla_jax.training import analyses, devices
 from tsla_jax.training import config as config_lib
 from tsla_jax.training.priors import pad_rows
@@ -296,7 +297,7 @@ def make_experiment(
     programs=devices.compile_programs(
       model,
       config_lib.optimizer_spec(config),
-      config_lib.LOSSES[config.loss.name],
+      losses.LOSSES[config.loss.name],
       augmentation,
       augmentation.input_shape(dataset.train.inputs.shape[1:]),
       config.optimizer.sample_iterate,

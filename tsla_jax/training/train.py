@@ -10,8 +10,8 @@ from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory, write_json, writing
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, slug
+from tsla_jax.training import checks, devices
 from tsla_jax.training import config as config_lib
-from tsla_jax.training import devices
 from tsla_jax.training import plan as plan_lib
 from tsla_jax.training.plan import Run, Table
 from tsla_jax.training.progress import say
@@ -75,7 +75,7 @@ def train_and_evaluate(
         f' {config.num_epochs} epochs of {run.steps_per_epoch} steps, on'
         f' {topology.num_devices} {topology.devices[0].device_kind}. Compiling.'
       )
-      for note in config_lib.notes(config, run.steps_per_epoch):
+      for note in checks.notes(config, run.steps_per_epoch):
         say(f'Note: {note}.')
 
       def report(line: Mapping[str, Any], rate: float) -> None:
@@ -145,7 +145,7 @@ def train_table(
       say(f'On {name}.')
     say(plan_lib.describe_plan(table, runs, where))
     for row, config in configs.items():
-      for note in config_lib.notes(config, runs[row][0].steps_per_epoch):
+      for note in checks.notes(config, runs[row][0].steps_per_epoch):
         say(f'Note: {row}: {note}.')
     record = {**record, 'seeds': list(table.seeds), 'rows': rows}
     with writing(path):
