@@ -89,7 +89,7 @@ def ufm() -> None:
     )
   # Imported here because a wrong flag should fail at once.
   from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
-  from tsla_jax.report import theory
+  from tsla_jax.report import theory_ufm
 
   model = UnconstrainedFeatures(
     num_classes=_CLASSES.value,
@@ -99,10 +99,10 @@ def ufm() -> None:
     weight_decay_w=_DECAY_W.value,
     weight_decay_h=_DECAY_H.value,
   )
-  setting = theory.Setting(
+  setting = theory_ufm.Setting(
     model, smoothings, _RATE.value, _STEPS.value, _SEEDS.value
   )
-  print(theory.draw_ufm(setting, pathlib.Path(_OUTPUT.value) / 'ufm'))
+  print(theory_ufm.draw_ufm(setting, pathlib.Path(_OUTPUT.value) / 'ufm'))
 
 
 def convergence() -> None:
@@ -119,13 +119,13 @@ def convergence() -> None:
   # The simulations take many small steps, which a CPU runs fastest.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # Imported here because a wrong flag should fail at once.
-  from tsla_jax.report import convergence as report
+  from tsla_jax.report import theory_convergence
   from tsla_jax.report.convergence_experiments import Setting, load_regression
 
   regression = load_regression(_FEATURES.value, _RIDGE.value)
   setting = Setting(*regression, deltas, _TRIALS.value)
   output = pathlib.Path(_OUTPUT.value) / 'convergence'
-  print(report.draw_convergence(setting, output))
+  print(theory_convergence.draw_convergence(setting, output))
 
 
 def _numbers(flag: flags.FlagHolder, example: str) -> tuple[float, ...]:

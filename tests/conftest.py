@@ -55,6 +55,7 @@ _LONGEST = (
   'training/test_devices.py',
   'experiments/test_analyze.py',
   'training/test_adaptive.py',
+  'training/test_algorithms.py',
   'training/test_train.py',
   'training/test_store.py',
   'configs/test_configs.py',

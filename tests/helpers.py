@@ -160,6 +160,17 @@ def train_rows(workdir, configs, seeds=SEEDS, dataset=None, **options):
   return table
 
 
+def train_run(config, path, dataset=None):
+  """Trains a run, on stand-in data without a data set; returns its folder."""
+  train.train_and_evaluate(config, path, dataset or make_dataset())
+  return RunDir(path)
+
+
+def digests(directory):
+  """Digests of the states in a run's folder."""
+  return read_checkpoint(directory.checkpoints).digests
+
+
 def folder(table, row, seed):
   """The folder of a table's run."""
   return table.directory.run(slug(row), seed)

@@ -29,6 +29,11 @@ DROP_RULES = ('plateau', 'variance', 'delta')
 
 # Fields of `smoothing` that say when theta comes to 0; at most one is set.
 _DROPS = ('drop_epoch', 'drop_rule', 'drop_step')
+# Before the comma of a method on a command line.
+_NAMES = (
+  *('baseline', 'lsr', 'tsla', 'best_theta'),
+  *('lsr_pre', 'tsla_pre', 'best_theta_pre'),
+)
 # What the name of a method says.
 _IN_NAME = (
   'loss.name',
@@ -123,7 +128,7 @@ def make_rows(
       if 'analysis.gradient_variance_every' in given:
         every = config.analysis.gradient_variance_every
         one.analysis.gradient_variance_every = every
-      if keeps_theta(one):  # what is given for a second stage is not for it
+      if not has_drop(one):  # what is given for a second stage is not for it
         one.optimizer.second_stage_factor = 1.0
         one.optimizer.reset_at_drop = False
       one.update_from_flattened_dict(row.fields)
@@ -162,12 +167,14 @@ def reads_gradients(config: Mapping[str, Any]) -> bool:
   )
 
 
+def has_drop(config: Mapping[str, Any]) -> bool:
+  """Whether a method has a second stage, on one-hot labels."""
+  return any(config['smoothing'][name] is not None for name in _DROPS)
+
+
 def keeps_theta(config: Mapping[str, Any]) -> bool:
   """Whether theta is the same from the start to the end, as in LSR."""
-  smoothing = config['smoothing']
-  return smoothing['schedule'] == 'two_stage' and all(
-    smoothing[name] is None for name in _DROPS
-  )
+  return config['smoothing']['schedule'] == 'two_stage' and not has_drop(config)
 
 
 def apply_method(
@@ -185,9 +192,7 @@ def apply_method(
   """
   name, *options = method.split(',')
   kind = name.removesuffix('_pre')
-  if kind not in ('baseline', 'lsr', 'tsla', 'best_theta') or (
-    name == 'baseline_pre'
-  ):
+  if name not in _NAMES:
     raise ValueError(f"unknown method '{method}'; {_ACCEPTED}")
   drop: dict[str, Any] = {'drop_epoch': drop_epoch}
   if options:

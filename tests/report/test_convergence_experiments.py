@@ -16,8 +16,8 @@ from tsla_jax.analysis.convergence import (
 )
 from tsla_jax.analysis.stochastic_descent import SoftmaxRegression, measure
 from tsla_jax.errors import InputError
-from tsla_jax.report import convergence
 from tsla_jax.report import convergence_experiments as experiments
+from tsla_jax.report import theory_convergence
 
 DELTAS = (0.1, 2.0)
 
@@ -227,7 +227,7 @@ def test_the_command_passes_its_flags(root, tmp_path, monkeypatch):
     settings.append(setting)
     return f'Results: {output}'
 
-  monkeypatch.setattr(convergence, 'draw_convergence', capture)
+  monkeypatch.setattr(theory_convergence, 'draw_convergence', capture)
   done = door_inside(
     root,
     'theory',

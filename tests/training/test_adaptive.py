@@ -1,10 +1,8 @@
-"""Algorithms 1 and 2 to the step, and theta that measurements decide."""
+"""Theta that is decided by what is measured while training."""
 
 import dataclasses
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,37 +18,22 @@ from tests.helpers import (
   make_dataset,
   make_run,
   train_rows,
+  train_run,
 )
 from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.errors import InputError
-from tsla_jax.label_smoothing import losses
-from tsla_jax.models.heads import Head
 from tsla_jax.report import explanation_tables, page
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
-from tsla_jax.rundir import RunDir
 from tsla_jax.training import config as config_lib
-from tsla_jax.training import load, optimizers, priors, step
-from tsla_jax.training.checkpoint import read_checkpoint, read_state
+from tsla_jax.training import priors
 from tsla_jax.training.experiment import StepSums
 from tsla_jax.training.load import apply_model, load_model
-from tsla_jax.training.state import Batch, Hparams
-from tsla_jax.training.train import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures('quick_states')
 
 STEPS = 4  # of an epoch of `make_config` on `make_dataset`
-
-
-def train(config, path, dataset=None):
-  train_and_evaluate(config, path, dataset or make_dataset())
-  return RunDir(path)
-
-
-def digests(directory):
-  """Digests of the states in a run's folder."""
-  return read_checkpoint(directory.checkpoints).digests
 
 
 # What is measured.
@@ -72,7 +55,7 @@ def test_gradient_variance_is_that_of_the_last_weights(tmp_path, teacher):
     fields['smoothing.teacher'] = str(tmp_path / 'teacher.npz')
     prior /= prior.sum(axis=1, keepdims=True)
   config = make_config('lsr_pre' if teacher else 'lsr', **fields)
-  directory, dataset = train(config, tmp_path / 'run'), make_dataset()
+  directory, dataset = train_run(config, tmp_path / 'run'), make_dataset()
   lines = directory.lines()
   measured = [line['epoch'] for line in lines if 'train_delta' in line]
   assert measured == [0, 2]
@@ -136,7 +119,7 @@ def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
   assert 2 <= drop < 6
   assert len(epochs_trained) == 6 + 6 - drop
   given = make_config(f'tsla,drop={drop}', **ON_FEATURES, seed=SEEDS[0])
-  check_equal(directory, train(given, tmp_path / 'given', separable()))
+  check_equal(directory, train_run(given, tmp_path / 'given', separable()))
   results = read_results(tmp_path / 'table')
   found = results.runs.set_index('row')
   assert found['drop_epoch']['found'] == drop
@@ -171,7 +154,7 @@ def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):
   assert len(epochs_trained) == 4
   found = folder(table, 'found', SEEDS[0])
   lsr = make_config('lsr', **fields, seed=SEEDS[0])
-  check_equal(found, train(lsr, tmp_path / 'lsr'))
+  check_equal(found, train_run(lsr, tmp_path / 'lsr'))
   results = read_results(tmp_path / 'table')
   assert results.runs['drop_epoch'].isna().all()
   (note,) = (text for text in page.describe(results) if 'dropped' in text)
@@ -197,8 +180,8 @@ def test_best_theta_follows_what_was_measured(tmp_path, epochs_trained):
   alone = make_config('best_theta', **fields, **EVERY_EPOCH, seed=SEEDS[0])
   at = 2 * STEPS + 1
   with killed(StepSums, 'add', lambda step, _: step == at):
-    train(alone, tmp_path / 'alone')
-  check_equal(best, train(alone, tmp_path / 'alone'))
+    train_run(alone, tmp_path / 'alone')
+  check_equal(best, train_run(alone, tmp_path / 'alone'))
 
 
 def test_a_trunk_that_lacks_measurements_is_trained_again(
@@ -252,172 +235,6 @@ def test_fields_that_exclude_each_other_are_refused(method, fields, message):
     config_lib.resolve(make_config(method, **fields))
 
 
-# Algorithms 1 and 2.
-
-
-def test_no_first_or_second_stage_is_the_baseline_or_lsr(tmp_path, alone):
-  """T_1 = 0 and T_2 = 0, bit for bit."""
-  for method, steps in (('baseline', 0), ('lsr', 4 * STEPS)):
-    config = make_config(f'tsla,drop={steps}steps')
-    found = train(config, tmp_path / method)
-    wanted = alone(make_config(method), config.seed)
-    assert found.lines() == wanted.lines()
-    assert digests(found) == digests(wanted)
-    assert 'switch' not in digests(found)
-
-
-def test_a_drop_at_an_epochs_first_step_is_that_of_the_epoch(tmp_path, alone):
-  found = train(make_config(f'tsla,drop={2 * STEPS}steps'), tmp_path / 'run')
-  wanted = alone(make_config('tsla,drop=2'), 0)
-  assert found.lines() == wanted.lines()
-  assert digests(found) == digests(wanted)
-
-
-@pytest.mark.parametrize('kill_at', [None, 6, 7])
-def test_a_drop_within_an_epoch(tmp_path, alone, epochs_trained, kill_at):
-  """It shares the epochs before, keeps its state, and goes on from it."""
-  configs = {
-    'LSR': make_config('lsr'),
-    'TSLA': make_config(f'tsla,drop={STEPS + 2}steps'),
-  }
-  if kill_at is not None:
-    # In LSR's second epoch, too: so not before its row is done.
-    def is_at(step, _):
-      return step == kill_at and len(epochs_trained) > 4
-
-    with killed(StepSums, 'add', is_at):
-      train_rows(tmp_path, configs, SEEDS[:1])
-  table = train_rows(tmp_path, configs, SEEDS[:1])
-  if kill_at is None:
-    assert epochs_trained == [(e, 0) for e in (0, 1, 2, 3, 1, 2, 3)]
-  else:  # the state at the drop is there to start from
-    assert epochs_trained[5:] == [(1, 2), (2, 0), (3, 0)]
-  directory = folder(table, 'TSLA', SEEDS[0])
-  theta = [line['theta'] for line in directory.lines()]
-  assert theta == pytest.approx([0.1, 0.05, 0, 0])
-  checkpoint = read_checkpoint(directory.checkpoints)
-  assert read_state(checkpoint, 'switch')['step'] == STEPS + 2
-  check_equal(directory, alone(configs['TSLA'], SEEDS[0]))
-
-
-def test_the_optimizer_starts_anew_at_the_drop(tmp_path, alone):
-  fields = {'optimizer.momentum': 0.5, 'optimizer.drop_epochs': ()}
-  last = 4 * STEPS - 1
-  reset = train(
-    make_config(
-      f'tsla,drop={last}steps', **fields, **{'optimizer.reset_at_drop': True}
-    ),
-    tmp_path / 'reset',
-  )
-  kept = alone(make_config(f'tsla,drop={last}steps', **fields), 0)
-  assert digests(reset)['switch'] == digests(kept)['switch']
-  switch = read_state(read_checkpoint(kept.checkpoints), 'switch')
-  # After the one step behind the drop, momentum is the last gradient with its
-  # decay, and half of what it was before if it is kept.
-  ends = [
-    read_state(read_checkpoint(of.checkpoints), 'last') for of in (reset, kept)
-  ]
-  traces = [jax.tree.leaves(state['opt_state']) for state in (switch, *ends)]
-  assert any(np.any(leaf) for leaf in traces[0])
-  for before, anew, on in zip(*traces, strict=True):
-    np.testing.assert_allclose(on - anew, 0.5 * before, rtol=1e-4, atol=1e-6)
-
-
-def test_the_sampled_iterate_is_uniform_over_the_last_stage():
-  """Of 4,000 keys, in 7 steps of which 4 are the second stage."""
-  model, count, first, total = Head(2, 0), 4000, 3, 7
-  spec = optimizers.OptimizerSpec('sgd', 0.0, (0.0, 0.0))
-  options = {
-    'model': model,
-    'optimizer': optimizers.make_optimizer(spec),
-    'loss': losses.LOSSES['cross_entropy'],
-  }
-
-  @jax.jit
-  @jax.vmap
-  def sample(key):
-    state = step.init_state(key, (1,), sample_iterate=True, **options)
-    batch = Batch(
-      jnp.ones((1, 1)), jnp.zeros(1, jnp.int32), jnp.full((1, 2), 0.5)
-    )
-    seen = []
-    for t in range(total):
-      stage = t if t < first else t - first
-      hparams = Hparams(
-        theta=jnp.float32(0),
-        strength=jnp.float32(0),
-        learning_rate=dict.fromkeys(optimizers.GROUPS, jnp.float32(0.1)),
-        reset=jnp.float32(0),
-        keep=jnp.float32(1 / (stage + 1)),
-      )
-      seen.append(state.params['head']['bias'][0])
-      state, _ = step.train_step(
-        state, batch, hparams, mean_over_run=lambda tree: tree, **options
-      )
-    chosen = state.sampled
-    return chosen['step'], chosen['params']['head']['bias'][0], jnp.stack(seen)
-
-  steps, bias, seen = sample(jax.random.split(jax.random.PRNGKey(0), count))
-  # It is the iterate before the step.
-  np.testing.assert_array_equal(bias, seen[np.arange(count), steps])
-  counts = np.bincount(steps, minlength=total)
-  assert not counts[:first].any()
-  expected = count / (total - first)
-  # Chi-square of 3 degrees of freedom: 16.3 at one in a thousand.
-  assert np.sum((counts[first:] - expected) ** 2 / expected) < 16.3
-
-
-def test_the_sampled_iterate_of_a_run(tmp_path):
-  """With a second stage of one step it is w at T_1; resumed, the same."""
-  last = 4 * STEPS - 1
-  config = make_config(
-    f'tsla,drop={last}steps', **{'optimizer.sample_iterate': True}
-  )
-  found = train(config, tmp_path / 'run')
-  checkpoint = read_checkpoint(found.checkpoints)
-  sampled = read_state(checkpoint, 'last')['sampled']
-  switch = read_state(checkpoint, 'switch')
-  assert sampled['step'] == found.summary()['sampled']['step'] == last
-  for name in ('params', 'batch_stats'):
-    jax.tree.map(np.testing.assert_array_equal, sampled[name], switch[name])
-  # The summary has its accuracy.
-  dataset = make_dataset()
-  model = config_lib.make_model(config_lib.resolve(config), 10)
-  logits, _ = load.apply_model(
-    model,
-    {name: switch[name] for name in ('params', 'batch_stats')},
-    dataset.test,
-    config_lib.augmentation(config),
-  )
-  top1 = np.mean(logits.argmax(axis=1) == dataset.test.labels)
-  _, variables = load.load_sampled(found.path)
-  assert variables.keys() == {'params', 'batch_stats'}
-  jax.tree.map(
-    np.testing.assert_array_equal, variables['params'], switch['params']
-  )
-  assert found.summary()['sampled']['test_top1'] == pytest.approx(top1)
-  lsr = make_config('lsr', **{'optimizer.sample_iterate': True}, **EVERY_EPOCH)
-  whole = train(lsr, tmp_path / 'whole')
-  with killed(StepSums, 'add', lambda step, _: step == 2 * STEPS + 1):
-    train(lsr, tmp_path / 'killed')
-  again = train(lsr, tmp_path / 'killed')
-  assert digests(whole) == digests(again)
-  assert whole.summary()['sampled'] == again.summary()['sampled']
-
-
-def test_sampling_an_iterate_changes_no_metric(tmp_path, alone):
-  config = make_config('tsla,drop=2', **{'optimizer.sample_iterate': True})
-  found, wanted = train(config, tmp_path / 'run'), alone(make_config(), 0)
-  assert found.lines() == wanted.lines()
-
-
-def test_chances_of_the_sampled_iterate_count_each_stages_steps():
-  run = make_run(make_config(f'tsla,drop={STEPS + 2}steps'), make_dataset())
-  keep = np.concatenate([run.hparams(epoch).keep for epoch in range(4)])
-  steps = [*range(1, STEPS + 3), *range(1, 3 * STEPS - 1)]
-  np.testing.assert_array_equal(keep, 1 / np.float32(steps))
-
-
 def test_a_ramp_may_end_beyond_the_last_step(tmp_path, alone):
   """And be gone on with, as its past is the same."""
   fields = {
@@ -429,9 +246,9 @@ def test_a_ramp_may_end_beyond_the_last_step(tmp_path, alone):
   theta = np.concatenate([run.hparams(epoch).theta for epoch in range(4)])
   expected = 0.1 * (1 - np.arange(4 * STEPS) / (6 * STEPS))
   np.testing.assert_allclose(theta, expected, rtol=1e-5)
-  train(make_config('lsr', **fields), tmp_path)
+  train_run(make_config('lsr', **fields), tmp_path)
   longer = make_config('lsr', **fields, num_epochs=7)
-  check_equal(train(longer, tmp_path), alone(longer, 0))
+  check_equal(train_run(longer, tmp_path), alone(longer, 0))
 
 
 def test_delta_may_be_infinite(tmp_path):
@@ -445,7 +262,7 @@ def test_delta_may_be_infinite(tmp_path):
   for split in (dataset.train, dataset.test):
     split.inputs[:] *= 30
   config = make_config('tsla,drop=delta', **fields)
-  directory = train(config, tmp_path, dataset)
+  directory = train_run(config, tmp_path, dataset)
   # JSON has no infinity.
   assert None in [line['train_delta'] for line in directory.lines()]
   assert directory.lines()[-1]['theta'] == 0
@@ -455,31 +272,12 @@ def test_fields_of_a_second_stage_are_for_rows_that_have_one():
   config = make_config('lsr')
   config.optimizer.reset_at_drop = True
   config.analysis.gradient_variance_every = 0
-  rows = [default.Row(method) for method in ('baseline', 'lsr', 'tsla,drop=2')]
+  names = ('baseline', 'lsr', 'best_theta', 'tsla,drop=2')
+  rows = [default.Row(method) for method in names]
   given = ['optimizer.reset_at_drop', 'analysis.gradient_variance_every']
   made = methods.make_rows(config, rows, given)
   reset = [one.optimizer.reset_at_drop for one in made.values()]
-  assert reset == [False, False, True]
+  assert reset == [False, False, False, True]
   rows = methods.make_rows(config, [default.Row('tsla,drop=delta')], given)
   with pytest.raises(InputError, match='must be 1 with the method'):
     config_lib.resolve(rows['TSLA(delta)'])
-
-
-def test_a_drop_beyond_the_last_step_is_noted(capsys, tmp_path):
-  train(make_config('tsla,drop=99steps'), tmp_path)
-  note = 'drop_step 99 is beyond the last of 16 steps, so theta stays'
-  assert note in capsys.readouterr().out
-
-
-def test_rows_of_steps_and_resets_share_what_they_can():
-  run = make_run(make_config('lsr'), make_dataset())
-  branches = {}
-  for name, fields in {
-    'steps': {'smoothing.drop_step': STEPS + 2},
-    'epoch': {'smoothing.drop_epoch': 2},
-    'reset': {'smoothing.drop_epoch': 2, 'optimizer.reset_at_drop': True},
-  }.items():
-    other = make_run(make_config('lsr', **fields), make_dataset())
-    shared = np.equal(other.path(), run.path())
-    branches[name] = int(shared.sum())
-  assert branches == {'steps': 1, 'epoch': 2, 'reset': 2}

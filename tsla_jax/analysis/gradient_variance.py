@@ -334,35 +334,43 @@ def full(
     sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
   mean, mean_hat = jax.tree.map(lambda leaf: leaf / count, sums)
   found = [jax.device_get(deviations_of(params, mean, *b)) for b in batches]
-  squares, squares_hat, products = (
-    np.concatenate(parts, dtype=np.float64)
-    for parts in zip(*found, strict=True)
-  )
+  products = np.concatenate(found, axis=1, dtype=np.float64)
   gap = jax.tree.map(jnp.subtract, mean_hat, mean)
+  of_mean = [float(optax.tree.vdot(tree, tree)) for tree in (mean, gap)]
   # A mean of the sample has the variance `q sigma2`.
   q = (total - count) / (count * (total - 1))
 
-  def central(a: Any, b: Any, c: Any) -> tuple[float, float, float]:
-    sigma2, covariance = np.mean(a) / (1 - q), np.mean(c) / (1 - q)
-    return sigma2, np.mean(b) + q * (2 * covariance - sigma2), covariance
+  def delta(products: np.ndarray) -> float:
+    return _of_sample(products.T, *of_mean, q).delta()
 
-  def delta(*moments: Any) -> float:
-    sigma2, sigma2_hat, _ = central(*moments)
-    return sigma2_hat / sigma2
+  interval = bootstrap_interval(delta, products.T)
+  return _of_sample(products, *of_mean, q), interval
 
-  sigma2, sigma2_hat, covariance = central(squares, squares_hat, products)
+
+def _of_sample(
+  products: np.ndarray, norm2: float, gap2: float, q: float
+) -> GradientVariance:
+  """Estimate moments of all examples from a sample drawn without replacement.
+
+  Args:
+    products: of each example `||g - m||^2`, `||gh - m||^2` and
+      `<g - m, gh - m>`, with m the sample's mean of g, `[3, n]`.
+    norm2: `||m||^2`.
+    gap2: `||mh - m||^2`, with mh the sample's mean of gh.
+    q: the variance of m over sigma2.
+  """
+  a, b, c = (float(values.mean()) for values in products)
+  sigma2, covariance = a / (1 - q), c / (1 - q)
+  sigma2_hat = b + q * (2 * covariance - sigma2)
   between = sigma2 + sigma2_hat - 2 * covariance  # E ||gh - g||^2
-  bias2 = (float(optax.tree.vdot(gap, gap)) - q * between) / (1 - q)
-  norm2 = float(optax.tree.vdot(mean, mean)) - q * sigma2
-  variance = GradientVariance(
-    sigma2=float(sigma2),
-    sigma2_hat=float(sigma2_hat),
-    bias2=max(float(bias2), 0.0),
-    covariance=float(covariance),
-    grad_norm2=max(float(norm2), 0.0),
-    count=count,
+  return GradientVariance(
+    sigma2=sigma2,
+    sigma2_hat=sigma2_hat,
+    bias2=max((gap2 - q * between) / (1 - q), 0.0),
+    covariance=covariance,
+    grad_norm2=max(norm2 - q * sigma2, 0.0),
+    count=products.shape[1],
   )
-  return variance, bootstrap_interval(delta, squares, squares_hat, products)
 
 
 @functools.lru_cache(maxsize=8)

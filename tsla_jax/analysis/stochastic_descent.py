@@ -6,6 +6,7 @@ and the variances of the stochastic gradients g and gh, are exact.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -13,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
+from scipy import optimize, special
 
 from tsla_jax.analysis.convergence import Stage
 from tsla_jax.errors import InputError
 
 _CHUNK = 256  # steps of one call of the compiled program
-_NEWTON_STEPS, _NEWTON_END = 100, 1e-9
 
 
 class Measurement(NamedTuple):
@@ -159,37 +159,27 @@ class SoftmaxRegression:
     return decay - of_label @ self.weights
 
   def minimum(self) -> float:
-    """Return the infimum of F, in nats, by Newton's method.
+    """Return the infimum of F, in nats, by L-BFGS.
 
     Without a ridge, separable examples have no minimiser, and F falls towards
-    0. The iteration then ends at a value below 1e-9.
+    0. The iteration then ends at a value below 1e-8.
     """
-    (d, k), x, weights = self.shape, self.features, self.weights[:, None]
-    onehot = np.eye(k)[self.labels]
-    w = np.zeros((d, k))
-    best = self.loss(w)
-    for _ in range(_NEWTON_STEPS):
-      p = special.softmax(x @ w, axis=1)
-      slope = (x.T @ (weights * (p - onehot)) + self.ridge * w).ravel()
-      inner = np.eye(k) * p[:, None, :] - p[:, :, None] * p[:, None, :]
-      hessian = np.einsum(
-        'na,nb,nkl->akbl', x, weights * x, inner, optimize=True
-      )
-      hessian = hessian.reshape(d * k, d * k) + self.ridge * np.eye(d * k)
-      # Logits may be shifted, so the Hessian is singular without a ridge.
-      move = np.linalg.pinv(hessian, rcond=1e-10, hermitian=True) @ slope
-      decrement = slope @ move
-      for size in 0.5 ** np.arange(20):
-        there = w - size * move.reshape(d, k)
-        value = self.loss(there)
-        if value <= best - size * decrement / 4:
-          break
-      else:
-        break
-      w, best = there, value
-      if decrement < _NEWTON_END or best < _NEWTON_END:
-        break
-    return float(best)
+    x, weights = self.features, self.weights[:, None]
+    onehot = np.eye(self.num_classes)[self.labels]
+
+    def slope(flat: np.ndarray) -> np.ndarray:
+      w = flat.reshape(self.shape)
+      residual = special.softmax(x @ w, axis=1) - onehot
+      return (x.T @ (weights * residual) + self.ridge * w).ravel()
+
+    found = optimize.minimize(
+      lambda flat: self.loss(flat.reshape(self.shape)),
+      np.zeros(math.prod(self.shape)),
+      method='L-BFGS-B',
+      jac=slope,
+      options={'ftol': 0, 'gtol': 1e-9, 'maxiter': 10_000, 'maxcor': 30},
+    )
+    return float(found.fun)
 
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw the examples of steps, of this shape."""

@@ -49,12 +49,13 @@ def explain(outputs: Outputs, names: Iterable[str]) -> Explanation:
     names: of `ANALYSES`.
 
   Returns:
-    Metrics and remarks; metrics of a run that is diverging are NaN, or missing.
+    Metrics, named as in `metrics.jsonl`, and remarks; metrics of a run that is
+    diverging are NaN, or missing.
   """
   metrics, remarks = {}, []
   for name in names:
     found, more = ANALYSES[name](outputs)
-    metrics |= found
+    metrics |= {f'train_{key}': value for key, value in found.items()}
     remarks += more
   return metrics, remarks
 

@@ -14,6 +14,8 @@ from tsla_jax.models import heads
 from tsla_jax.training import priors
 
 Accepted = tuple[Callable[[Any], bool], str]
+# A field, whether its value goes with those of others, and which values do.
+Condition = tuple[str, Any, str]
 
 
 def _at_least(low: float, note: str = '') -> Accepted:
@@ -105,19 +107,21 @@ def check(config: ml_collections.ConfigDict) -> None:
     accepted = _ACCEPTED.get(field) or _ACCEPTED.get(prefix)
     if accepted is not None:
       _require(field, value, *accepted)
-  for field, valid, text in _conditions(config):
+  for field, valid, text in (
+    *_smoothing_conditions(config),
+    *_conditions(config),
+  ):
     _require(field, values[field], lambda _, valid=valid: valid, text)
 
 
-def _conditions(
+def _smoothing_conditions(
   config: ml_collections.ConfigDict,
-) -> Iterator[tuple[str, Any, str]]:
-  """Yields what depends on several fields: one of them, if valid, what is."""
+) -> Iterator[Condition]:
+  """Yields what is to hold of theta and the two stages."""
   smoothing, last = config.smoothing, config.num_epochs - 1
   drop, rule, step = (
     smoothing[name] for name in ('drop_epoch', 'drop_rule', 'drop_step')
   )
-  has_drop = not drop is rule is step is None
   yield (
     'smoothing.drop_epoch',
     drop is None or 1 <= drop <= last,
@@ -165,10 +169,14 @@ def _conditions(
   ):
     yield (
       f'optimizer.{field}',
-      valid or has_drop,
+      valid or methods.has_drop(config),
       'left as it is where there is no second stage (smoothing.drop_epoch,'
       ' drop_rule and drop_step are None)',
     )
+
+
+def _conditions(config: ml_collections.ConfigDict) -> Iterator[Condition]:
+  """Yields what is to hold of other fields together."""
   yield (
     'loss.strength',
     config.loss.strength == 0 or config.loss.name != 'cross_entropy',

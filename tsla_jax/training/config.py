@@ -188,7 +188,7 @@ def hparams_table(
 
   def keep(step: np.ndarray) -> np.ndarray:
     start = np.where(step < end, 0, end)
-    return 1 / (step - start + 1)
+    return options.sample_iterate / (step - start + 1)
 
   return Hparams(
     theta=rows(theta),

@@ -140,26 +140,36 @@ def write_features(
     show = make_show(
       backbone.model, backbone.variables, augmentation, batch_size, seed
     )
-    train, test = dataset.train, dataset.test
-    total = len(train) * (1 + views) + len(test)
-    kind = np.float16 if views else np.float32
-    with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
-      done = _Parts(parts, show, batch_size, kind, bar)
-      seen = [done.features(train, 'train', v) for v in range(1 + views)]
-      test_seen = done.features(test, 'test', 0)
-    arrays = {
-      'train_features': np.stack(seen) if views else seen[0],
-      'train_labels': train.labels,
-      'train_ids': train.ids,
-      'test_features': test_seen,
-      'test_labels': test.labels,
-      'test_ids': test.ids,
-      'class_names': np.array(dataset.class_names),
-      'made_of': np.array(json.dumps(made_of)),
-    }
-    write_npz(output, arrays)
+    arrays = _show_all(dataset, views, parts, show, batch_size)
+    write_npz(output, {**arrays, 'made_of': np.array(json.dumps(made_of))})
     shutil.rmtree(parts)
   return True
+
+
+def _show_all(
+  dataset: Dataset,
+  views: int,
+  parts: pathlib.Path,
+  show: Callable[..., tuple[jax.Array, jax.Array]],
+  batch_size: int,
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file of features, with a progress bar."""
+  train, test = dataset.train, dataset.test
+  total = len(train) * (1 + views) + len(test)
+  kind = np.float16 if views else np.float32
+  with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
+    done = _Parts(parts, show, batch_size, kind, bar)
+    seen = [done.features(train, 'train', v) for v in range(1 + views)]
+    test_seen = done.features(test, 'test', 0)
+  return {
+    'train_features': np.stack(seen) if views else seen[0],
+    'train_labels': train.labels,
+    'train_ids': train.ids,
+    'test_features': test_seen,
+    'test_labels': test.labels,
+    'test_ids': test.ids,
+    'class_names': np.array(dataset.class_names),
+  }
 
 
 @dataclasses.dataclass(frozen=True)

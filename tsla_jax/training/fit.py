@@ -181,7 +181,8 @@ class Segment:
       if every and (epoch == 0 or (epoch + 1) % every == 0)
     ]
     if due and self.active:
-      found = self._explain(state, prior, due)
+      runs = [course.run for course in self.filled]
+      found = self.experiment.explain(state, prior, runs, due)
       for i, course in self.active.items():
         metrics, remarks = found[i]
         lines[i] |= metrics
@@ -220,16 +221,6 @@ class Segment:
       self._save(state, hosts)
     if leave and epoch + 1 < self.config.num_epochs:
       self._leave()
-
-  def _explain(
-    self, state: TrainState, prior: Prior, names: Sequence[str]
-  ) -> list[tuple[dict[str, float], list[str]]]:
-    """Measures the training set of each run; names as `metrics.jsonl` has."""
-    runs = [course.run for course in self.filled]
-    return [
-      ({f'train_{name}': value for name, value in metrics.items()}, remarks)
-      for metrics, remarks in self.experiment.explain(state, prior, runs, names)
-    ]
 
   def _training_line(self, course: Course) -> dict[str, Any]:
     """Returns the training part of an epoch's line in `metrics.jsonl`."""
@@ -316,9 +307,9 @@ class Segment:
     # A line of metrics must not depend on which epoch is the last: it has an
     # analysis only where that was due, the summary has it always.
     names = [name for name, every in self.config.analysis.items() if every]
-    found = [({}, [])] * len(self.filled)
+    runs, found = [c.run for c in self.filled], [({}, [])] * len(self.filled)
     if names:
-      found = self._explain(state, prior, names)
+      found = experiment.explain(state, prior, runs, names)
     sampled = self._evaluate_sampled(state, test_prior)
     for i, course in self.active.items():
       run, lines = course.run, course.run.directory.lines()

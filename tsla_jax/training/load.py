@@ -38,6 +38,44 @@ def load_model(
   Raises:
     InputError: if there is no such run or no checkpoint, or it is damaged.
   """
+  model, state = _load(workdir, 'best' if best else 'last')
+  return model, _variables(state)
+
+
+def load_last(
+  workdir: str | os.PathLike[str],
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Loads the weights of the last epoch of a finished run.
+
+  Raises:
+    InputError: as `load_model`, and if the run has diverged.
+  """
+  _refuse_diverged(workdir)
+  return load_model(workdir, best=False)
+
+
+def load_sampled(
+  workdir: str | os.PathLike[str],
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Loads w_R of Algorithms 1 and 2 (`optimizer.sample_iterate`).
+
+  Raises:
+    InputError: as `load_last`, and if the run has kept none.
+  """
+  _refuse_diverged(workdir)
+  model, state = _load(workdir, 'last')
+  if 'sampled' not in state:
+    raise InputError(
+      f"the run in '{workdir}' has kept no sampled iterate; train with"
+      ' --config.optimizer.sample_iterate=True'
+    )
+  return model, _variables(state['sampled'])
+
+
+def _load(
+  workdir: str | os.PathLike[str], name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Returns a run's model and one of its states; raises as `load_model`."""
   directory = RunDir(workdir)
   status = directory.status()
   if status in (NEW, UNFINISHED):
@@ -52,46 +90,20 @@ def load_model(
       f"workdir '{workdir}' holds no checkpoint; put it back, or start the"
       ' training anew in another workdir'
     ) from error
-  state = read_state(checkpoint, 'best' if best else 'last')
   model = config_lib.make_model(
     directory.config(), len(directory.record()['dataset']['class_names'])
   )
-  return model, {
-    name: state[name] for name in ('params', 'batch_stats') if name in state
-  }
+  return model, read_state(checkpoint, name)
 
 
-def load_last(
-  workdir: str | os.PathLike[str],
-) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads the weights of the last epoch of a finished run.
+def _variables(state: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: state[k] for k in ('params', 'batch_stats') if k in state}
 
-  Raises:
-    InputError: as `load_model`, and if the run has diverged.
-  """
+
+def _refuse_diverged(workdir: str | os.PathLike[str]) -> None:
   ended = RunDir(workdir).divergence()
   if ended is not None:
     raise InputError(f"the run in '{workdir}' ended early: {ended}")
-  return load_model(workdir, best=False)
-
-
-def load_sampled(
-  workdir: str | os.PathLike[str],
-) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads w_R of Algorithms 1 and 2 (`optimizer.sample_iterate`).
-
-  Raises:
-    InputError: as `load_last`, and if the run has kept none.
-  """
-  model, variables = load_last(workdir)
-  checkpoint = read_checkpoint(RunDir(workdir).checkpoints)
-  sampled = read_state(checkpoint, 'last').get('sampled')
-  if sampled is None:
-    raise InputError(
-      f"the run in '{workdir}' has kept no sampled iterate; train with"
-      ' --config.optimizer.sample_iterate=True'
-    )
-  return model, {name: sampled[name] for name in variables}
 
 
 def apply_model(

@@ -150,11 +150,15 @@ class Run:
       epoch: counted from 0.
       metrics: of the epochs before it, at least, if they decide theta.
     """
+    return self._hparams(epoch, *self._decided(epoch, metrics))
+
+  def _decided(
+    self, epoch: int, metrics: Sequence[Mapping[str, Any]]
+  ) -> tuple[int | None, float | None]:
+    """Returns T_1 and the theta of an epoch, as far as metrics decide them."""
     past = metrics[:epoch]
-    return self._hparams(
-      epoch,
-      self._drop_step(past),
-      config_lib.measured_theta(self.config, epoch, past),
+    return self._drop_step(past), config_lib.measured_theta(
+      self.config, epoch, past
     )
 
   def _hparams(
@@ -169,19 +173,12 @@ class Run:
 
   def key(self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
     """Returns a digest of what an epoch depends on beside its first state."""
-    past = metrics[:epoch]
-    return self._key(
-      epoch,
-      self._drop_step(past),
-      config_lib.measured_theta(self.config, epoch, past),
-    )
+    return self._key(epoch, *self._decided(epoch, metrics))
 
   def _make_key(
     self, epoch: int, drop: int | None, measured: float | None
   ) -> str:
     hparams = self._hparams(epoch, drop, measured)
-    if not self.config.optimizer.sample_iterate:  # then nothing reads it
-      hparams = hparams.replace(keep=np.zeros_like(hparams.keep))
     digest = hashlib.sha256()
     for values in jax.tree.leaves(hparams):
       digest.update(values.tobytes())

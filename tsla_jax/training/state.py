@@ -42,7 +42,8 @@ class Hparams(flax.struct.PyTreeNode):
     learning_rate: float32 by parameter group.
     reset: float32, 1 to start the optimizer anew before the step, else 0.
     keep: float32, the chance that the parameters before the step become the
-      sampled iterate: 1 / t in step t of a stage, counted from 1.
+      sampled iterate: 1 / t in step t of a stage, counted from 1; 0 if none is
+      sampled.
   """
 
   theta: jax.Array

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tsla_jax.io import lock_directory, write_all
+from tsla_jax.io import lock_directory
 from tsla_jax.report import convergence_experiments as experiments
 from tsla_jax.report import figures, tables
 from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
 from tsla_jax.report.tables import Layout
-from tsla_jax.report.theory import layout
+from tsla_jax.report.theory import lay_out, write_theory
 
 _STYLES = {
   SGD: (figures.BLUE, '-'),
@@ -70,15 +70,8 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
     )
     parts = [_describe(setting), *map(tables.to_markdown, layouts)]
     text = '\n'.join([*parts, conclude(bounds, iterations, errors)])
-    content = {
-      'convergence.md': text + figures.to_markdown(pictures),
-      'bounds.csv': bounds.to_csv(index=False),
-      'iterations.csv': iterations.to_csv(index=False),
-      'test_error.csv': errors.to_csv(index=False),
-      **figures.to_files(pictures),
-    }
-    write_all(output, content, mend='give another --output')
-  return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'
+    frames = {'bounds': bounds, 'iterations': iterations, 'test_error': errors}
+    return write_theory('convergence', output, text, frames, pictures)
 
 
 def _describe(setting: experiments.Setting) -> str:
@@ -100,7 +93,7 @@ def _describe(setting: experiments.Setting) -> str:
 
 def _bounds_layout(frame: pd.DataFrame) -> Layout:
   of = frame.groupby('problem', sort=False).max(numeric_only=True).iloc[-1]
-  return layout(
+  return lay_out(
     'Measured E||grad F(w_R)||^2 against the bounds',
     # SGD does not depend on delta.
     frame.assign(delta=frame['delta'].where(frame['algorithm'] != SGD)),
@@ -141,7 +134,7 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
       ' / '.join('-' if np.isnan(v) else format(v, spec) for v in values)
       for values in lines[[column, f'measured_{column}']].to_numpy()
     ]
-  return layout(
+  return lay_out(
     'Iterations T to eps on the quadratic with A = I: theorem / measured',
     lines,
     {'algorithm': ('algorithm', ''), 'noise': ('noise', '')}
@@ -160,7 +153,7 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
 
 
 def _errors_layout(frame: pd.DataFrame) -> Layout:
-  return layout(
+  return lay_out(
     'Theorem 5: test error E[F(w_R)] - E[F_S(w_S*)] (eq. 6)',
     frame.assign(scaled=(frame['eq6'] - frame['decay']) * np.sqrt(frame['n'])),
     {

@@ -8,8 +8,8 @@ import pytest
 
 from tests.report_helpers import render_nothing
 from tsla_jax.analysis.stochastic_descent import SoftmaxRegression
-from tsla_jax.report import convergence
 from tsla_jax.report import convergence_experiments as experiments
+from tsla_jax.report import theory_convergence
 
 NAMES = ('bounds', 'iterations', 'test_error')
 
@@ -27,7 +27,7 @@ def drawn(tmp_path_factory):
     patch.setattr(experiments, '_EXAMPLES', (16,))
     patch.setattr(experiments, '_SAMPLES', 2)
     setting = experiments.Setting('three', regression, (0.5,), trials=8)
-    return convergence.draw_convergence(setting, folder), folder
+    return theory_convergence.draw_convergence(setting, folder), folder
 
 
 def test_everything_is_written(drawn):
@@ -88,7 +88,7 @@ def make_frames():
 
 
 def test_conclusions_say_what_the_frames_say():
-  text = convergence.conclude(*make_frames())
+  text = theory_convergence.conclude(*make_frames())
   assert text.splitlines() == [
     '- Bounds: 2 of 2 hold, within three standard errors; measured / bound is'
     ' 0.60 to 0.62.',
@@ -106,8 +106,8 @@ def test_a_broken_bound_is_said():
   bounds, iterations, errors = make_frames()
   bounds.loc[0, 'measured'] = 0.16 + 0.029
   frames = bounds, iterations, errors
-  assert 'BROKEN' not in convergence.conclude(*frames)
+  assert 'BROKEN' not in theory_convergence.conclude(*frames)
   bounds.loc[0, 'measured'] = 0.16 + 0.031
-  text = convergence.conclude(*frames)
+  text = theory_convergence.conclude(*frames)
   assert '1 of 2 hold' in text
   assert '- BROKEN: A = I, SGD, delta 0.1, eps 0.4.' in text

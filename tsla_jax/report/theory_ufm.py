@@ -1,0 +1,370 @@
+"""Tables and figures of the unconstrained feature model.
+
+`analysis.unconstrained_features` defines the model and the notation.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import tqdm
+from matplotlib.figure import Figure
+
+from tsla_jax.analysis.unconstrained_features import (
+  LARGEST_JOINT,
+  UnconstrainedFeatures,
+)
+from tsla_jax.errors import InputError
+from tsla_jax.io import lock_directory
+from tsla_jax.report import figures, tables
+from tsla_jax.report.tables import Layout
+from tsla_jax.report.theory import lay_out, write_theory
+
+# Factors of the learning rates that tuned descents choose from.
+_RATES = tuple(2.0**power for power in range(-3, 6))
+_COLLAPSED = 1e-3  # descents are timed until NC1 falls to this
+_EVERY = 50  # steps between measurements
+_FLOOR = 1e-16  # smaller values are rounding errors
+
+_CONDITIONS = {
+  'loss': 'loss, in logits',
+  'subspace': 'features, in their span',
+  'full': 'features, all dimensions',
+  'joint': 'W, H and b',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What `draw_ufm` computes.
+
+  Attributes:
+    model: any smoothing; it is replaced.
+    smoothings: values of delta that descents compare.
+    learning_rate: of descents at equal rates.
+    num_steps: of a descent.
+    seeds: the number of random starts.
+  """
+
+  model: UnconstrainedFeatures
+  smoothings: Sequence[float]
+  learning_rate: float
+  num_steps: int
+  seeds: int
+
+  def smoothed(self, smoothing: float) -> UnconstrainedFeatures:
+    """Return the model with another smoothing."""
+    return dataclasses.replace(self.model, smoothing=float(smoothing))
+
+
+def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
+  """Compute everything, and write tables and figures.
+
+  Args:
+    setting: of the model and the descents.
+    output: directory for `ufm.md`, CSV files and `figures/`.
+
+  Returns:
+    The tables and the paths of the results, for a terminal.
+
+  Raises:
+    InputError: if the model has no closed form, a descent diverges, or the
+      directory cannot be written.
+  """
+  # The lock fails early if the directory cannot be written.
+  with lock_directory(output, output / 'figures', name='--output'):
+    for smoothing in setting.smoothings:
+      setting.smoothed(smoothing).minimizer()  # checks the settings
+    minimisers = compare_with_solver(setting)
+    conditions = condition_numbers(setting)
+    descents = descend(setting)
+    equal = descents[descents['learning_rate'] == setting.learning_rate]
+    if equal['smoothing'].nunique() < len(setting.smoothings):
+      raise InputError(
+        f'learning_rate: at {setting.learning_rate} a descent diverged; give a'
+        ' smaller one'
+      )
+    means = mean_paths(descents, setting)
+    pictures = [
+      ('minimisers', 'Minimisers.', _minimisers_figure(minimisers)),
+      (
+        'condition_numbers',
+        'Condition numbers at the minimiser.',
+        _conditions_figure(conditions),
+      ),
+      (
+        'descent',
+        'Collapse along gradient descent with momentum: geometric means over'
+        f' the starts, with values below {_FLOOR:g} shown as {_FLOOR:g}.',
+        _descents_figure(means),
+      ),
+    ]
+    layouts = [
+      _minimisers_layout(minimisers),
+      _conditions_layout(conditions),
+      _descents_layout(means),
+    ]
+    text = '\n'.join([_describe(setting), *map(tables.to_markdown, layouts)])
+    frames = {
+      'minimisers': minimisers,
+      'condition_numbers': conditions,
+      'descent': descents,
+    }
+    return write_theory('ufm', output, text, frames, pictures)
+
+
+def _describe(setting: Setting) -> str:
+  model = setting.model
+  return (
+    'The unconstrained feature model (arXiv:2402.03979) of'
+    f' K = {model.num_classes} classes with n = {model.samples_per_class}'
+    f' features each, of d = {model.feature_dim} dimensions. Weights W,'
+    ' features H and bias b are free variables, and minimise\n\n'
+    '    mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)'
+    ' + lw/2 |W|^2 + lh/2 |H|^2\n\n'
+    f'with lw = {model.weight_decay_w:g} and lh = {model.weight_decay_h:g}.'
+    ' delta is the strength of label smoothing, the theta of training.\n'
+  )
+
+
+def compare_with_solver(setting: Setting) -> pd.DataFrame:
+  """Compare the closed form with L-BFGS for ten values of delta."""
+  lines = []
+  for smoothing in np.linspace(0, 0.9, 10):
+    model = setting.smoothed(smoothing)
+    minimizer, found = model.minimizer(), model.solve()
+    features = np.repeat(minimizer.class_means, model.samples_per_class, axis=0)
+    lines.append(
+      {
+        'smoothing': smoothing,
+        'logit_scale': minimizer.logit_scale,
+        'probability': minimizer.probability,
+        'loss': minimizer.loss,
+        'weight_norm': np.linalg.norm(minimizer.weights),
+        'feature_norm': np.linalg.norm(minimizer.class_means[0]),
+        'gradient_norm': model.gradient_norm(
+          minimizer.weights, features, np.zeros(model.num_classes)
+        ),
+        'solver_loss': found.loss,
+        'solver_weight_norm': np.linalg.norm(found.weights),
+        'solver_feature_norm': np.linalg.norm(found.features[0]),
+        'solver_gradient_norm': found.gradient_norm,
+      }
+    )
+  return pd.DataFrame(lines)
+
+
+def condition_numbers(setting: Setting) -> pd.DataFrame:
+  """Compute all condition numbers over delta.
+
+  The joint Hessian is left out if it exceeds `LARGEST_JOINT` rows.
+  """
+  rows = setting.model.num_classes * (2 * setting.model.feature_dim + 1)
+  lines = []
+  for smoothing in np.linspace(0, 0.95, 39):
+    model = setting.smoothed(smoothing)
+    line = {
+      'smoothing': smoothing,
+      **dataclasses.asdict(model.condition_numbers()),
+    }
+    if rows <= LARGEST_JOINT:
+      joint = model.joint_condition_number()
+      line |= {'joint': joint.value, 'joint_nullity': joint.nullity}
+    lines.append(line)
+  return pd.DataFrame(lines)
+
+
+def descend(setting: Setting) -> pd.DataFrame:
+  """Run descents from random starts at a grid of learning rates.
+
+  Returns:
+    One line for each measurement. A learning rate is left out for a delta if a
+    descent from any start diverged.
+  """
+  lines, diverged = [], set()
+  grid = itertools.product(setting.smoothings, _RATES, range(setting.seeds))
+  for smoothing, factor, seed in tqdm.tqdm(
+    list(grid), unit='descent', disable=None, leave=False
+  ):
+    model, rate = setting.smoothed(smoothing), factor * setting.learning_rate
+    path = model.descend(
+      learning_rate=rate, num_steps=setting.num_steps, every=_EVERY, seed=seed
+    )
+    complete = len(path.steps) > setting.num_steps // _EVERY
+    if not complete or path.loss[-1] > path.loss[0]:
+      diverged.add((smoothing, rate))
+      continue
+    minimum = model.minimizer().loss
+    lines += [
+      (smoothing, rate, seed, step, loss - minimum, at.nc1, at.nc2_features)
+      for step, loss, at in zip(
+        path.steps, path.loss, path.collapse, strict=True
+      )
+    ]
+  columns = ('smoothing', 'learning_rate', 'seed', 'step')
+  columns += ('excess_loss', 'nc1', 'nc2')
+  lines = [line for line in lines if line[:2] not in diverged]
+  return pd.DataFrame(lines, columns=columns)
+
+
+def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+  """Compute geometric means over the starts, at equal and tuned rates.
+
+  Args:
+    descents: from `descend`.
+    setting: of the descents.
+
+  Returns:
+    One line for each measurement, with a column 'rates'. 'equal' is the
+    learning rate of the setting. 'tuned' is, for each delta, the rate of the
+    grid with the least geometric mean of the excess loss over all steps.
+  """
+  # Rounding can make an excess loss 0 or negative.
+  logs = np.log(descents[['excess_loss', 'nc1', 'nc2']].clip(lower=_FLOOR))
+  keys = ['smoothing', 'learning_rate', 'step']
+  means = np.exp(logs.groupby([descents[key] for key in keys]).mean())
+  means = means.reset_index()
+  parts = []
+  for _, paths in means.groupby('smoothing'):
+    # The last steps may all be at the level of rounding.
+    over_steps = np.log(paths['excess_loss']).groupby(paths['learning_rate'])
+    tuned = over_steps.mean().idxmin()
+    for name, rate in (('equal', setting.learning_rate), ('tuned', tuned)):
+      path = paths[paths['learning_rate'] == rate]
+      parts.append(path.assign(rates=name))
+  return pd.concat(parts, ignore_index=True)
+
+
+def _minimisers_layout(frame: pd.DataFrame) -> Layout:
+  names = ('loss', 'weight_norm', 'feature_norm')
+  differences = {
+    f'{name}_difference': frame[f'solver_{name}'] - frame[name]
+    for name in names
+  }
+  return lay_out(
+    'Minimisers',
+    frame.assign(**differences),
+    {
+      'delta': ('smoothing', '.6g'),
+      'a': ('logit_scale', '.6g'),
+      'p': ('probability', '.6g'),
+      **{name.replace('_', ' '): (name, '.6g') for name in names},
+      'gradient norm': ('gradient_norm', '.1e'),
+      **{
+        f'solver, {name.replace("_", " ")}': (f'{name}_difference', '+.1e')
+        for name in names
+      },
+    },
+    "Closed form: logits a (I - 11'/K), probability p of the label, the"
+    ' objective, the norm of W, that of each feature and that of the gradient.'
+    ' Solver: the value found by L-BFGS from a random start, minus the closed'
+    ' form.',
+  )
+
+
+def _conditions_layout(frame: pd.DataFrame) -> Layout:
+  tenths = 10 * frame['smoothing']
+  columns = {
+    'delta': ('smoothing', '.1f'),
+    **{title: (name, '.5g') for name, title in _CONDITIONS.items()},
+    'nullity of the last': ('joint_nullity', '.0f'),
+  }
+  return lay_out(
+    'Condition numbers at the minimiser',
+    frame[np.isclose(tenths, tenths.round())],
+    {title: column for title, column in columns.items() if column[0] in frame},
+    'Over the non-zero spectrum of four Hessians: of the loss in the logits,'
+    ' which always falls with delta; of the objective in the features at fixed'
+    ' W, within their span and in all dimensions; and of the objective in W, H'
+    ' and b (if it is not too large). The first three are 1 where the decay is'
+    ' so strong that W = H = 0.',
+  )
+
+
+def _descents_layout(means: pd.DataFrame) -> Layout:
+  groups = means.groupby(['rates', 'smoothing'])
+  last = groups.tail(1).set_index(['rates', 'smoothing']).sort_index()
+  collapsed = means[means['nc1'] <= _COLLAPSED].groupby(['rates', 'smoothing'])
+  last['collapsed'] = collapsed['step'].min()
+  return lay_out(
+    f'Gradient descent with momentum 0.9, {means["step"].max()} steps',
+    last.reset_index(),
+    {
+      'rates': ('rates', ''),
+      'delta': ('smoothing', 'g'),
+      'learning rate': ('learning_rate', 'g'),
+      f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
+      'NC1': ('nc1', '.3g'),
+      'NC2': ('nc2', '.3g'),
+      'excess loss': ('excess_loss', '.3g'),
+    },
+    'Geometric means over the starts; NC1, NC2 and excess loss are those of the'
+    ' last step. equal: the same learning rate for all. tuned: for each delta'
+    ' the rate of a grid (factors of 2) with the least mean excess loss over'
+    ' all steps.',
+  )
+
+
+def _minimisers_figure(frame: pd.DataFrame) -> Figure:
+  figure = figures.make_figure(3, width=13, xlabel='delta')
+  for axes, name, label in zip(
+    figure.axes,
+    ('loss', 'weight_norm', 'feature_norm'),
+    ('objective [nats]', 'norm of W', 'norm of a feature'),
+    strict=True,
+  ):
+    line = {'color': figures.BLUE, 'label': 'closed form'}
+    axes.plot(frame['smoothing'], frame[name], **line)
+    dots = {'color': figures.ORANGE, 'label': 'L-BFGS', 'linestyle': 'none'}
+    axes.plot(frame['smoothing'], frame[f'solver_{name}'], marker='o', **dots)
+    axes.set_ylabel(label)
+  figures.share_legend(figure)
+  return figure
+
+
+def _conditions_figure(frame: pd.DataFrame) -> Figure:
+  figure = figures.make_figure(1, width=8, xlabel='delta')
+  (axes,) = figure.axes
+  colors = (figures.BLUE, figures.ORANGE, figures.GREEN, 'black')
+  for (name, label), color, style in zip(
+    _CONDITIONS.items(), colors, ('-', '--', '-.', ':'), strict=True
+  ):
+    if name not in frame:
+      continue
+    axes.plot(
+      frame['smoothing'],
+      frame[name],
+      color=color,
+      linestyle=style,
+      label=label,
+    )
+  axes.set_ylabel('condition number')
+  figures.set_logarithmic(axes.yaxis)
+  figures.share_legend(figure)
+  return figure
+
+
+def _descents_figure(means: pd.DataFrame) -> Figure:
+  figure = figures.make_figure(4, width=18, xlabel='step')
+  panels = itertools.product(('equal', 'tuned'), ('nc1', 'nc2'))
+  smoothings = means['smoothing'].unique()
+  for axes, (rates, name) in zip(figure.axes, panels, strict=True):
+    for i, smoothing in enumerate(smoothings):
+      path = means[
+        (means['smoothing'] == smoothing) & (means['rates'] == rates)
+      ]
+      axes.plot(
+        path['step'],
+        path[name],
+        color=figures.shade(i, len(smoothings)),
+        linestyle=('-', '--', '-.', ':')[i % 4],
+        label=f'delta {smoothing:g}',
+      )
+    axes.set_yscale('log')
+    axes.set_ylabel(name.upper())
+    axes.set_title(f'{rates} learning rates', fontsize=10)
+  figures.share_legend(figure)
+  return figure
