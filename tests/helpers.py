@@ -237,10 +237,10 @@ class Forked:
   """
 
   def __init__(self, root, name, *flags, before=None):
-    # Closed, and deleted, with this object.
-    self._output = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
+    handle, self._output = tempfile.mkstemp()
+    os.close(handle)
     argv = [f'experiments/{name}.py', *map(str, flags)]
-    args = (root, argv, optimised(), self._output.name, before)
+    args = (root, argv, optimised(), self._output, before)
     self._process = _FORKS.Process(target=_run_forked, args=args, daemon=True)
     self._process.start()
 
@@ -256,7 +256,10 @@ class Forked:
   def communicate(self, timeout=200):
     self._process.join(timeout)
     assert self.returncode is not None, 'did not end in time'
-    return self._output.read(), None
+    with open(self._output) as file:
+      output = file.read()
+    os.unlink(self._output)
+    return output, None
 
 
 def _run_forked(root, argv, environment, output, before):
@@ -268,6 +271,8 @@ def _run_forked(root, argv, environment, output, before):
     io.TextIOWrapper(os.fdopen(standard, 'wb', 0), write_through=True)
     for standard in (1, 2)
   )
+  # Background jobs of some shells ignore it, and so does what they start.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   os.environ |= environment
   os.chdir(root)
   sys.path.insert(0, 'experiments')
