@@ -181,6 +181,23 @@ def test_block_equals_torch():
     np.testing.assert_allclose(ours['var'], layer.running_var, rtol=1e-5)
 
 
+@pytest.mark.parametrize('size', [(7, 8), (8, 7), (1, 2), (6, 6)])
+def test_max_pool_has_the_gradient_of_flax(size):
+  rng = np.random.default_rng(0)
+  # Few values, so that most windows have ties; whole numbers, so that sums in
+  # any order are equal.
+  x = jnp.asarray(rng.integers(-2, 3, (2, *size, 3)), jnp.float32)
+
+  def pool(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+  expected, pull_back = jax.vjp(pool, x)
+  found, own_pull_back = jax.vjp(resnet.max_pool, x)
+  np.testing.assert_array_equal(found, expected)
+  grad = jnp.asarray(rng.integers(1, 9, found.shape), jnp.float32)
+  np.testing.assert_array_equal(*own_pull_back(grad), *pull_back(grad))
+
+
 def test_unknown_names_are_refused():
   with pytest.raises(InputError, match="unknown model 'vgg'.*resnet18"):
     resnet.create_model('vgg', 10)
