@@ -36,6 +36,9 @@ def conv_init(
 dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
+_POOL_OFFSETS = tuple(itertools.product(range(3), range(3)))
+
+
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
   """Max-pools with a 3x3 window, stride 2 and padding 1.
@@ -50,41 +53,52 @@ def max_pool(x: jax.Array) -> jax.Array:
   Returns:
     `[B, ceil(H / 2), ceil(W / 2), C]`.
   """
-  return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+  return _max_pool_forward(x)[0]
 
 
 def _max_pool_forward(
   x: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  y = max_pool(x)
-  return y, (x, y)
+  """Returns the maxima, and where in its window each was found.
+
+  The place is found here and not by comparing `x` with the maxima later: XLA
+  may compute `x` again in another precision.
+  """
+  height, width = x.shape[1:3]
+  borders = (0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)
+  padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
+  largest = place = None
+  for number, (row, column) in enumerate(_POOL_OFFSETS):
+    value = padded[:, row : row + height : 2, column : column + width : 2]
+    if largest is None:
+      largest, place = value, jnp.zeros(value.shape, jnp.uint8)
+    else:
+      larger = (value > largest) | jnp.isnan(value)
+      largest = jnp.where(larger, value, largest)
+      place = jnp.where(larger, jnp.uint8(number), place)
+  return largest, (place, x[:0])
 
 
 def _max_pool_backward(
   saved: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array]:
-  x, y = saved
-  borders = (0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)
-  padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
-  # Where an offset of the window lies in `padded`, over all windows.
-  spans = [
-    [slice(start, start + 2 * size - 1, 2) for start in range(3)]
-    for size in y.shape[1:3]
-  ]
-  total, taken = jnp.zeros_like(padded), jnp.zeros(y.shape, bool)
-  for rows, columns in itertools.product(*spans):
-    is_max = padded[:, rows, columns] == y
-    part = jnp.where(is_max & ~taken, grad, 0)
-    taken |= is_max
+  place, like = saved
+  sizes = like.shape[1:3]
+  total = 0.0
+  for number, offsets in enumerate(_POOL_OFFSETS):
+    part = jnp.where(place == number, grad, 0)
+    # Apart as the windows are, and shifted by the offset and the border. Adding
+    # padded arrays is one fused sum; `total.at[...].add` would be a scatter.
     where = [
-      (span.start, full - span.stop, 1)
-      for span, full in zip((rows, columns), padded.shape[1:3], strict=True)
+      (offset - 1, size - offset - 2 * count + 2, 1)
+      for offset, size, count in zip(
+        offsets, sizes, grad.shape[1:3], strict=True
+      )
     ]
-    # Adding padded arrays is one fused sum; `total.at[...].add` is a scatter.
     total += jax.lax.pad(
       part, jnp.zeros((), grad.dtype), [(0, 0, 0), *where, (0, 0, 0)]
     )
-  return (total[:, 1:-1, 1:-1],)
+  return (total,)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -283,5 +283,9 @@ def _label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
   classes = jnp.arange(logits.shape[-1])[None, :]
   on_label = classes == labels[:, None]
   score = jnp.sum(jnp.where(on_label, logits, 0), axis=-1, keepdims=True)
-  behind = (logits < score) | ((logits == score) & (classes >= labels[:, None]))
+  tied_behind = (logits == score) & (classes > labels[:, None])
+  # The label is never before itself, also where XLA computes logits twice, with
+  # other roundings, so that its logit differs from `score`.
+  is_label = on_label & ~jnp.isnan(score)
+  behind = is_label | (logits < score) | tied_behind
   return jnp.sum(~behind, axis=-1)
