@@ -97,7 +97,9 @@ class Augmentation:
       )
 
 
-def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):
+def example_keys(
+  key: jax.Array, epoch: jax.Array, index: jax.Array
+) -> jax.Array:
   """One key an example and epoch, whatever the batch, device or order.
 
   Args:
