@@ -182,7 +182,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       f"data.data_dir: '{path}' cannot be read: {error.strerror}; give an .npz"
       ' of features (experiments/features.py makes one)'
     ) from error
-  # NumPy raises errors of many kinds for files that are none of its own.
+  # NumPy raises errors of many kinds for files of other formats.
   except Exception as error:
     raise InputError(
       f"data.data_dir: '{path}' is no .npz, is damaged, or holds Python"
