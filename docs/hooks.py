@@ -1,4 +1,4 @@
-"""Adds to the site what stands elsewhere: README, reference, config fields."""
+"""Add pages to the site: README, the reference, and all config fields."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ ROOMS = ('label_smoothing', 'data', 'models', 'training', 'analysis', 'report')
 
 
 def on_files(files, config):
-  """Adds the generated pages."""
+  """Add the generated pages."""
   pages = {page: (ROOT / name).read_text() for name, page in PAGES.items()}
   for room in ROOMS:
     names = sorted((ROOT / 'tsla_jax' / room).glob('[!_]*.py'))
@@ -35,16 +35,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-  """Leads links between files of the checkout to pages of the site.
+  """Turn links between files of the checkout into links between pages.
 
-  A link to a file that is not on the site becomes its text.
+  If a file is not on the site, only the text of the link stays.
   """
   del config, files
   place = page.file.src_uri
   sources = {f'docs/{path}': name for name, path in PAGES.items()}
   folder = (ROOT / sources.get(f'docs/{place}', f'docs/{place}')).parent
 
-  def lead(match):
+  def redirect(match):
     text, link, anchor = match.groups()
     target = (folder / link).resolve().relative_to(ROOT).as_posix()
     module = re.fullmatch(r'tsla_jax/(\w+)/(\w+)\.py', target)
@@ -61,7 +61,7 @@ def on_page_markdown(markdown, page, config, files):
     return f'[{text}]({up}{target.removeprefix("docs/")}{anchor or ""})'
 
   link = r'\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)'
-  return re.sub(link, lead, markdown)
+  return re.sub(link, redirect, markdown)
 
 
 def _reference(title, modules):
