@@ -44,6 +44,7 @@ setuptools.setup(
   ],
   extras_require={
     'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
+    'docs': ['mkdocs-material>=9.7,<10', 'mkdocstrings[python]>=1'],
     'prepare': ['opencv-python-headless', 'tensorflow'],
     'torch': ['torch'],
     'cuda12': ['jax[cuda12]'],

@@ -1,4 +1,4 @@
-"""CIFAR-10 by the paper's recipe for CIFAR-100; not one of its data sets.
+"""CIFAR-10 by the paper's recipe for CIFAR-100. The paper has no CIFAR-10.
 
 python experiments/main.py --config=configs/cifar10.py \
     --config.data.data_dir=DIR --workdir=runs/cifar10
@@ -10,7 +10,7 @@ from configs import cifar100, default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """That of CIFAR-100 but for the normalisation."""
+  """Return the config of CIFAR-100 with the mean and std of CIFAR-10."""
   c = cifar100.recipe()
   c.data.name = 'cifar10'
   c.data.mean = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images
@@ -20,5 +20,5 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Those of CIFAR-100; nothing is published for these data."""
+  """Return the tables of CIFAR-100 without published values."""
   return default.unpublished(cifar100.get_tables())

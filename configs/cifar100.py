@@ -1,4 +1,4 @@
-"""CIFAR-100, as section 5.2 of the paper (Tables 2 and 3).
+"""CIFAR-100, as in section 5.2 of the paper (Tables 2 and 3).
 
 python experiments/main.py --config=configs/cifar100.py:tsla,drop=180 \
     --config.data.data_dir=DIR --workdir=runs/cifar100
@@ -10,14 +10,14 @@ from configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """The paper's best drop for a uniform prior is 180."""
+  """Return a config; TSLA without a drop has the paper's best one, 180."""
   c = recipe()
   default.apply_method(c, method, drop_epoch=180)
   return c
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Tables 2 and 3 of the paper; 2 needs a teacher (`smoothing.teacher`)."""
+  """Return Tables 2 and 3; 2 needs a teacher (`smoothing.teacher`)."""
   row = default.Row
   drops = (120, 140, 160, 180)
   by_theta = {
@@ -50,7 +50,7 @@ def get_tables() -> dict[str, list[default.Row]]:
 
 
 def recipe() -> ml_collections.ConfigDict:
-  """All but the method."""
+  """Return all fields but those of the method."""
   c = default.base()
   c.num_epochs = 200
   c.batch_size = 256
@@ -58,14 +58,14 @@ def recipe() -> ml_collections.ConfigDict:
   c.smoothing.theta = 0.1  # Table 3: also 0.2, 0.4 and 0.9
 
   c.data.name = 'cifar100'
-  # Assumed, as is usual for CIFAR; the paper does not say.
+  # Crops and flips: see docs/assumptions.md.
   c.data.pad = 4
   c.data.flip = True
   c.data.mean = (0.5071, 0.4865, 0.4409)  # of CIFAR-100's training images
   c.data.std = (0.2673, 0.2564, 0.2762)
 
   c.model.name = 'resnet18'
-  c.model.stem = 'cifar'  # assumed: the paper says ResNet-18
+  c.model.stem = 'cifar'
   c.model.width = 64
 
   c.optimizer.momentum = 0.9
@@ -73,5 +73,5 @@ def recipe() -> ml_collections.ConfigDict:
   c.optimizer.learning_rate.head = 0.1
   c.optimizer.drop_epochs = (60, 120, 180)  # divided by 10 every 60 epochs
   c.optimizer.drop_factor = 0.1
-  c.optimizer.weight_decay = 5e-4  # assumed: L2, on all parameters
+  c.optimizer.weight_decay = 5e-4
   return c

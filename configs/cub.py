@@ -1,4 +1,4 @@
-"""CUB-200-2011, as section 5.1 of the paper (Table 1).
+"""CUB-200-2011, as in section 5.1 of the paper (Table 1).
 
 python experiments/main.py --config=configs/cub.py:tsla,drop=50 \
     --config.data.data_dir=DIR --workdir=runs/cub
@@ -10,7 +10,7 @@ from configs import default, dogs
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """That of Dogs but for the backbone's rate; the best drop on CUB is 50."""
+  """Return the config of Dogs with a higher backbone rate; drop 50."""
   c = dogs.recipe()
   c.data.name = 'caltech_birds2011'
   c.optimizer.learning_rate.backbone = 0.01
@@ -19,7 +19,7 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Table 1 of the paper, its columns for CUB-2011."""
+  """Return Table 1 of the paper, the columns for CUB-2011."""
   row = default.Row
   return {
     'table1': [

@@ -9,14 +9,14 @@ from configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """Smooths the first 40 of 60 epochs, unless the method says otherwise."""
+  """Return a config; TSLA without a drop smooths the first 40 of 60 epochs."""
   c = default.get_config(method)
   c.analysis.neural_collapse_every = 2
   return c
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Tables of minutes: methods with three drops, strength, adaptive drops."""
+  """Return tables that take minutes: methods, strengths, adaptive drops."""
   methods = ('baseline', 'lsr', *(f'tsla,drop={s}' for s in (20, 30, 40)))
   return {
     'methods': [default.Row(method) for method in methods],

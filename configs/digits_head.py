@@ -10,7 +10,7 @@ from configs import default, digits
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """The recipe of `digits.py`, without augmentation."""
+  """Return the config of `digits.py`, without augmentation."""
   c = default.base()
   c.eval_batch_size = 512  # all at once
   c.data.pad = 0
@@ -21,5 +21,5 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Those of digits."""
+  """Return the tables of `digits.py`."""
   return digits.get_tables()

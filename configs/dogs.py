@@ -1,4 +1,4 @@
-"""Stanford Dogs, as section 5.1 of the paper (Table 1).
+"""Stanford Dogs, as in section 5.1 of the paper (Table 1).
 
 python experiments/main.py --config=configs/dogs.py:tsla,drop=40 \
     --config.data.data_dir=DIR --workdir=runs/dogs
@@ -10,14 +10,14 @@ from configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """The paper's best drop on Dogs is 40."""
+  """Return a config; TSLA without a drop has the paper's best one, 40."""
   c = recipe()
   default.apply_method(c, method, drop_epoch=40)
   return c
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """Table 1 of the paper, its columns for Stanford Dogs."""
+  """Return Table 1 of the paper, the columns for Stanford Dogs."""
   row = default.Row
   return {
     'table1': [
@@ -35,16 +35,14 @@ def get_tables() -> dict[str, list[default.Row]]:
 
 
 def recipe() -> ml_collections.ConfigDict:
-  """All but the method."""
+  """Return all fields but those of the method."""
   c = default.base()
   c.num_epochs = 90
   c.batch_size = 256
   c.smoothing.theta = 0.4
 
   c.data.name = 'stanford_dogs'
-  # Assumed, as is usual for ImageNet; the paper does not say: shorter side 256,
-  # random-resized crops of 224 and flips in training, the centre crop in
-  # evaluation.
+  # Crops and flips: see docs/assumptions.md.
   c.data.decode_size = 256
   c.data.crop_size = 224
   c.data.eval_crop = 224 / 256
@@ -56,7 +54,7 @@ def recipe() -> ml_collections.ConfigDict:
   c.model.name = 'resnet18'
   c.model.stem = 'imagenet'
   c.model.width = 64
-  # The paper took PyTorch's; these are the same, in torchvision's layout.
+  # PyTorch's weights, as in the paper.
   c.model.pretrained = 'timm/resnet18.tv_in1k'
 
   c.optimizer.momentum = 0.9
@@ -64,5 +62,5 @@ def recipe() -> ml_collections.ConfigDict:
   c.optimizer.learning_rate.backbone = 0.001
   c.optimizer.drop_epochs = (30, 60)  # divided by 10 every 30 epochs
   c.optimizer.drop_factor = 0.1
-  c.optimizer.weight_decay = 1e-4  # assumed: L2, on all parameters
+  c.optimizer.weight_decay = 1e-4
   return c

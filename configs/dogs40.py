@@ -1,7 +1,7 @@
 """40 breeds of Stanford Dogs at 224x224 by the paper's recipe for Dogs.
 
-A part of Stanford Dogs, split at random: its numbers are not those of the
-paper's data set. Its images are squares of 224 pixels already.
+A part of Stanford Dogs, split at random. Its accuracies do not compare with
+those of the whole data set. Its images already are squares of 224 pixels.
 
   python experiments/main.py --config=configs/dogs40.py:tsla,drop=40 \
     --config.data.data_dir=DIR --config.model.pretrained=WEIGHTS \
@@ -14,7 +14,7 @@ from configs import default, dogs
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
-  """The recipe of `dogs.py`; evaluated on the whole image."""
+  """Return the config of `dogs.py`; evaluation sees the whole image."""
   c = dogs.recipe()
   c.data.name = 'stanford_dogs40'
   c.data.decode_size = 0
@@ -24,5 +24,5 @@ def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:
 
 
 def get_tables() -> dict[str, list[default.Row]]:
-  """That of Dogs; nothing is published for these data."""
+  """Return the table of Dogs without published values."""
   return default.unpublished(dogs.get_tables())

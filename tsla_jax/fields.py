@@ -1,7 +1,7 @@
-"""Kinds of config fields: what a change of each of them changes.
+"""Kinds of config fields: what a change of each field affects.
 
-Everything that compares configs reads this table: which runs share epochs,
-which rows a table compares, and which changes a workdir accepts.
+All comparisons of configs use this table: which runs share epochs, which rows a
+table compares, and which changes a workdir accepts.
 """
 
 import json
@@ -10,23 +10,23 @@ from typing import Any
 
 from flax import traverse_util
 
-# No number of a run depends on these: paths, intervals, what is measured
-# beside training, and the length, since every schedule counts from the start.
+# Results of an epoch do not depend on these: paths, intervals, measurements,
+# and the number of epochs, because schedules count from the start.
 FREE = 'free'
-# These name the examples; the data set's fingerprint says which they are.
+# These choose the examples, which the fingerprint of the data set identifies.
 DATA = 'data'
-# The root of every random choice.
+# The root of all random numbers.
 SEED = 'seed'
-# What the rows of a table compare; enters the step as arrays.
+# The method, which rows of a table compare; inputs of the compiled step.
 METHOD = 'method'
-# A part of the method, too, and compiled into programs of its own.
+# Also a part of the method, but compiled into the program.
 LOSS = 'loss'
-# Enters the step as arrays, and is no part of a method.
+# Inputs of the compiled step that are not a part of the method.
 SCHEDULE = 'schedule'
-# Everything else is compiled into the programs.
+# All other fields are compiled into the program.
 PROGRAM = 'program'
 
-# The first prefix of a field's name that is listed here decides.
+# The first prefix that fits the name of a field gives its kind.
 _KINDS = {
   'analysis.': FREE,
   'checkpoint.': FREE,
@@ -55,13 +55,13 @@ _KINDS = {
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Joins the keys of nested dictionaries by dots; values as JSON has them."""
+  """Join the keys of nested dictionaries by dots; values are those of JSON."""
   flat = traverse_util.flatten_dict(dict(config), sep='.')
   return json.loads(json.dumps(flat))
 
 
 def kind(field: str) -> str:
-  """Says what a field, by its dotted name, decides."""
+  """Return the kind of a field, given its dotted name."""
   return next(
     (kind for prefix, kind in _KINDS.items() if field.startswith(prefix)),
     PROGRAM,
@@ -69,11 +69,11 @@ def kind(field: str) -> str:
 
 
 def select(config: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
-  """Returns the fields of some kinds.
+  """Return the fields of given kinds.
 
   Args:
-    config: nested dictionaries, as `ConfigDict.to_dict()` or `config.json`.
-    *kinds: of the constants of this module.
+    config: nested dictionaries, from `ConfigDict.to_dict()` or `config.json`.
+    *kinds: constants of this module.
 
   Returns:
     Values by dotted name, sorted.

@@ -1,17 +1,17 @@
 """Methods: how they are written, named and compared.
 
-A method says which labels a run is trained on. `:tsla,drop=40` on a command
-line, `TSLA(40)` in a table and the fields `smoothing.*` of a config are the
-same thing; this file is the only one that converts between them.
+A method decides which labels a run is trained on. It is written `:tsla,drop=40`
+on a command line, `TSLA(40)` in a table, and as the fields `smoothing.*` in a
+config. Only this file converts between the three.
 
 - baseline: one-hot labels, theta = 0.
 - LSR: label smoothing regularisation, theta > 0 throughout.
 - TSLA(s): two-stage label smoothing, theta > 0 before epoch s and 0 from then
   on. TSLA(plateau): s is the epoch at which a rule on the metrics fires.
   TSLA(450 steps): theta > 0 in the first 450 steps.
-- best_theta: in each epoch the theta that brings the gradients of minibatches
-  nearest to the gradient of the loss, as measured after the epoch before.
-- A suffix names a y_hat that is not uniform: `-pre` a teacher's predictions
+- best_theta: each epoch uses the theta whose minibatch gradients are nearest to
+  the gradient of the loss, as measured after the previous epoch.
+- A suffix names a y_hat that is not uniform: `-pre` is a teacher's predictions
   (the paper's name), `-class` the frequencies of the classes.
 """
 
@@ -27,14 +27,14 @@ from tsla_jax.errors import InputError
 # Rules that find the drop epoch during training (`label_smoothing.schedules`).
 DROP_RULES = ('plateau', 'variance', 'delta')
 
-# Fields of `smoothing` that say when theta comes to 0; at most one is set.
+# Fields of `smoothing` that say when theta drops to 0; at most one is set.
 _DROPS = ('drop_epoch', 'drop_rule', 'drop_step')
-# Before the comma of a method on a command line.
+# Names of methods on a command line, before the comma.
 _NAMES = (
   *('baseline', 'lsr', 'tsla', 'best_theta'),
   *('lsr_pre', 'tsla_pre', 'best_theta_pre'),
 )
-# What the name of a method says.
+# Fields that the name of a method tells.
 _IN_NAME = (
   'loss.name',
   'loss.strength',
@@ -57,11 +57,10 @@ class Row:
 
   Attributes:
     method: as after the colon of `--config`.
-    name: what the table calls it; None: as the paper calls the method.
-    fields: other fields of the config that differ, by their dotted names.
-    top1: published best test top-1, mean and standard deviation in percent, if
-      there is one.
-    top5: the same of top-5.
+    name: of the row in the table; None for the paper's name of the method.
+    fields: values of other config fields, by their dotted names.
+    top1: published best test top-1 in percent, as mean and standard deviation.
+    top5: published best test top-5, as top1.
   """
 
   method: str
@@ -98,16 +97,16 @@ class Row:
 def make_rows(
   config: ml_collections.ConfigDict, rows: Sequence[Row], given: Sequence[str]
 ) -> dict[str, ml_collections.ConfigDict]:
-  """Makes the config of every row of a table.
+  """Make the config of every row of a table.
 
   Args:
-    config: of the config file, for all rows.
-    rows: of the table.
-    given: names of the fields that the command line has set.
+    config: from the config file; its fields hold for all rows.
+    rows: the rows of the table.
+    given: names of the fields that the command line sets.
 
   Returns:
     Configs by the names of the rows, each with the row's method and fields.
-    Tables are deterministic unless the command line says otherwise.
+    They are deterministic unless the command line says otherwise.
 
   Raises:
     InputError: names the row and what is wrong with it.
@@ -120,7 +119,7 @@ def make_rows(
   configs: dict[str, ml_collections.ConfigDict] = {}
   for row in rows:
     one = config.copy_and_resolve_references()
-    one.smoothing.update(dict.fromkeys(_DROPS))  # undoes the file's own method
+    one.smoothing.update(dict.fromkeys(_DROPS))  # undo the file's method
     if 'deterministic' not in given:
       one.deterministic = True
     try:
@@ -128,7 +127,7 @@ def make_rows(
       if 'analysis.gradient_variance_every' in given:
         every = config.analysis.gradient_variance_every
         one.analysis.gradient_variance_every = every
-      if not has_drop(one):  # what is given for a second stage is not for it
+      if not has_drop(one):  # fields of a second stage do not apply
         one.optimizer.second_stage_factor = 1.0
         one.optimizer.reset_at_drop = False
       one.update_from_flattened_dict(row.fields)
@@ -159,7 +158,7 @@ def make_rows(
 
 
 def reads_gradients(config: Mapping[str, Any]) -> bool:
-  """Whether a method decides by what `gradient_variance` measured."""
+  """Return whether a method uses measurements of `gradient_variance`."""
   smoothing = config['smoothing']
   return (
     smoothing['drop_rule'] in ('variance', 'delta')
@@ -168,27 +167,27 @@ def reads_gradients(config: Mapping[str, Any]) -> bool:
 
 
 def has_drop(config: Mapping[str, Any]) -> bool:
-  """Whether a method has a second stage, on one-hot labels."""
+  """Return whether a method has a second stage, on one-hot labels."""
   return any(config['smoothing'][name] is not None for name in _DROPS)
 
 
 def keeps_theta(config: Mapping[str, Any]) -> bool:
-  """Whether theta is the same from the start to the end, as in LSR."""
+  """Return whether theta is constant, as in LSR."""
   return config['smoothing']['schedule'] == 'two_stage' and not has_drop(config)
 
 
 def apply_method(
   config: ml_collections.ConfigDict, method: str, drop_epoch: int
 ) -> None:
-  """Sets a config's smoothing to that of a method.
+  """Set a config's smoothing to that of a method.
 
   Args:
     config: with the theta that LSR and TSLA use on its data set.
     method: as after the colon of `--config`, for example 'tsla,drop=40'.
-    drop_epoch: of TSLA where the method does not say.
+    drop_epoch: of TSLA if the method gives none.
 
   Raises:
-    ValueError: for anything else; names the accepted methods.
+    ValueError: if the method is unknown; names the accepted methods.
   """
   name, *options = method.split(',')
   kind = name.removesuffix('_pre')
@@ -224,9 +223,9 @@ def apply_method(
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-  """Names a config's method as the paper does: 'baseline', 'TSLA-pre(40)'.
+  """Name a config's method as the paper does: 'baseline', 'TSLA-pre(40)'.
 
-  Schedules that come to 0 in another way have their own name: 'linear(40)'.
+  Other schedules give the method their name: 'linear(40)'.
 
   Args:
     config: a `ConfigDict`, or the 'config' of a `config.json`.
@@ -252,7 +251,7 @@ def method_name(config: Mapping[str, Any]) -> str:
 
 
 def recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what rows have in common that differ in their method alone.
+  """Return the fields that are equal in rows that differ only in the method.
 
   Args:
     record: a `config.json`.
@@ -267,11 +266,11 @@ def recipe(record: Mapping[str, Any]) -> dict[str, Any]:
 def smoothing(
   record: Mapping[str, Any], *, theta: bool = True
 ) -> dict[str, Any]:
-  """Returns what tells the methods of rows apart.
+  """Return the fields that define the method of a row.
 
   Args:
     record: a `config.json`.
-    theta: whether the strength counts.
+    theta: whether to include the strength.
   """
   found = fields.select(record['config'], fields.METHOD, fields.LOSS)
   found['prior'] = record['dataset']['prior']  # the teacher's digest
@@ -283,15 +282,15 @@ def smoothing(
 def reference_rows(
   records: Mapping[str, Mapping[str, Any]], row: str
 ) -> dict[str, str]:
-  """Finds the rows to compare a row with: those that differ in method alone.
+  """Find the rows to compare a row with, which differ only in the method.
 
   Args:
     records: the `config.json` of a run of each row.
     row: the row to compare.
 
   Returns:
-    'baseline': the row without smoothing; 'LSR': the row that keeps this row's
-    theta and prior to the end. Either may be missing.
+    'baseline': the row without smoothing; 'LSR': the row with the same theta
+    and prior, and no drop. Either may be missing.
   """
   if row not in records:
     return {}

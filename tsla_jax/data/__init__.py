@@ -1,1 +1,1 @@
-"""From the name of a data set to arrays that a training step can read."""
+"""Data sets: from a name to arrays that a training step can read."""

@@ -1,4 +1,4 @@
-"""Views of images on the device: pure functions, a key for every example."""
+"""Augmentation of images on the device, by pure functions of random keys."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from tsla_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What a net gets to see of images; a static part of the compiled step.
+  """How images are cropped, mirrored and normalised; compiled into the step.
 
   Attributes:
     pad: zeros added on each side before a random crop of the image's size.
@@ -23,9 +23,10 @@ class Augmentation:
     crop_size: the side of random-resized crops in training, and of the centre
       crop in evaluation; None for images as they are stored.
     crop_scale: least and greatest share of the area of a random-resized crop.
-    crop_ratio: least and greatest width over height of it.
+    crop_ratio: least and greatest width over height of that crop.
     eval_crop: the side of the centre crop over the image's shorter side.
-    mixup_alpha: of the Beta distribution of mixup's weights; 0 for no mixup.
+    mixup_alpha: parameter of the Beta distribution of mixup's weights; 0 for
+      no mixup.
   """
 
   pad: int
@@ -41,31 +42,31 @@ class Augmentation:
   def training_inputs(
     self, keys: jax.Array, examples: Any, index: jax.Array
   ) -> jax.Array:
-    """Returns what the net is trained on, float32 `[B, H, W, C]`.
+    """Return the training inputs of the net, float32 `[B, H, W, C]`.
 
     Args:
       keys: `B` keys.
       examples: with `inputs` `[N, ...]` and `sizes` `[N, 2]`.
-      index: int32 `[B]`, which of them.
+      index: int32 `[B]`, positions of the examples.
     """
     images, sizes = examples.inputs[index], examples.sizes[index]
     return normalise(training_view(keys, images, sizes, self), self)
 
   def evaluation_inputs(self, examples: Any, index: jax.Array) -> jax.Array:
-    """Returns what the net is evaluated on, float32 `[B, H, W, C]`.
+    """Return the evaluation inputs of the net, float32 `[B, H, W, C]`.
 
-    Grey images are shown in all channels of `mean` and `std`.
+    Grey images are repeated over the channels of `mean` and `std`.
     """
     images, sizes = examples.inputs[index], examples.sizes[index]
     return normalise(evaluation_view(images, sizes, self), self)
 
   def input_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of an input whose image is stored as `(H, W, C)`."""
+    """Return the shape of the input for an image stored as `(H, W, C)`."""
     side = self.crop_size
     return stored if side is None else (side, side, stored[-1])
 
   def check(self, dataset: Dataset) -> None:
-    """Refuses images that do not allow it.
+    """Check that the images of a data set fit.
 
     Raises:
       InputError: names the field and how to mend it.
@@ -97,13 +98,17 @@ class Augmentation:
       )
 
 
-def example_keys(key: jax.Array, epoch: jax.Array, index: jax.Array):
-  """One key an example and epoch, whatever the batch, device or order.
+def example_keys(
+  key: jax.Array, epoch: jax.Array, index: jax.Array
+) -> jax.Array:
+  """Return a key for each example, which depends on the epoch and its position.
+
+  It does not depend on the batch, the device or the order of examples.
 
   Args:
-    key: the run's key.
+    key: of the run.
     epoch: int32 scalar.
-    index: int32 `[B]`, the examples' positions in the training split.
+    index: int32 `[B]`, positions in the training split.
 
   Returns:
     `B` keys.
@@ -118,17 +123,17 @@ def training_view(
   sizes: jax.Array,
   augmentation: Augmentation,
 ) -> jax.Array:
-  """Crops and flips each image by its own key.
+  """Crop and mirror each image at random.
 
   Args:
-    keys: `B` keys.
-    images: uint8 `[B, H, W, C]`, stored as `dataset.Split` says.
-    sizes: int32 `[B, 2]`, height and width of what is valid in each.
-    augmentation: which of it.
+    keys: `B` keys, one per image.
+    images: uint8 `[B, H, W, C]`, as in `dataset.Split`.
+    sizes: int32 `[B, 2]`, height and width of each image.
+    augmentation: the settings.
 
   Returns:
     Values from 0 to 255: uint8 `[B, H, W, C]`, or float32 `[B, crop_size,
-    crop_size, C]` where that is set.
+    crop_size, C]` if `crop_size` is set.
   """
   if augmentation.crop_size is None:
     return _pad_crop_flip(keys, images, augmentation)
@@ -142,14 +147,14 @@ def training_view(
 
 
 def mixup_weights(keys: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """Draws how much of each image mixup keeps (Zhang et al., 2018).
+  """Draw the weight of each image in mixup (Zhang et al., 2018).
 
   Args:
     keys: `B` keys, as `training_view` takes them.
     augmentation: with `mixup_alpha`.
 
   Returns:
-    Float32 `[B]`, the rest being the share of the example's partner.
+    Float32 `[B]`. The partner of an example has the weight that is left to 1.
   """
   alpha = augmentation.mixup_alpha
 
@@ -162,7 +167,7 @@ def mixup_weights(keys: jax.Array, augmentation: Augmentation) -> jax.Array:
 def mix(
   values: jax.Array, partners: jax.Array, weights: jax.Array
 ) -> jax.Array:
-  """Takes `weights [B]` of values `[B, ...]`, and the rest of the partners'."""
+  """Average values `[B, ...]` and partners; values have weights `[B]`."""
   weights = weights.reshape(-1, *[1] * (values.ndim - 1))
   return weights * values + (1 - weights) * partners
 
@@ -170,10 +175,10 @@ def mix(
 def evaluation_view(
   images: jax.Array, sizes: jax.Array, augmentation: Augmentation
 ) -> jax.Array:
-  """The centre crop of each image; the whole where no crop size is set.
+  """Return the centre crop of each image, or the image if no crop size is set.
 
-  Resizing the shorter side to 256 and cropping 224 is the square in the centre
-  of 224/256 of the shorter side, resized to 224.
+  Resizing the shorter side to 256 and cropping 224 takes the central square
+  with 224/256 of the shorter side, and resizes it to 224.
 
   Args:
     images: uint8 `[B, H, W, C]`.
@@ -181,7 +186,7 @@ def evaluation_view(
     augmentation: with `crop_size` and `eval_crop`.
 
   Returns:
-    As `training_view`.
+    Values as in `training_view`.
   """
   if augmentation.crop_size is None:
     return images
@@ -196,7 +201,7 @@ def evaluation_view(
 
 
 def normalise(images: jax.Array, augmentation: Augmentation) -> jax.Array:
-  """Values 0 to 255 `[B, H, W, C]` to float32 of about unit variance."""
+  """Normalise values from 0 to 255, `[B, H, W, C]`, to float32."""
   channels = (1, 1, 1, -1)
   mean = jnp.asarray(augmentation.mean, jnp.float32).reshape(channels)
   std = jnp.asarray(augmentation.std, jnp.float32).reshape(channels)
@@ -211,8 +216,8 @@ def _pad_crop_flip(
     images = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
   def one(key: jax.Array, image: jax.Array) -> jax.Array:
-    # One draw for all three decisions: the bias of the remainder is below
-    # 1e-8, and every further call would be a kernel more in each step.
+    # One draw for all three decisions, because every call adds a kernel to each
+    # step. The bias of the remainder is below 1e-8.
     bits = jax.random.bits(key, (3,), jnp.uint32)
     if pad:
       offset = (bits[:2] % (2 * pad + 1)).astype(jnp.int32)
@@ -230,21 +235,21 @@ _TRIES = 10
 def random_box(
   key: jax.Array, size: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, ...]:
-  """Draws the box of a random-resized crop as torchvision does.
+  """Draw the box of a random-resized crop as torchvision does.
 
-  The first of ten draws of an area and a log-uniform aspect ratio that fits;
-  the largest centred box of an allowed ratio if none does.
+  It draws an area and a log-uniform aspect ratio ten times and takes the first
+  that fits. If none fits, it takes the largest centred box of an allowed ratio.
 
   Args:
-    key: the example's.
+    key: of the example.
     size: int32 `[2]`, height and width.
     augmentation: with `crop_scale` and `crop_ratio`.
 
   Returns:
-    Top, left, height and width, whole numbers as float32; and a uniform draw
-    for the flip.
+    Top, left, height and width, whole numbers as float32; and a uniform number
+    that decides about mirroring.
   """
-  # All draws at once: every further call would be a kernel more in each step.
+  # All draws at once, because every call adds a kernel to each step.
   draws = jax.random.uniform(key, (2 * _TRIES + 3,))
   full_height, full_width = size.astype(jnp.float32)
   low, high = augmentation.crop_scale
@@ -286,17 +291,17 @@ def crop_and_resize(
   out_size: int,
   mirror: jax.Array | bool = False,
 ) -> jax.Array:
-  """Crops a box and resizes it, bilinear and antialiased, as Pillow does.
+  """Crop a box and resize it, bilinear and antialiased, as Pillow does.
 
-  A triangle filter as wide as the scale, along each axis a product with a
-  matrix of weights, which vanish outside the box.
+  The filter is a triangle as wide as the scale. Along each axis it is a product
+  with a matrix of weights, which are 0 outside the box.
 
   Args:
     image: uint8 `[H, W, C]`, transposed if higher than wide (`dataset.Split`).
     size: int32 `[2]`, height and width of the image.
     box: top, left, height and width in the image.
     out_size: the side of the result.
-    mirror: left and right are exchanged.
+    mirror: whether to exchange left and right.
 
   Returns:
     Float32 `[out_size, out_size, C]`, values from 0 to 255.
@@ -311,11 +316,12 @@ def crop_and_resize(
   height, width = swap(height, width)
   rows = _resize_weights(top, height, out_size, image.shape[0])
   columns = _resize_weights(left, width, out_size, image.shape[1])
-  # Mirrored by the weights, which are smaller than images.
+  # Mirror the weights, which are smaller than images.
   rows = jnp.where(mirror & transposed, rows[::-1], rows)
   columns = jnp.where(mirror & ~transposed, columns[::-1], columns)
-  # Channels first, while a value is a byte: both products are plain ones then.
-  # Default precision would err by a value and more where that is bfloat16.
+  # Channels first, while a value is a byte, so both products are plain ones.
+  # With the default precision of a TPU, bfloat16, values would be wrong by 1 or
+  # more.
   planes = image.transpose(2, 0, 1).astype(jnp.float32)
   result = jnp.einsum(
     'yh,chw,xw->cyx', rows, planes, columns, precision=jax.lax.Precision.HIGH
@@ -327,7 +333,7 @@ def crop_and_resize(
 def _resize_weights(
   start: jax.Array, length: jax.Array, out_size: int, in_size: int
 ) -> jax.Array:
-  """Weights `[out_size, in_size]` of inputs within [start, start + length)."""
+  """Return weights `[out_size, in_size]`, 0 outside start and length."""
   scale = length / out_size
   centre = start + (jnp.arange(out_size)[:, None] + 0.5) * scale
   position = jnp.arange(in_size)[None, :]

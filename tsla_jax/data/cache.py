@@ -1,4 +1,4 @@
-"""Decoding: into memory, or once for all into a memory-mapped cache."""
+"""Decoding of images, into memory or into a memory-mapped cache."""
 
 import concurrent.futures
 import dataclasses
@@ -19,24 +19,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tsla_jax.errors import InputError
 
-# Others hold more than 8 bits a channel, and Pillow would clip, not scale them.
+# Other modes have more than 8 bits per channel, which Pillow would clip.
 _EIGHT_BIT_MODES = (
   '1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV',
 )  # fmt: skip
 
-# Changes whenever what a cache holds for the same images does.
+# Change it whenever a cache holds something else for the same images.
 _FORMAT = 2
-# A canvas is this much longer than its shorter side; longer images lose ends.
+# Longer over shorter side of a canvas. Longer images lose their ends.
 _LONGEST = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """Image files of a split, with what is known of them.
+  """Image files of a split.
 
   Attributes:
     files: paths, or files in memory.
-    names: what to call each in a message.
+    names: of the files in messages.
     labels: int32 `[N]`.
     ids: strings `[N]`.
   """
@@ -61,7 +61,7 @@ class Encoded:
 
 
 def default_directory() -> pathlib.Path:
-  """The user's cache directory."""
+  """Return the directory of this package in the user's cache directory."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return pathlib.Path(home) / 'tsla_jax' / 'data'
 
@@ -69,12 +69,12 @@ def default_directory() -> pathlib.Path:
 def decode_all(
   encoded: Encoded, mode: str, image_size: int | None
 ) -> np.ndarray:
-  """Decodes images of one size into memory.
+  """Decode images of one size into memory.
 
   Args:
     encoded: the files.
     mode: Pillow's, 'L' or 'RGB'.
-    image_size: crop to a square and resize to this; as they are when None.
+    image_size: crop to a square and resize to this; None: no change.
 
   Returns:
     uint8 `[N, H, W, C]`.
@@ -113,22 +113,22 @@ def decode_once(
   mode: str,
   decode_size: int,
 ) -> dict[str, np.ndarray]:
-  """Decodes and resizes a split into a cache, or opens an earlier one.
+  """Decode and resize a split into a cache, or open an existing one.
 
-  The name of a cache depends on the content of all files: a data set that was
-  moved keeps its cache, one that was changed gets another. A cache is a
-  directory that appears when it is complete. It is checked whenever it is
+  The name of a cache depends on the content of all files. So a data set keeps
+  its cache if it is moved, and gets a new one if it is changed. A cache is a
+  directory that appears only when it is complete. It is checked whenever it is
   opened, and made again if its content has changed.
 
   Args:
     directory: of all caches.
-    label: begins the name of this one, for people.
+    label: the readable part of the name of this cache.
     encoded: the files.
     mode: Pillow's, 'L' or 'RGB'.
     decode_size: the shorter side.
 
   Returns:
-    'inputs' (memory-mapped) and 'sizes', as `dataset.Split` has them.
+    'inputs' (memory-mapped) and 'sizes', as in `dataset.Split`.
 
   Raises:
     InputError: names the image that cannot be read, or the directory that
@@ -143,7 +143,7 @@ def decode_once(
   try:
     final.parent.mkdir(parents=True, exist_ok=True)
     with open(final.with_name(f'.{final.name}.lock'), 'w') as lock:
-      # Whoever comes second waits, and finds the cache of the first.
+      # A second process waits, and finds the cache of the first.
       fcntl.flock(lock, fcntl.LOCK_EX)
       if final.is_dir():
         try:
@@ -152,7 +152,7 @@ def decode_once(
           print(f"The cache '{final}' is damaged ({error}); decoding again.")
           shutil.rmtree(final)
       temporary = final.with_name(f'{final.name}.tmp')
-      shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+      shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
       try:
         temporary.mkdir()
         _write_cache(temporary, encoded, mode, decode_size)
@@ -178,7 +178,7 @@ def _write_cache(
     np.uint8,
     (count, decode_size, longest, channels),
   )
-  # A mapping has no way to say that the disk is full, but this has.
+  # A write to the mapping could not report that the disk is full.
   with open(directory / 'images.npy', 'r+b') as file:
     if hasattr(os, 'posix_fallocate'):
       os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
@@ -188,7 +188,7 @@ def _write_cache(
     image = _open(encoded, index, mode)
     scale = decode_size / min(image.size)
     size = [min(round(side * scale), longest) for side in image.size]
-    # Resizes the shorter side, and cuts both ends of what is too long.
+    # Resize the shorter side, and cut both ends of a side that is too long.
     image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     pixels = np.asarray(image).reshape(size[1], size[0], channels)
     sizes[index] = pixels.shape[:2]
@@ -227,12 +227,11 @@ def _open(encoded: Encoded, index: int, mode: str) -> Image.Image:
         raise ValueError(f"mode '{image.mode}': convert it to 8 bits")
       image = ImageOps.exif_transpose(image)
       if image.has_transparency_data:
-        # Seen on white. Colours below transparent pixels are whatever the
-        # program left there that wrote the file.
+        # On white, because the colour of transparent pixels is arbitrary.
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image.convert('RGBA'))
       return image.convert(mode)
-  # Pillow's plugins raise whatever a damaged file makes them raise.
+  # Pillow's plugins raise errors of many kinds for damaged files.
   except Exception as error:
     reason = str(error)
     if isinstance(error, UnidentifiedImageError):
@@ -244,7 +243,7 @@ def _open(encoded: Encoded, index: int, mode: str) -> Image.Image:
 
 
 def _in_parallel(function: Callable[[int], Any], count: int) -> Iterator[Any]:
-  """Maps over 0 to count - 1 in threads, in order, with a progress bar."""
+  """Map over 0 to count - 1 in threads, in order, with a progress bar."""
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     try:
       yield from tqdm.tqdm(

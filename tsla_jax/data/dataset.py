@@ -1,4 +1,4 @@
-"""What a data set is: images, labels, names; checked when it is made."""
+"""Data sets: inputs, labels and names, checked when they are made."""
 
 import dataclasses
 import functools
@@ -16,12 +16,12 @@ class Split:
 
   Attributes:
     inputs: images, uint8 `[N, H, W, C]`; or features, floating `[N, 1 + V, d]`,
-      of which view 0 is that of evaluation (`features.StoredViews`).
-    labels: `[N]`, in [0, K); any integers, kept as int32.
-    ids: a name for every example, strings `[N]`; their positions when None.
-    sizes: int32 `[N, 2]`, height and width of each image, where they differ:
-      the image fills the top left corner of a canvas `[H, W]`, transposed if it
-      is higher than wide. None: all are `[H, W]`.
+      where view 0 is for evaluation (`features.StoredViews`).
+    labels: `[N]`, integers in [0, K), stored as int32.
+    ids: names of the examples, strings `[N]`; None for their positions.
+    sizes: int32 `[N, 2]`, height and width of each image if they differ. An
+      image fills the top left corner of a canvas `[H, W]`, transposed if it is
+      higher than wide. None: all images are `[H, W]`.
   """
 
   inputs: np.ndarray
@@ -31,7 +31,7 @@ class Split:
 
   def __post_init__(self):
     if np.issubdtype(self.labels.dtype, np.integer):
-      # Clipped first: a label that is out of range must not wrap into it.
+      # Clip first, or a label that is too large could wrap to a valid one.
       labels = np.clip(self.labels, -1, np.iinfo(np.int32).max)
       object.__setattr__(self, 'labels', labels.astype(np.int32))
     if self.ids is None:
@@ -46,7 +46,7 @@ class Split:
 
   @functools.cached_property
   def digest(self) -> str:
-    """A digest of inputs, sizes and labels."""
+    """SHA-256 of inputs, sizes and labels."""
     digest = hashlib.sha256(str(self.inputs.shape).encode())
     for array in (self.inputs, self.sizes, self.labels):
       digest.update(np.ascontiguousarray(array))
@@ -58,9 +58,9 @@ class Dataset:
   """Training and test examples of the same classes; checked when made.
 
   Attributes:
-    name: for people and for run directories.
-    train: the examples to fit.
-    test: the examples to evaluate on.
+    name: in messages and run folders.
+    train: examples to train on.
+    test: examples to evaluate on.
     class_names: K names.
   """
 
@@ -94,12 +94,12 @@ class Dataset:
     return len(self.class_names)
 
   def fingerprint(self) -> str:
-    """A digest of images and labels, by which a run knows its data again."""
+    """Return a digest of inputs, labels and classes, which identifies them."""
     parts = [*self.class_names, self.train.digest, self.test.digest]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()[:16]
 
   def describe(self) -> dict[str, Any]:
-    """Describes the data, for the record of a run."""
+    """Describe the data, for the record of a run."""
     return {
       'name': self.name,
       'train_examples': len(self.train),
@@ -111,19 +111,19 @@ class Dataset:
 
 
 def add_label_noise(dataset: Dataset, share: float) -> Dataset:
-  """Gives a share of the training examples another class.
+  """Give a share of the training examples a wrong class.
 
-  Which examples, and which of the other classes, is drawn uniformly, once and
-  for all: the noise is part of the data, whatever the seed of a run.
+  Examples and wrong classes are drawn uniformly with a fixed seed. The noise is
+  a part of the data and does not depend on the seed of a run.
 
   Args:
     dataset: of K classes.
-    share: from 0 to 1, of the training examples, rounded.
+    share: of the training examples, from 0 to 1; their number is rounded.
 
   Returns:
-    The data set, named for its noise; test labels are as they were.
+    The data set, with the noise in its name; test labels do not change.
   """
-  # Raw bits, whose stream no release of NumPy changes.
+  # The stream of raw bits is equal in all releases of NumPy.
   bits = np.random.PCG64(0)
   labels = dataset.train.labels.copy()
   order = np.argsort(bits.random_raw(len(labels)), kind='stable')

@@ -1,14 +1,14 @@
-"""Stored features in place of images: their file, and how training sees them.
+"""Stored features in place of images.
 
-The file is an `.npz` of any framework's making:
+They are read from an `.npz` file, which any framework may write:
 
-  train_features   floating `[N, d]`; or `[1 + V, N, d]`, view 0 as in
-                   evaluation, and V augmented ones to train on
+  train_features   floating `[N, d]`; or `[1 + V, N, d]`, with view 0 as in
+                   evaluation and V augmented views to train on
   train_labels     integers `[N]`, from 0
   test_features    floating `[M, d]`
   test_labels      integers `[M]`
-  class_names      `[K]`, optional; else the numbers
-  train_ids        `[N]`, a name for every example, optional
+  class_names      `[K]`, optional; the default is the numbers
+  train_ids        `[N]`, names of the examples, optional
   test_ids         `[M]`, optional
 """
 
@@ -27,13 +27,11 @@ from tsla_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class StoredViews:
-  """What a model gets to see of features; a static part of the compiled step.
-
-  It stands in for `augment.Augmentation`; the step does not ask which of the
-  two it has.
+  """Choice of stored views; the counterpart of `augment.Augmentation`.
 
   Attributes:
-    mixup_alpha: of the Beta distribution of mixup's weights; 0 for no mixup.
+    mixup_alpha: parameter of the Beta distribution of mixup's weights; 0 for no
+      mixup.
   """
 
   mixup_alpha: float = 0.0
@@ -41,12 +39,12 @@ class StoredViews:
   def training_inputs(
     self, keys: jax.Array, examples: Any, index: jax.Array
   ) -> jax.Array:
-    """Returns a stored view of each example, drawn by its key, `[B, d]`.
+    """Return a random training view of each example, `[B, d]`.
 
     Args:
-      keys: `B` keys.
+      keys: `B` keys, one per example.
       examples: with `inputs` `[N, 1 + V, d]`.
-      index: int32 `[B]`, which of them.
+      index: int32 `[B]`, positions of the examples.
     """
     views = examples.inputs.shape[1] - 1
     if not views:
@@ -57,15 +55,15 @@ class StoredViews:
     return examples.inputs[index, view].astype(jnp.float32)
 
   def evaluation_inputs(self, examples: Any, index: jax.Array) -> jax.Array:
-    """Returns view 0 of each example, float32 `[B, d]`."""
+    """Return view 0 of each example, float32 `[B, d]`."""
     return examples.inputs[index, 0].astype(jnp.float32)
 
   def input_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of an input of an example stored as `(1 + V, d)`."""
+    """Return the shape of the input for an example stored as `(1 + V, d)`."""
     return stored[-1:]
 
   def check(self, dataset: Dataset) -> None:
-    """Refuses what are no features; any stored views will do."""
+    """Check that a data set has features."""
     if dataset.train.inputs.dtype == np.uint8:
       raise InputError(
         f"data.name: 'features', and '{dataset.name}' has images"
@@ -73,12 +71,12 @@ class StoredViews:
 
 
 def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
-  """Reads a file of features.
+  """Read a file of features.
 
   Args:
     path: of the `.npz`.
-    standardize: subtract the mean of each feature over the training examples'
-      evaluation views, and divide by its standard deviation.
+    standardize: scale each feature to zero mean and unit variance over view 0
+      of the training examples.
 
   Returns:
     A data set whose inputs are `[N, 1 + V, d]`, float16 or float32 as stored.
@@ -130,7 +128,7 @@ def _check_part(
   part: str,
   views: bool,
 ) -> None:
-  """Refuses arrays of a part that are not as this module says."""
+  """Check the arrays of a split."""
   name, names = f'{part}_features', ('class_names', f'{part}_ids')
   features, labels = arrays[name], arrays[f'{part}_labels']
   if not np.issubdtype(features.dtype, np.floating):
@@ -163,7 +161,7 @@ def _check_part(
 def _to_views(
   path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], part: str
 ) -> np.ndarray:
-  """Returns features as `[N, 1 + V, d]`, and refuses what is not finite."""
+  """Return features as `[N, 1 + V, d]`; check that they are finite."""
   features = arrays[f'{part}_features']
   if features.ndim == 2:
     features = features[None]
@@ -184,7 +182,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       f"data.data_dir: '{path}' cannot be read: {error.strerror}; give an .npz"
       ' of features (experiments/features.py makes one)'
     ) from error
-  # NumPy raises errors of many kinds for files that are none of its own.
+  # NumPy raises errors of many kinds for files of other formats.
   except Exception as error:
     raise InputError(
       f"data.data_dir: '{path}' is no .npz, is damaged, or holds Python"

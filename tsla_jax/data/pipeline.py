@@ -1,4 +1,4 @@
-"""Which examples make up which batch."""
+"""The examples of each batch."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from tsla_jax.errors import InputError
 
 
 def num_steps(num_examples: int, batch_size: int) -> int:
-  """Training steps in an epoch; the last partial batch is dropped.
+  """Return the training steps of an epoch; a partial last batch is dropped.
 
   Raises:
-    InputError: if not even one batch can be filled.
+    InputError: if there are fewer examples than a batch has.
   """
   if batch_size > num_examples:
     raise InputError(
@@ -22,14 +22,14 @@ def num_steps(num_examples: int, batch_size: int) -> int:
 def training_batches(
   seed: int, epoch: int, num_examples: int, batch_size: int
 ) -> np.ndarray:
-  """The order of an epoch, a pure function of the seed and the epoch.
+  """Return the batches of an epoch, a pure function of the seed and the epoch.
 
-  It rests on parts of NumPy whose streams are fixed for ever (SeedSequence,
-  raw PCG64 output, stable sorting), not on `Generator.permutation`, which a
-  release may change.
+  It uses only parts of NumPy whose results are the same in all releases:
+  SeedSequence, raw PCG64 output and stable sorting. A release may change
+  `Generator.permutation`.
 
   Args:
-    seed: the run's, not negative.
+    seed: of the run, not negative.
     epoch: counted from 0.
     num_examples: N.
     batch_size: B, at most N.
@@ -46,15 +46,15 @@ def training_batches(
 def evaluation_batches(
   num_examples: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Batches of one shape in which every example counts exactly once.
+  """Return batches of one shape in which every example counts exactly once.
 
   Args:
     num_examples: N.
     batch_size: B.
 
   Returns:
-    int32 positions `[ceil(N / B), B]`, in order, the last batch filled up with
-    position 0; and a float32 mask of the same shape, 0 on what is filling.
+    int32 positions `[ceil(N / B), B]` in order, where position 0 fills up the
+    last batch; and a float32 mask of the same shape, 0 for these fillers.
   """
   num_batches = -(-num_examples // batch_size)
   position = np.arange(num_batches * batch_size, dtype=np.int32)

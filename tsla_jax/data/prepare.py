@@ -1,4 +1,4 @@
-"""Preparing TFDS data sets as array_record: the one place for TensorFlow."""
+"""Prepare TFDS data sets as array_record; only this file uses TensorFlow."""
 
 import importlib.util
 import os
@@ -15,21 +15,21 @@ def prepare(
   data_dir: str | os.PathLike[str],
   archives: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-  """Prepares a data set, from its archives or by downloading them.
+  """Prepare a data set from archives, which are downloaded if not given.
 
   Args:
-    name: TFDS' name of it, as 'cifar100'.
-    data_dir: where to prepare; `data.data_dir` of a config.
-    archives: a directory with the original archives, under the names that TFDS
-      knows them by; downloaded into `data_dir` when None.
+    name: the name of the data set in TFDS, as 'cifar100'.
+    data_dir: the directory to write to; `data.data_dir` of a config.
+    archives: a directory with the original archives, with their names in TFDS;
+      None to download them into `data_dir`.
 
   Returns:
     The directory of the prepared version.
 
   Raises:
     InputError: if TensorFlow or an archive is missing, an archive is not the
-      one TFDS expects, or another process prepares the same data set; nothing
-      half-prepared stays.
+      one that TFDS expects, or another process prepares the same data set. No
+      partial data set is left.
   """
   if importlib.util.find_spec('tensorflow') is None:
     raise InputError(
@@ -55,7 +55,7 @@ def prepare(
   if archives is not None:
     folder = pathlib.Path(archives).expanduser()
     _check_archives(name, folder, needed)
-  # A run that was killed leaves this folder, and the next one takes it over.
+  # A killed process leaves this folder, and the next one uses it.
   version = builder.info.full_name.replace('/', '-')
   scratch = root / f'.tsla_jax-prepare-{version}'
   unpacked = scratch / 'unpacked'
@@ -66,7 +66,7 @@ def prepare(
     ):
       try:
         shutil.rmtree(unpacked, ignore_errors=True)
-        # Downloads are kept, so that the next try need not start over.
+        # Keep downloads, so that the next try does not repeat them.
         builder.download_and_prepare(
           download_dir=str(unpacked if archives else root / 'downloads'),
           download_config=tfds.download.DownloadConfig(
@@ -86,14 +86,14 @@ def prepare(
 
 
 def _find_builder(name: str, root: pathlib.Path) -> Any:
-  """Returns the TFDS builder of a data set."""
+  """Return the TFDS builder of a data set."""
   import tensorflow_datasets as tfds
 
   try:
     return tfds.builder(
       name, data_dir=str(root), file_format='array_record', try_gcs=False
     )
-  # An unknown name, version or config: each raises something else.
+  # Unknown names, versions and configs raise different errors.
   except Exception as error:
     raise InputError(
       f"--dataset: TFDS has no '{name}' ({type(error).__name__}); the paper's"
@@ -108,7 +108,7 @@ def _failed(
   needed: dict[str, int],
   downloads: bool,
 ) -> InputError:
-  """Returns the error to raise for one of TFDS'."""
+  """Return the error to raise for an error of TFDS."""
   reason, listed = ' '.join(str(error).split())[:200], _describe(needed)
   if type(error).__name__ == 'NonMatchingChecksumError':
     return InputError(
@@ -122,7 +122,7 @@ def _failed(
 
 
 def _describe(needed: dict[str, int]) -> str:
-  """Lists files with their sizes."""
+  """List files with their sizes."""
   return ', '.join(
     f'{file} ({size / 1e6:,.0f} MB)' for file, size in sorted(needed.items())
   )
@@ -131,7 +131,7 @@ def _describe(needed: dict[str, int]) -> str:
 def _check_archives(
   name: str, folder: pathlib.Path, needed: dict[str, int]
 ) -> None:
-  """Refuses a folder without all archives, each of its original size."""
+  """Check that a folder has all archives with their original sizes."""
   if not folder.is_dir():
     raise InputError(f"--archives: '{folder}' is not a directory")
   missing = [file for file in needed if not (folder / file).is_file()]

@@ -1,6 +1,6 @@
-"""Data sets as arrays: digits, prepared TFDS directories, image folders.
+"""Sources of data sets: digits, prepared TFDS directories, image folders.
 
-None of them needs TensorFlow.
+Reading them does not need TensorFlow.
 """
 
 import dataclasses
@@ -28,30 +28,30 @@ def load(
   decode_size: int | None = None,
   cache_dir: str | None = None,
 ) -> Dataset:
-  """Loads a data set whole, as uint8; notes test images that are trained on.
+  """Load a whole data set as uint8; print a note if the splits share images.
 
   Args:
     name: 'digits', 'image_folder', or the name of a TFDS data set.
-    data_dir: for TFDS, the directory in which data sets were prepared (as
-      array_record), or the one of this data set and version; if None, TFDS'
-      own, TFDS_DATA_DIR or ~/tensorflow_datasets. For an image folder, the
-      directory with `split/class/file`. Unused by digits.
-    train_split: the split to fit, in TFDS' syntax: `train`, `train[:90%]`. An
-      image folder is sliced in a fixed random order, over all classes.
+    data_dir: for TFDS, the directory in which data sets were prepared as
+      array_record, or the directory of this data set and version; None for
+      TFDS_DATA_DIR or ~/tensorflow_datasets. For an image folder, the directory
+      with `split/class/file`. Digits do not use it.
+    train_split: the split to train on, in TFDS' syntax: `train`, `train[:90%]`.
+      An image folder is sliced in a fixed random order over all classes.
     test_split: the split to evaluate on.
     image_size: if given, images are cropped in the centre to a square and
       resized to this many pixels.
-    decode_size: if given, images keep their aspect ratio (up to 3:2, the centre
-      of what is longer) and their shorter side becomes this many pixels; they
-      are decoded once, into a cache. One of the two is needed where images
-      differ in size.
-    cache_dir: where decoded sets are kept; the user's cache directory if None.
+    decode_size: if given, images keep their aspect ratio, their shorter side is
+      resized to this many pixels, and they are decoded once into a cache.
+      Images longer than 3:2 are cut to their centre. `image_size` or
+      `decode_size` is needed if images differ in size.
+    cache_dir: directory of the cache; None for the user's cache directory.
 
   Returns:
     The data set.
 
   Raises:
-    InputError: names the field, directory or file, and the mend.
+    InputError: names the field, directory or file, and how to mend it.
   """
   if image_size and decode_size:
     raise InputError(
@@ -104,7 +104,7 @@ def _print_once(note: str) -> None:
 
 
 def _usual_dir() -> str | None:
-  """Returns the directory that TFDS itself prepares into, if it exists."""
+  """Return the default directory of TFDS, if it exists."""
   usual = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   return usual if pathlib.Path(usual).expanduser().is_dir() else None
 
@@ -124,13 +124,13 @@ def _root(name: str, data_dir: str | None) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """A data set whose images are still files.
+  """A data set whose images are not decoded yet.
 
   Attributes:
     name: of the data set.
     class_names: K names.
     mode: Pillow's, 'L' or 'RGB'.
-    read: the files of a split, from its name.
+    read: returns the files of a split, given its name.
   """
 
   name: str
@@ -142,7 +142,7 @@ class _Source:
 def _slices(
   name: str, split: str, lengths: Mapping[str, int]
 ) -> list[tuple[str, slice]]:
-  """Reads TFDS' syntax: `train`, `train[:90%]`, `train[10:]+test`.
+  """Read TFDS' syntax: `train`, `train[:90%]`, `train[10:]+test`.
 
   Args:
     name: of the data set, for messages.
@@ -150,10 +150,10 @@ def _slices(
     lengths: numbers of examples, by the names of whole splits.
 
   Returns:
-    Names of whole splits, and what to take of them.
+    Names of whole splits, and a slice of each.
 
   Raises:
-    InputError: for another syntax, no such split, or no examples.
+    InputError: if the syntax is wrong, or the split is missing or empty.
   """
   if lengths.get(split):
     return [(split, slice(None))]
@@ -178,7 +178,7 @@ def _slices(
 
 
 def _digits() -> _Source:
-  """scikit-learn's 1,797 scans of digits, 8x8; a fifth of each is for tests."""
+  """Return scikit-learn's 1,797 digits, 8x8; a fifth is the test split."""
   from sklearn import datasets
 
   digits = datasets.load_digits()
@@ -206,7 +206,7 @@ def _digits() -> _Source:
 
 
 def _prepared(name: str, root: pathlib.Path) -> _Source:
-  """A TFDS data set that was prepared as array_record."""
+  """Return a TFDS data set that was prepared as array_record."""
   import tensorflow_datasets as tfds
 
   builder = _builder(name, root)
@@ -234,7 +234,7 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
     try:
       source = builder.as_data_source(
         split=split,
-        # All images: CUB's masks would be decoded for nothing.
+        # Other images, such as CUB's masks, are not needed.
         decoders={
           key: tfds.decode.SkipDecoding() for key in kinds[tfds.features.Image]
         },
@@ -281,14 +281,14 @@ def _damaged(name: str, directory: object, reason: object) -> InputError:
 
 
 def _builder(name: str, root: pathlib.Path):
-  """The TFDS builder of `root` itself, or of the data set `name` in it."""
+  """Return the TFDS builder of `root`, or of the data set `name` in `root`."""
   import tensorflow_datasets as tfds
 
   if (root / 'dataset_info.json').is_file():
     directory = root
   else:
     directory = _find_prepared(name, root)
-  # TFDS raises errors of many kinds for files it cannot make sense of.
+  # TFDS raises errors of many kinds for files that it cannot read.
   try:
     builder = tfds.builder_from_directory(str(directory))
   except Exception as error:
@@ -302,7 +302,7 @@ def _builder(name: str, root: pathlib.Path):
 
 
 def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
-  """The newest version of a data set: `root/name[/config]/version`."""
+  """Find the newest version of a data set: `root/name[/config]/version`."""
   import tensorflow_datasets as tfds
 
   prepared = {}
@@ -310,7 +310,7 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
     try:
       version = tfds.core.Version(file.parent.name)
     except ValueError:
-      continue  # a preparation that was cut short: 1.0.0.incompleteXYZ
+      continue  # an interrupted preparation: 1.0.0.incompleteXYZ
     where = file.parent.parent.relative_to(root).as_posix()
     prepared.setdefault(where, []).append((version, file.parent))
   if name not in prepared:
@@ -325,7 +325,7 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
 def _image_folder(
   root: pathlib.Path, train_split: str, test_split: str
 ) -> _Source:
-  """Images in `root/split/class/file`; classes in alphabetical order."""
+  """Return images of `root/split/class/file`; classes are sorted by name."""
 
   def directories(split: str) -> list[str]:
     if (root / split).is_dir():
@@ -355,7 +355,7 @@ def _image_folder(
     if (root / split).is_dir():
       files = _list_files(root / split, class_names)
     else:
-      # Classes follow one another, so a slice would lack whole classes.
+      # Files are sorted by class, so a slice of them would lack whole classes.
       lists = {
         name: sorted(_list_files(root / name, class_names), key=shuffled)
         for name in directories(split)
@@ -380,7 +380,7 @@ def _image_folder(
 def _list_files(
   split: pathlib.Path, class_names: Sequence[str]
 ) -> list[pathlib.Path]:
-  """The images of a split, class by class; refuses what is none."""
+  """List the images of a split, class by class; refuse other files."""
   for directory in _visible(split):
     if not directory.is_dir():
       raise InputError(

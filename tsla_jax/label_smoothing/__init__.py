@@ -1,4 +1,4 @@
-"""Smoothed label distributions, the losses on them, and theta over time."""
+"""Smoothed labels, losses on them, and schedules of the strength theta."""
 
 from tsla_jax.label_smoothing import losses, schedules, targets
 

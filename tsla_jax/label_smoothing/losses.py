@@ -1,4 +1,4 @@
-"""Cross-entropy on smoothed targets, and the losses of training."""
+"""Cross-entropy on smoothed labels, and the training losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ def smoothed_cross_entropy(
   theta: ArrayLike = 0.0,
   prior: ArrayLike | None = None,
 ) -> jax.Array:
-  """Cross-entropy against `(1 - theta) y + theta y_hat`, one value an example.
+  """Compute the cross-entropy on `(1 - theta) y + theta y_hat` of each example.
 
   Equations 2 and 3 of "Towards Understanding Label Smoothing". With `j` the
   largest logit, `d_k = z_j - z_k` and `r = log1p(sum_{k != j} exp(-d_k))`, the
-  loss is `r + (1 - theta) d_y + theta sum_k y_hat_k d_k`. No term is negative
-  for theta in [0, 1], so nothing cancels: large logits neither overflow nor
-  lose digits, and the loss of a confident example keeps its relative precision.
+  loss is `r + (1 - theta) d_y + theta sum_k y_hat_k d_k`. For theta in [0, 1]
+  no term is negative. So large logits neither overflow nor lose digits, and the
+  loss of a confident example keeps its relative precision.
 
   Args:
     logits: `[..., K]`, finite; computed in float32 or wider.
@@ -33,11 +33,11 @@ def smoothed_cross_entropy(
     prior: `y_hat`, `[K]` or `[..., K]`; uniform when None.
 
   Returns:
-    Losses in nats, `[...]`, not reduced. NaN where an integer label lies
-    outside [0, K).
+    Losses in nats, `[...]`, not reduced. NaN where an integer label is outside
+    [0, K).
 
   Raises:
-    ValueError: if the labels are of another shape.
+    ValueError: if the shape of the labels does not fit the logits.
   """
   logits = jnp.asarray(logits)
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -52,9 +52,9 @@ def smoothed_cross_entropy(
       f' distributions {logits.shape}'
     )
 
-  # Comparisons with an iota fuse into the reductions below, so nothing of the
-  # logits' size is stored; and unlike a gather's, their transpose is no
-  # scatter, which runs serially on GPUs in deterministic mode.
+  # Comparisons with an iota fuse into the reductions below, so no array of the
+  # logits' size is stored. A gather would have a scatter as its transpose,
+  # which runs serially on GPUs in deterministic mode.
   classes = jax.lax.broadcasted_iota(
     jnp.int32, logits.shape, dimension=logits.ndim - 1
   )
@@ -86,11 +86,11 @@ def smoothed_cross_entropy(
 
 
 class Loss(NamedTuple):
-  """A training loss, in the convention of optax' transformations.
+  """A training loss: a pair of functions, like an optax transformation.
 
   Attributes:
-    init: returns the state of the loss for K classes: arrays that it learns
-      itself, as a `y_hat`; `()` without any.
+    init: returns the state of the loss for K classes. The state holds arrays
+      that the loss learns, such as a `y_hat`; it is `()` if there are none.
     apply: `(logits [B, K], batch, hparams, state) -> (loss [B], floor [B],
       state)`. The batch has 'label' `[B]`, 'prior' `[B, K]` and, under mixup,
       'mix' `[B]` and a 'partner'; hparams have 'theta' and 'strength', traced.
@@ -124,7 +124,7 @@ def _confidence_penalty(
 
 
 def _soft_labels(batch: Any, theta: jax.Array) -> jax.Array:
-  """Returns smoothed labels `[B, K]`; under mixup, mixed after smoothing."""
+  """Return smoothed labels `[B, K]`; under mixup, mixed after smoothing."""
   num_classes = batch.prior.shape[-1]
   soft = targets.smooth_labels(batch.label, num_classes, theta, batch.prior)
   if batch.mix is None:
@@ -141,13 +141,13 @@ def _no_state(num_classes: int) -> tuple[()]:
   return ()
 
 
-# Cross-entropy on smoothed labels: the paper's.
+# The paper's loss, cross-entropy on smoothed labels.
 CROSS_ENTROPY = Loss(_no_state, _cross_entropy)
-# Less `strength` times the entropy of the prediction (Pereyra et al., 2017,
-# arXiv:1701.06548).
+# Cross-entropy minus `strength` times the entropy of the prediction (Pereyra et
+# al., 2017, arXiv:1701.06548).
 CONFIDENCE_PENALTY = Loss(_no_state, _confidence_penalty)
 
-# By the names that configs have.
+# Losses by their names in configs.
 LOSSES = {
   'cross_entropy': CROSS_ENTROPY,
   'confidence_penalty': CONFIDENCE_PENALTY,

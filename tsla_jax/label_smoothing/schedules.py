@@ -1,9 +1,10 @@
-"""theta(t): the smoothing strength over training, in the optax convention.
+"""Schedules of the smoothing strength theta, in the optax convention.
 
 `constant`, `two_stage`, `linear` and `cosine` return a schedule: a function
-from a step (an integer or an array, counted from 0, may be traced) to float32
-values. `plateau`, `variance` and `delta` are rules that find the drop from what
-was measured after each epoch. They extend the paper, which tunes the drop.
+from steps to float32 values. Steps are integers or arrays, counted from 0, and
+may be traced. `plateau`, `variance` and `delta` are rules that find the drop
+epoch from measurements after each epoch. They extend the paper, which tunes the
+drop.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +15,12 @@ from jax.typing import ArrayLike
 
 
 def constant(theta: float) -> optax.Schedule:
-  """Returns LSR's schedule, theta throughout; with theta 0 the baseline's."""
+  """Return the schedule of LSR; with theta 0, that of the baseline."""
   return _float32(optax.constant_schedule(theta))
 
 
 def two_stage(theta: float, drop_step: int) -> optax.Schedule:
-  """Returns TSLA's schedule: theta, then 0 from `drop_step` on (Algorithm 2).
+  """Return the schedule of TSLA: theta, then 0 from `drop_step` (Algorithm 2).
 
   Args:
     theta: the smoothing strength of the first stage.
@@ -32,14 +33,14 @@ def two_stage(theta: float, drop_step: int) -> optax.Schedule:
 
 
 def linear(theta: float, drop_step: int) -> optax.Schedule:
-  """Returns a straight line from theta at step 0 to 0 at `drop_step`."""
+  """Return a straight line from theta at step 0 to 0 at `drop_step`."""
   if not drop_step:
     return constant(0.0)
   return _float32(optax.linear_schedule(theta, 0.0, drop_step))
 
 
 def cosine(theta: float, drop_step: int) -> optax.Schedule:
-  """Returns half a cosine from theta at step 0 to 0 at `drop_step`."""
+  """Return half a cosine from theta at step 0 to 0 at `drop_step`."""
   if not drop_step:
     return constant(0.0)
   return _float32(optax.cosine_decay_schedule(theta, drop_step))
@@ -48,16 +49,16 @@ def cosine(theta: float, drop_step: int) -> optax.Schedule:
 def plateau(
   metrics: Sequence[Mapping[str, float]], patience: int, tolerance: float
 ) -> int | None:
-  """Finds the epoch from which to drop theta: training has stalled before it.
+  """Find the drop epoch: the first epoch after training has stalled.
 
-  What is left to learn from smoothed labels is the loss less their entropy,
-  `KL(y_LS || p)`. Training has stalled when that has not fallen below
-  `1 - tolerance` times its least value for `patience` epochs running. Section
-  4.2 of the paper motivates this rule.
+  The loss on smoothed labels minus their entropy is `KL(y_LS || p)`. Training
+  has stalled when this has not fallen below `1 - tolerance` times its least
+  value for `patience` epochs in a row. Section 4.2 of the paper motivates this
+  rule.
 
   Args:
-    metrics: of each epoch so far 'train_loss' and 'train_entropy_floor'.
-    patience: epochs without progress that are waited for.
+    metrics: 'train_loss' and 'train_entropy_floor' of each epoch so far.
+    patience: the number of epochs without progress.
     tolerance: the least relative progress that counts.
 
   Returns:
@@ -74,41 +75,40 @@ def plateau(
 def variance(
   metrics: Sequence[Mapping[str, float]], patience: int
 ) -> int | None:
-  """Finds the epoch from which to drop theta: smoothing adds error before it.
+  """Find the drop epoch: the first after theta was above twice the best one.
 
-  The smoothed gradient of a minibatch is further from the gradient of the
-  one-hot loss than the one-hot gradient is if theta is above twice the best
-  strength (`gradient_variance.GradientVariance.best_theta`).
+  If theta is above twice the best theta, smoothing raises the error of the
+  minibatch's gradient (`gradient_variance.GradientVariance.best_theta`).
 
   Args:
-    metrics: of each epoch so far 'theta', and 'train_best_theta' for the batch
-      size of training.
-    patience: epochs running that this must hold.
+    metrics: 'theta' and 'train_best_theta' of each epoch so far; the latter for
+      the batch size of training.
+    patience: the number of epochs in a row in which the condition must hold.
 
   Returns:
-    The epoch, counted from 0; None if it has not held so long yet.
+    The epoch, counted from 0; None if there is none yet.
   """
   above = (line['theta'] > 2 * line['train_best_theta'] for line in metrics)
   return _first_after(above, patience)
 
 
 def delta(metrics: Sequence[Mapping[str, float]], patience: int) -> int | None:
-  """Finds the epoch from which to drop theta: delta is above 1 before it.
+  """Find the drop epoch: the first after delta was above 1.
 
-  Theorems 3 and 4 of the paper promise a gain for delta below 1 (equation 4).
+  Theorems 3 and 4 of the paper promise a gain if delta (equation 4) is below 1.
 
   Args:
-    metrics: of each epoch so far 'train_delta'.
-    patience: epochs running that this must hold.
+    metrics: 'train_delta' of each epoch so far.
+    patience: the number of epochs in a row in which the condition must hold.
 
   Returns:
-    The epoch, counted from 0; None if it has not held so long yet.
+    The epoch, counted from 0; None if there is none yet.
   """
   return _first_after((line['train_delta'] > 1 for line in metrics), patience)
 
 
 def _first_after(conditions: Iterable[bool], patience: int) -> int | None:
-  """Returns the epoch after the first `patience` that are true in a row."""
+  """Return the epoch after the first `patience` true conditions in a row."""
   running = 0
   for epoch, holds in enumerate(conditions):
     running = running + 1 if holds else 0
@@ -126,11 +126,11 @@ def _float32(schedule: optax.Schedule) -> optax.Schedule:
   return cast
 
 
-# By the names that configs have.
+# Schedules by their names in configs.
 SCHEDULES = {
   'two_stage': two_stage,
   'linear': linear,
   'cosine': cosine,
-  # Of the first epoch; what is measured after it decides the others.
+  # For the first epoch; measurements decide theta of later epochs.
   'best_theta': two_stage,
 }

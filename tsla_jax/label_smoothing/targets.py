@@ -1,4 +1,4 @@
-"""Smoothed targets `(1 - theta) y + theta y_hat` and the priors `y_hat`."""
+"""Smoothed labels `(1 - theta) y + theta y_hat`, and the priors `y_hat`."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ def smooth_labels(
   theta: ArrayLike,
   prior: ArrayLike | None = None,
 ) -> jax.Array:
-  """Mixes labels with a prior: `y_LS = (1 - theta) y + theta y_hat`.
+  """Mix labels with a prior: `y_LS = (1 - theta) y + theta y_hat`.
 
-  Equation 3 of "Towards Understanding Label Smoothing". Libraries that spread
-  alpha over the K-1 wrong classes mean `theta = alpha K / (K - 1)`.
+  Equation 3 of "Towards Understanding Label Smoothing". Libraries that spread a
+  strength alpha over the K-1 wrong classes use `theta = alpha K / (K - 1)`.
 
   Args:
     labels: integer classes of shape `[...]`, or distributions `[..., K]` of a
@@ -40,10 +40,10 @@ def smooth_labels(
 
 
 def target_entropy(targets: ArrayLike) -> jax.Array:
-  """Entropy of target distributions, the floor of the cross-entropy on them.
+  """Compute the entropy of targets, the least possible cross-entropy on them.
 
-  `CE(u, p) = KL(u || p) + H(u)`, so a loss on smoothed labels cannot fall below
-  this; the difference between the two is what is left to learn.
+  `CE(u, p) = KL(u || p) + H(u)`, so the loss on smoothed labels cannot fall
+  below their entropy.
 
   Args:
     targets: `[..., K]`, as `smooth_labels` returns them.
@@ -58,10 +58,10 @@ def target_entropy(targets: ArrayLike) -> jax.Array:
 
 
 def uniform_prior(num_examples: int, num_classes: int) -> np.ndarray:
-  """A table of uniform `y_hat`.
+  """Return a table of uniform `y_hat`.
 
-  Tables hold weights that are divided by their row sum where they are used,
-  since 1/100 has no float16.
+  Tables hold weights. `normalise_prior` divides them by their row sum, because
+  float16 cannot represent values such as 1/100.
 
   Args:
     num_examples: N.
@@ -70,12 +70,12 @@ def uniform_prior(num_examples: int, num_classes: int) -> np.ndarray:
   Returns:
     Float16 weights `[N, K]`.
   """
-  # One row, repeated by a stride of 0: the table costs nothing on the host.
+  # One row, repeated by a stride of 0, so the table needs no memory.
   return np.broadcast_to(np.float16(1), (num_examples, num_classes))
 
 
 def class_prior(labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """A table whose every row is the frequency of the classes.
+  """Return a table in which every row has the frequencies of the classes.
 
   Args:
     labels: integer classes, `[N]`.
@@ -90,7 +90,7 @@ def class_prior(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def normalise_prior(weights: jax.Array) -> jax.Array:
-  """Turns rows of a float16 prior table into float32 distributions.
+  """Convert rows of a float16 prior table to float32 distributions.
 
   Args:
     weights: `[..., K]`, non-negative, with a positive sum along K.

@@ -1,1 +1,1 @@
-"""Linen image classifiers that return logits and penultimate features."""
+"""Linen classifiers that return logits and the features before them."""

@@ -1,4 +1,4 @@
-"""Classifiers on features, or on small images taken as vectors."""
+"""Classifiers on features, or on small images as vectors."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ NAMES = ('linear', 'mlp')
 class Head(nn.Module):
   """A linear classifier, or one with a hidden layer of ReLU.
 
-  Initial values are PyTorch's, as those of the residual nets.
+  Parameters are initialised as in PyTorch.
 
   Attributes:
     num_classes: K.
@@ -26,11 +26,11 @@ class Head(nn.Module):
   def __call__(
     self, inputs: jax.Array, *, train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Classifies inputs; the same in training and in evaluation.
+    """Classify inputs.
 
     Args:
-      inputs: `[B, ...]`, floating; taken as vectors.
-      train: changes nothing.
+      inputs: `[B, ...]`, floating; flattened to vectors.
+      train: has no effect.
 
     Returns:
       Float32 logits `[B, K]` and penultimate features `[B, d]`: the hidden
@@ -49,7 +49,7 @@ class Head(nn.Module):
       units,
       kernel_init=dense_init,
       bias_init=bias_init(fan_in),
-      # A GPU would round float32 factors to 10 bits otherwise.
+      # By default a GPU rounds float32 factors to 10 bits.
       precision=jax.lax.Precision.HIGHEST,
       name=name,
     )

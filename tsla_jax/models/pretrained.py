@@ -1,6 +1,6 @@
-"""Weights in torchvision's layout (timm's ResNets share it) for linen models.
+"""Load weights in the layout of torchvision and timm into linen models.
 
-Safetensors files are read without torch; `.pth` files need it.
+Safetensors files are read without torch; `.pth` files need torch.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from tsla_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of weights and variables.
+  """Which variables were loaded.
 
   Attributes:
-    loaded: variables that were taken from the weights.
+    loaded: variables whose values come from the weights.
     new: variables that keep their initial values.
-    unused: keys of the weights that no variable took.
+    unused: keys of the weights that belong to no variable.
   """
 
   loaded: tuple[str, ...]
@@ -30,7 +30,7 @@ class Report:
   unused: tuple[str, ...]
 
   def __str__(self) -> str:
-    """A line for people."""
+    """Return a readable line."""
     parts = [f'{len(self.loaded)} arrays loaded']
     for name, keys in (('new', self.new), ('unused', self.unused)):
       if keys:
@@ -40,7 +40,7 @@ class Report:
 
 
 def read_weights(source: str) -> dict[str, np.ndarray]:
-  """Reads weights from a file or the Hugging Face hub.
+  """Read weights from a file or the Hugging Face hub.
 
   Args:
     source: the path of a `.safetensors`, `.pth` or `.pt` file, or an id such as
@@ -50,7 +50,7 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     Arrays by torchvision's keys.
 
   Raises:
-    InputError: if there is no such file, it cannot be read or downloaded.
+    InputError: if the file does not exist, or cannot be read or downloaded.
   """
   path = pathlib.Path(source).expanduser()
   if not path.is_file():
@@ -70,7 +70,7 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     return _read_pth(path)
   except InputError:
     raise
-  # Both libraries raise errors of many kinds for files that are none of theirs.
+  # Both libraries raise errors of many kinds for files of other formats.
   except Exception as error:
     raise InputError(
       f"model.pretrained: '{path}' is no file of weights"
@@ -83,7 +83,7 @@ def _download(repository: str) -> pathlib.Path:
     from huggingface_hub import hf_hub_download
 
     return pathlib.Path(hf_hub_download(repository, 'model.safetensors'))
-  # Offline, unknown or private: a line says it all.
+  # The hub raises errors of many kinds, offline or for unknown names.
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error) else repr(error)
     raise InputError(
@@ -111,7 +111,7 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def torch_key(path: tuple[str, ...]) -> str:
-  """The torchvision key of a variable, as 'layer1.0.downsample.1.weight'.
+  """Return the torchvision key of a variable, as 'layer1.0.bn1.weight'.
 
   Args:
     path: of the variable in 'params' or 'batch_stats', as
@@ -138,21 +138,21 @@ def torch_key(path: tuple[str, ...]) -> str:
 def load_variables(
   variables: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], Report]:
-  """Puts weights into a model's variables.
+  """Replace a model's variables by weights.
 
-  The head stays as it is where the weights have none, or one of another number
-  of classes.
+  The last layer keeps its values if the weights have none for it, or are for
+  another number of classes.
 
   Args:
     variables: 'params' and 'batch_stats' of `resnet.ResNet`, host arrays.
     weights: by torchvision's keys.
 
   Returns:
-    Variables of the same structure, float32; and what was loaded.
+    Variables of the same structure, float32; and a report.
 
   Raises:
-    InputError: names an array that is missing, of another shape, or left over
-      (but for the head).
+    InputError: if an array, not of the last layer, is missing, has another
+      shape or is not used; names it.
   """
   loaded, new, used = [], [], set()
 

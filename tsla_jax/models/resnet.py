@@ -1,8 +1,8 @@
 """Residual networks that match torchvision's, in linen.
 
-Padding, strides, initialisation and batch-norm semantics are PyTorch's, so
-that published recipes carry over and torchvision's weights fit. Modules are
-named after torchvision's keys.
+Padding, strides, initialisation and batch normalisation are those of PyTorch.
+So published recipes apply and torchvision's weights fit. Modules are named
+after torchvision's keys.
 """
 
 import functools
@@ -21,10 +21,10 @@ from tsla_jax.errors import InputError
 def conv_init(
   key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
 ) -> jax.Array:
-  """He et al. (2015) by fan-out, untruncated, as torchvision does.
+  """Initialise by fan-out (He et al., 2015), untruncated, as torchvision does.
 
-  Drawn in a row: the values are those of a draw in this shape, which takes XLA
-  five times as long to compile.
+  Values are drawn as a vector. They equal those drawn in the final shape, which
+  XLA takes five times as long to compile.
   """
   *window, _, features = shape
   scale = jnp.sqrt(jnp.array(2.0 / (math.prod(window) * features), dtype))
@@ -107,15 +107,15 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 class BatchNorm(nn.Module):
   """Batch normalisation with PyTorch's statistics.
 
-  flax' own keeps the biased variance as its running statistic; PyTorch keeps
-  the unbiased one, `n / (n - 1)` times it, which shows where few values are
-  averaged. Statistics are float32, and those of a training step are averaged
-  over the devices of a run.
+  The running variance is unbiased, as in PyTorch: `n / (n - 1)` times the
+  biased variance that flax keeps. The difference matters if few values are
+  averaged. Statistics are float32. Those of a training step are averaged over
+  the devices of a run.
 
   Attributes:
-    axis_name: the mapped axis to average over; None on its own.
+    axis_name: the mapped axis to average over, if any.
     dtype: of the output.
-    momentum: of the running statistics, as flax counts it (PyTorch's 0.1).
+    momentum: of the running statistics, as defined by flax (0.1 in PyTorch).
     epsilon: added to the variance.
   """
 
@@ -126,7 +126,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Normalises `x [..., C]` over all axes but the last."""
+    """Normalise `x [..., C]` over all axes but the last."""
     shape = (x.shape[-1],)
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
@@ -155,7 +155,7 @@ class BatchNorm(nn.Module):
 
 
 class BasicBlock(nn.Module):
-  """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+  """Two 3x3 convolutions and a shortcut, as in ResNet-18 and -34."""
 
   filters: int
   strides: int
@@ -165,7 +165,7 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Maps `[B, H, W, C]` to `[B, H/s, W/s, filters]`."""
+    """Map `[B, H, W, C]` to `[B, H/s, W/s, filters]`."""
     y = self.conv(self.filters, (3, 3), self.strides, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y, train=train))
     y = self.conv(self.filters, (3, 3), 1, name='conv2')(y)
@@ -174,7 +174,7 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-  """1x1, 3x3 (with the stride, as torchvision) and 1x1 (ResNet-50)."""
+  """1x1, 3x3 and 1x1 convolutions, as in ResNet-50; the 3x3 has the stride."""
 
   filters: int
   strides: int
@@ -184,7 +184,7 @@ class BottleneckBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Maps `[B, H, W, C]` to `[B, H/s, W/s, 4 filters]`."""
+    """Map `[B, H, W, C]` to `[B, H/s, W/s, 4 filters]`."""
     y = self.conv(self.filters, (1, 1), 1, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y, train=train))
     y = self.conv(self.filters, (3, 3), self.strides, name='conv2')(y)
@@ -201,7 +201,7 @@ def _shortcut(
   *,
   train: bool,
 ) -> jax.Array:
-  """The identity, or a strided 1x1 projection where the shape changes."""
+  """Return x, or a strided 1x1 projection of it if the shape changes."""
   if x.shape == y.shape:
     return x
   conv = block.conv(y.shape[-1], (1, 1), block.strides, name='downsample_conv')
@@ -212,8 +212,8 @@ class ResNet(nn.Module):
   """A residual network (He et al., 2016).
 
   Attributes:
-    stage_sizes: blocks in each stage; a stage but the first halves the image
-      and doubles the width.
+    stage_sizes: blocks in each stage. Every stage after the first halves the
+      image and doubles the width.
     bottleneck: bottleneck blocks in place of basic ones.
     num_classes: K.
     width: channels of the first stage; 64 in the paper.
@@ -236,12 +236,13 @@ class ResNet(nn.Module):
   def __call__(
     self, images: jax.Array, *, train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Classifies normalised images.
+    """Classify normalised images.
 
     Args:
       images: `[B, H, W, C]`, floating.
-      train: use the batch's statistics and update the running ones (collection
-        'batch_stats' must be mutable), in place of using the running ones.
+      train: whether to use the batch's statistics and update the running ones,
+        for which the collection 'batch_stats' must be mutable. Otherwise the
+        running statistics are used.
 
     Returns:
       Float32 logits `[B, K]` and penultimate features `[B, d]`.
@@ -253,7 +254,7 @@ class ResNet(nn.Module):
     )
 
     def conv(features, kernel, strides, name):
-      # Symmetric, as PyTorch pads: 'SAME' pads a strided image to one side.
+      # Symmetric as in PyTorch; 'SAME' would pad strided images on one side.
       padding = [(size // 2, size // 2) for size in kernel]
       return nn.Conv(
         features,
@@ -291,7 +292,7 @@ class ResNet(nn.Module):
       self.num_classes,
       kernel_init=dense_init,
       bias_init=bias_init(features.shape[-1]),
-      # A GPU would round float32 factors to 10 bits otherwise.
+      # By default a GPU rounds float32 factors to 10 bits.
       precision=jax.lax.Precision.HIGHEST,
       name='head',
     )(features)
@@ -299,7 +300,7 @@ class ResNet(nn.Module):
 
 
 def bias_init(fan_in: int) -> nn.initializers.Initializer:
-  """PyTorch's default for biases of linear layers, as that of their weights."""
+  """Return PyTorch's initialiser for the bias of a linear layer."""
   bound = fan_in**-0.5
 
   def init(key, shape, dtype=jnp.float32):
@@ -317,10 +318,10 @@ def create_model(
   dtype: Any = jnp.float32,
   axis_name: str | None = None,
 ) -> ResNet:
-  """Makes a model by name.
+  """Make a model by name.
 
   Args:
-    name: 'resnet18', 'resnet34', 'resnet50', or 'resnet8', a small one of three
+    name: 'resnet18', 'resnet34', 'resnet50', or 'resnet8', a small net of three
       stages for CPUs.
     num_classes: K.
     stem: 'imagenet' or 'cifar'.
@@ -329,10 +330,10 @@ def create_model(
     axis_name: the mapped axis over which a run's batch is split, if any.
 
   Returns:
-    A module that is equal to, and hashes as, any other of the same arguments.
+    A module. Modules of equal arguments are equal and have equal hashes.
 
   Raises:
-    InputError: for another name or stem.
+    InputError: if the name or stem is unknown.
   """
   stages = {
     'resnet8': (1, 1, 1),

@@ -1,1 +1,1 @@
-"""Training and evaluation: pure steps, and the one loop that drives them."""
+"""Training and evaluation: pure steps, and the loop that runs them."""

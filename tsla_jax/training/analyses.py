@@ -1,7 +1,7 @@
-"""What is measured of the training examples while a run is trained.
+"""Measurements on the training examples while a run trains.
 
-An entry of `ANALYSES` belongs to the config field of its name, which says every
-how many epochs it is due. All take one forward pass, in evaluation mode.
+Each entry of `ANALYSES` is named after the config field that sets its interval
+in epochs. All entries share one forward pass in evaluation mode.
 """
 
 import dataclasses
@@ -42,15 +42,15 @@ Explanation = tuple[dict[str, float], list[str]]
 
 
 def explain(outputs: Outputs, names: Iterable[str]) -> Explanation:
-  """Measures what is asked for.
+  """Compute the metrics of some analyses.
 
   Args:
     outputs: of a run.
-    names: of `ANALYSES`.
+    names: of entries of `ANALYSES`.
 
   Returns:
-    Metrics, named as in `metrics.jsonl`, and remarks; metrics of a run that is
-    diverging are NaN, or missing.
+    Metrics, named as in `metrics.jsonl`, and remarks. If the run is diverging,
+    metrics are NaN or missing.
   """
   metrics, remarks = {}, []
   for name in names:
@@ -70,7 +70,7 @@ def _collapse(outputs: Outputs) -> Explanation:
 
 
 def _gradient_variance(outputs: Outputs) -> Explanation:
-  """For the prior in use, and beside a teacher for the uniform one."""
+  """Measure the prior in use; with a teacher, also the uniform prior."""
   priors = {'': _probabilities(outputs.prior)}
   if len(outputs.prior.rows) > 1:
     priors['uniform_'] = None
@@ -90,7 +90,7 @@ def _gradient_variance(outputs: Outputs) -> Explanation:
 
 
 def _probabilities(prior: Prior) -> np.ndarray:
-  """Returns `y_hat`: `[K]` if it is one for all examples, or `[N, K]`."""
+  """Return `y_hat`: `[K]` if all examples have the same one, or `[N, K]`."""
   rows = np.asarray(prior.rows, np.float64)
   rows /= rows.sum(axis=1, keepdims=True)
   return rows[0] if len(rows) == 1 else rows[prior.index]

@@ -1,14 +1,14 @@
-"""Checkpoints: states of runs, each with the history that led to it.
+"""Checkpoints: states of runs, with their history.
 
 A run's checkpoint is a directory:
 
-  progress.json    what the state was trained on, metrics so far, digests
-  last/            the state, by orbax
+  progress.json    the history of the state, metrics so far, digests
+  last/            the state, written by orbax
   best/            the state after the best epoch, unless that is the last
   switch/          in a run's folder: the state before one-hot labels, if any
 
-Digests of all values are checked at every read. Reading changes nothing; only
-`store.Store` writes.
+Digests of all values are checked whenever they are read. Only `store.Store`
+writes checkpoints.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ from tsla_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """What a state has been trained on, and what was measured on the way.
+  """The history of a state.
 
   Attributes:
     identity: digest of programs, data and seed.
     seed: of the run.
-    keys: of each epoch begun, a digest of what it depends on beside the state
-      it started from.
-    step: steps taken in all.
-    first: steps taken in the epoch under way; 0 between epochs.
-    sums: sums of the training metrics of that epoch.
-    metrics: a line of `metrics.jsonl` for each epoch that is over.
+    keys: a digest for each epoch that has begun, of everything the epoch
+      depends on except the state at its start.
+    step: number of steps taken.
+    first: steps taken in the current epoch; 0 between epochs.
+    sums: sums of the training metrics of the current epoch.
+    metrics: a line of `metrics.jsonl` for each finished epoch.
     timing: the lines of `timing.jsonl`.
-    kept: whether to keep the state; others only serve a restart.
-    environment: versions and devices that the last steps were taken with.
+    kept: whether to keep the state. Other states only serve a restart.
+    environment: versions and devices of the last steps.
   """
 
   identity: str
@@ -58,23 +58,23 @@ class Progress:
 
   @property
   def epoch(self) -> int:
-    """Epochs that are over."""
+    """Number of finished epochs."""
     return len(self.metrics)
 
   @property
   def best_epoch(self) -> int | None:
-    """The first epoch of the highest test top-1; None before the first."""
+    """The first epoch with the highest test top-1; None before the first."""
     top1 = [line['test_top1'] for line in self.metrics]
     return top1.index(max(top1)) if top1 else None
 
   def is_of(self, run: Any) -> bool:
-    """Whether a run trained the last epoch itself, and not another for it."""
+    """Return whether this run, and no other, trained the last epoch."""
     return run.identity == self.identity and (
       not self.timing or self.timing[-1]['run'] == run.name
     )
 
   def continues(self, other: 'Progress') -> bool:
-    """Whether this state is further along the path of another."""
+    """Return whether this state was reached by training the other one."""
     return (
       self.identity == other.identity
       and self.step > other.step
@@ -84,11 +84,11 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """One run's part of a checkpoint.
+  """The checkpoint of one run.
 
   Attributes:
-    path: its directory.
-    progress: of the state in it.
+    path: of the directory.
+    progress: history of the state.
     digests: of the values of 'last', and of 'best' if that is another state.
   """
 
@@ -98,13 +98,13 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path) -> Checkpoint:
-  """Reads what a checkpoint is of, and not its arrays.
+  """Read the history of a checkpoint, without arrays.
 
   Args:
-    path: a `seedN` of a store, or the `checkpoints` of a run folder.
+    path: a folder `seedN` of a store, or `checkpoints` of a run folder.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if there is no checkpoint.
     InputError: if it is damaged.
   """
   record = read_json(path / 'progress.json', 'progress', 'arrays', mend='')
@@ -117,7 +117,7 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
 
 
 def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
-  """Reads the arrays of a state, as nested dictionaries.
+  """Read the arrays of a state, as nested dictionaries.
 
   Args:
     checkpoint: from `read_checkpoint`.
@@ -144,10 +144,10 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
 def restore(
   template: TrainState, tree: Mapping[str, Any], path: pathlib.Path
 ) -> TrainState:
-  """Brings arrays of `read_state` into the form of a state.
+  """Make a state from the arrays of `read_state`.
 
   Raises:
-    InputError: if they are of another model or optimizer.
+    InputError: if the arrays are of another model or optimizer.
   """
   whole = traverse_util.flatten_dict(
     serialization.to_state_dict(template), keep_empty_nodes=True
@@ -172,8 +172,8 @@ def restore(
 
 
 def write_state(path: pathlib.Path, state: TrainState) -> str:
-  """Writes a state and returns its digest."""
-  # Without the empty nodes, which orbax does not keep.
+  """Write a state and returns its digest."""
+  # Without empty nodes, which orbax does not store.
   flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
   tree = jax.tree.map(np.asarray, traverse_util.unflatten_dict(flat))
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def write_state(path: pathlib.Path, state: TrainState) -> str:
 def write_progress(
   directory: pathlib.Path, progress: Progress, digests: Mapping[str, str]
 ) -> None:
-  """Writes all of a checkpoint but its arrays, after these."""
+  """Write the history of a checkpoint; its arrays must be written before."""
   record = {'progress': dataclasses.asdict(progress), 'arrays': dict(digests)}
   write_json(directory / 'progress.json', record)
 

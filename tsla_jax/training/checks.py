@@ -14,7 +14,7 @@ from tsla_jax.models import heads
 from tsla_jax.training import priors
 
 Accepted = tuple[Callable[[Any], bool], str]
-# A field, whether its value goes with those of others, and which values do.
+# A field, whether its value fits those of other fields, and what would fit.
 Condition = tuple[str, Any, str]
 
 
@@ -43,9 +43,8 @@ _POSITIVE = (lambda v: np.isfinite(v) and v > 0, 'above 0')
 _RATE = _or_none(*_at_least(0))
 _INTERVAL = _at_least(0, ' (0: never)')
 
-# Of each field, or of each below a prefix that ends in a dot, which values are
-# accepted. What depends on several fields or on the data is checked where it
-# is used.
+# Accepted values of each field, or of all fields below a prefix that ends in a
+# dot. `_conditions` checks fields together. Code that uses data checks them.
 _ACCEPTED: dict[str, Accepted] = {
   'seed': (lambda v: 0 <= v < 2**32, 'between 0 and 2**32 - 1'),
   'num_epochs': _at_least(1),
@@ -96,7 +95,7 @@ _ACCEPTED: dict[str, Accepted] = {
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Refuses a value that no run could use.
+  """Check the values of all fields.
 
   Raises:
     InputError: names the field, what was found and what is accepted.
@@ -117,7 +116,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _smoothing_conditions(
   config: ml_collections.ConfigDict,
 ) -> Iterator[Condition]:
-  """Yields what is to hold of theta and the two stages."""
+  """Yield the conditions on theta and the two stages."""
   smoothing, last = config.smoothing, config.num_epochs - 1
   drop, rule, step = (
     smoothing[name] for name in ('drop_epoch', 'drop_rule', 'drop_step')
@@ -176,7 +175,7 @@ def _smoothing_conditions(
 
 
 def _conditions(config: ml_collections.ConfigDict) -> Iterator[Condition]:
-  """Yields what is to hold of other fields together."""
+  """Yield the conditions on other fields."""
   yield (
     'loss.strength',
     config.loss.strength == 0 or config.loss.name != 'cross_entropy',
@@ -220,7 +219,7 @@ def _require(
 
 
 def notes(config: ml_collections.ConfigDict, steps_per_epoch: int) -> list[str]:
-  """Says what is accepted in a config, and hardly ever meant."""
+  """Return notes on accepted values that are probably mistakes."""
   found, theta = [], config.smoothing.theta
   late = [e for e in config.optimizer.drop_epochs if e >= config.num_epochs]
   if late:

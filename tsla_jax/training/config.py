@@ -1,4 +1,4 @@
-"""What a config means: schedules, model, optimizer and data."""
+"""From a config to schedules, model, optimizer and data."""
 
 import json
 import math
@@ -25,10 +25,10 @@ _BLOCK = np.arange(4096, dtype=np.int32)  # steps
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Checks a config and settles what depends on the machine.
+  """Check a config and set what depends on the machine.
 
   Returns:
-    A copy with `model.dtype` settled.
+    A copy in which `model.dtype` is not 'auto'.
 
   Raises:
     InputError: names the field, what was found and what is accepted.
@@ -48,7 +48,7 @@ def make_model(
   num_classes: int,
   axis_name: str | None = None,
 ) -> nn.Module:
-  """Returns the model a config names: a `heads.Head` or a residual net."""
+  """Return the model of a config: a `heads.Head` or a residual net."""
   model = config.model
   if model.name in heads.NAMES:
     hidden = model.hidden if model.name == 'mlp' else 0
@@ -66,7 +66,7 @@ def make_model(
 def optimizer_spec(
   config: ml_collections.ConfigDict,
 ) -> optimizers.OptimizerSpec:
-  """Returns the static settings of the optimizer."""
+  """Return the static settings of the optimizer."""
   options = config.optimizer
   decay, head = options.weight_decay, options.head_weight_decay
   of_group = {'backbone': decay, 'head': decay if head is None else head}
@@ -81,7 +81,7 @@ def optimizer_spec(
 def augmentation(
   config: ml_collections.ConfigDict,
 ) -> Augmentation | StoredViews:
-  """Returns what the model gets to see of images, or of features."""
+  """Return the augmentation of images, or the choice of stored views."""
   data = config.data
   if data.name == 'features':
     return StoredViews(data.mixup_alpha)
@@ -103,12 +103,12 @@ def drop_step(
   steps_per_epoch: int,
   metrics: Sequence[Mapping[str, Any]] = (),
 ) -> int | None:
-  """Returns T_1, the first step on one-hot labels; None if none is known.
+  """Return T_1, the first step on one-hot labels; None if it is not known.
 
   Args:
     config: resolved.
     steps_per_epoch: training steps in an epoch.
-    metrics: of the epochs so far, which a drop rule decides by.
+    metrics: of the epochs so far, for drop rules.
   """
   smoothing = config.smoothing
   if smoothing.drop_step is not None:
@@ -131,12 +131,13 @@ def measured_theta(
   epoch: int,
   metrics: Sequence[Mapping[str, Any]],
 ) -> float | None:
-  """Returns the theta of an epoch if what was measured before it decides that.
+  """Return the theta of an epoch if measurements decide it, else None.
 
   Args:
     config: resolved.
     epoch: counted from 0.
-    metrics: of the epochs before it. NaN without them: not known yet.
+    metrics: of the epochs before it. If they are missing, theta is NaN: it is
+      not known yet.
   """
   if config.smoothing.schedule != 'best_theta' or not epoch:
     return None
@@ -148,7 +149,7 @@ def measured_theta(
 def hparams_table(
   config: ml_collections.ConfigDict, steps_per_epoch: int, drop: int | None
 ) -> Hparams:
-  """Lays out the hyperparameters of a run over its steps.
+  """Lay out the hyperparameters of a run over its steps.
 
   TSLA(s) smooths epochs 0 to s-1 and trains on one-hot labels from epoch s;
   theta and learning rates change at epoch boundaries.
@@ -162,7 +163,7 @@ def hparams_table(
     Float32 arrays `[num_epochs, steps_per_epoch]`.
   """
   options, epochs = config.optimizer, config.num_epochs
-  # LSR is the TSLA whose drop never comes.
+  # Without a drop, theta would fall after the last step.
   end = epochs * steps_per_epoch if drop is None else drop
   make_theta = schedules.SCHEDULES[config.smoothing.schedule]
   theta = make_theta(config.smoothing.theta, end)
@@ -174,7 +175,7 @@ def hparams_table(
 
   def rows(schedule: optax.Schedule) -> np.ndarray:
     count = epochs * steps_per_epoch
-    # In blocks of one size, so that no run compiles anything of its own.
+    # In blocks of one size, so that runs of any length compile nothing new.
     blocks = [
       np.broadcast_to(np.float32(schedule(first + _BLOCK)), _BLOCK.shape)
       for first in range(0, count, len(_BLOCK))
@@ -205,10 +206,10 @@ def hparams_table(
 def load_dataset(
   config: ml_collections.ConfigDict, dataset: Dataset | None = None
 ) -> Dataset:
-  """Loads the data set that a config names; raises as `sources.load`.
+  """Load the data set of a config; raises as `sources.load`.
 
   Returns:
-    The data set, some of its training labels wrong if the config says so.
+    The data set, with `data.label_noise` applied.
   """
   data = config.data
   if dataset is None and data.name == 'features':
@@ -229,6 +230,6 @@ def load_dataset(
 
 
 def data_key(config: ml_collections.ConfigDict) -> str:
-  """Returns a text that is equal for configs that load the same data set."""
+  """Return a string that is equal for configs of the same data set."""
   chosen = fields.select(config.to_dict(), fields.DATA)
   return json.dumps([chosen, config.data.data_dir])

@@ -1,9 +1,9 @@
-"""Devices: the only file that names pmap, meshes or processes.
+"""Devices: the only file that uses pmap, meshes and processes.
 
-One source and one signature for every topology, always under `pmap`. What
-varies by device has a leading device axis. Either all devices train one run,
-each a part of every batch, or each device trains a run of its own: these run
-side by side and exchange nothing.
+All topologies use the same code under `pmap`. Arrays that differ between
+devices have a leading device axis. Either all devices train one run, each with
+a part of every batch, or each device trains a separate run. Separate runs
+exchange nothing.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ AXIS = 'batch'
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Which devices train which run.
+  """The assignment of devices to runs.
 
   Attributes:
     num_runs: R: 1, or the number of devices.
@@ -41,15 +41,15 @@ class Topology:
 
   @property
   def num_devices(self) -> int:
-    """D, the length of every device axis."""
+    """D, the length of device axes."""
     return self.num_runs * self.devices_per_run
 
   @property
   def axis_name(self) -> str | None:
-    """The axis that a run's statistics are averaged over, if there is one.
+    """The axis over which a run's statistics are averaged, if any.
 
-    A run on one device exchanges nothing, whatever runs beside it: its program
-    is that of the run alone.
+    A run on one device has none, even if other runs train beside it. So its
+    program is that of a single run.
     """
     return AXIS if self.devices_per_run > 1 else None
 
@@ -64,7 +64,7 @@ class Topology:
     return [d.device_kind for d in self.devices[: self.devices_per_run]]
 
   def fill(self, per_run: Sequence[Any]) -> list[Any]:
-    """Repeats the first value until there is one for every run."""
+    """Repeat the first value until there is a value for every run."""
     return [*per_run, *per_run[:1] * (self.num_runs - len(per_run))]
 
   def _sharding(self, *axes: str) -> NamedSharding:
@@ -72,11 +72,11 @@ class Topology:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   def mean_over_run(self, tree: Any) -> Any:
-    """Averages over the devices of a run; for use inside a mapped function."""
+    """Average over the devices of a run; for use inside a mapped function."""
     return tree if self.axis_name is None else jax.lax.pmean(tree, AXIS)
 
   def split(self, batch_size: int) -> int:
-    """Returns a device's part of a batch; refuses one that doesn't divide."""
+    """Return the batch size of a device; raise an error if it is no integer."""
     parts = self.devices_per_run
     if batch_size % parts:
       raise InputError(
@@ -86,10 +86,10 @@ class Topology:
     return batch_size // parts
 
   def place(self, per_run: Sequence[Any]) -> Any:
-    """Puts one tree a run on the run's devices, as arrays `[D, ...]`.
+    """Put the tree of each run on the devices of the run, as `[D, ...]`.
 
-    They lie as the compiled step wants them: any other placement would cost a
-    transfer a step and a second compilation.
+    The placement is that of the compiled step. Any other placement would cost a
+    transfer in each step and a second compilation.
     """
 
     def leaf(*values: np.ndarray) -> jax.Array:
@@ -103,7 +103,7 @@ class Topology:
     return jax.tree.map(leaf, *per_run)
 
   def place_batches(self, per_run: Sequence[np.ndarray]) -> jax.Array:
-    """Splits batches `[..., B]`, one a run: `[D, ..., B / devices_per_run]`."""
+    """Split the batch `[..., B]` of each run over its devices: `[D, ...]`."""
     parts = [
       part
       for batches in per_run
@@ -112,10 +112,10 @@ class Topology:
     return jax.device_put(np.stack(parts), self._sharding(AXIS))
 
   def place_shared(self, tree: Any) -> Any:
-    """Puts a copy of host arrays on every device, without a device axis.
+    """Put a copy of host arrays on every device, without a device axis.
 
     Raises:
-      InputError: if they don't fit beside what is there already.
+      InputError: if the free memory of a device is too small.
     """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     for device in self.devices:
@@ -130,7 +130,7 @@ class Topology:
     return jax.device_put(tree, self._sharding())
 
   def fetch(self, tree: Any) -> list[Any]:
-    """Brings a placed tree back: one host tree a run, from its first device."""
+    """Copy a tree to the host: one tree per run, from its first device."""
     first = range(0, self.num_devices, self.devices_per_run)
     leaves, structure = jax.tree.flatten(tree)
     columns = []
@@ -149,13 +149,13 @@ class Topology:
     ]
 
   def gather(self, values: np.ndarray) -> list[np.ndarray]:
-    """Joins the parts of each run: `[D, B, ...]` to R arrays `[D/R B, ...]`."""
+    """Join the parts of each run: `[D, B, ...]` to R arrays `[D/R B, ...]`."""
     return list(values.reshape(self.num_runs, -1, *values.shape[2:]))
 
 
 @functools.cache
 def environment(topology: Topology) -> Mapping[str, str]:
-  """Returns what the last bits of a run depend on, beside its config."""
+  """Return versions and devices, on which the last bits of a run depend."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   return {
     'python': platform.python_version(),
@@ -166,12 +166,12 @@ def environment(topology: Topology) -> Mapping[str, str]:
 
 
 def data_parallel(num_devices: int | None = None) -> Topology:
-  """Returns a topology of one run over all local devices, or the first few."""
+  """Return a topology of one run over all local devices, or the first few."""
   return Topology(1, _available(num_devices))
 
 
 def side_by_side(num_runs: int) -> Topology:
-  """Returns a topology of runs that each have a device of their own."""
+  """Return a topology with one device for each run."""
   return Topology(_available(num_runs), 1)
 
 
@@ -191,7 +191,7 @@ def _available(wanted: int | None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """Compiled functions; all arrays but the examples have a device axis.
+  """Compiled functions; all arrays except examples have a device axis.
 
   Attributes:
     init: `keys [D, 2] -> TrainState`.
@@ -214,19 +214,19 @@ def compile_programs(
   sample_iterate: bool,
   topology: Topology,
 ) -> Programs:
-  """Makes the compiled functions, once in a process for equal arguments.
+  """Make the compiled functions; equal arguments return the same functions.
 
-  Schedules, priors, seeds and learning rates are data of the functions, so all
-  runs of a table share them.
+  Schedules, priors, seeds and learning rates are inputs of the functions, so
+  all runs of a table share them.
 
   Args:
-    model: made for this topology's axis.
+    model: made for the axis of the topology.
     optimizer: static settings of the optimizer.
-    loss: which one.
-    augmentation: of training inputs, and the normalisation of all.
+    loss: the training loss.
+    augmentation: of training inputs, and the normalisation of all inputs.
     input_shape: of an example.
     sample_iterate: see `step.init_state`.
-    topology: which devices train which run.
+    topology: the assignment of devices to runs.
 
   Returns:
     The programs; each compiles when first called.
@@ -261,15 +261,15 @@ def compile_programs(
 
 
 def use_deterministic_ops() -> None:
-  """Asks for the same bits from every start of the same program.
+  """Make every start of the same program compute the same bits.
 
   On a GPU two things would change them: kernels that sum in any order, and
-  kernels chosen by timing. A flag rules out the first. Keeping executables
-  rules out the second: those in `JAX_COMPILATION_CACHE_DIR`, or else in the
-  user's cache directory, serve every run on the machine.
+  kernels that are chosen by timing. A flag turns off the first. Stored
+  executables avoid the second: all runs on the machine use those in
+  `JAX_COMPILATION_CACHE_DIR`, or else in the user's cache directory.
 
   Raises:
-    InputError: if a GPU is in use already, without the flag.
+    InputError: if jax already uses a GPU without the flag.
   """
   flag = '--xla_gpu_deterministic_ops=true'
   flags = os.environ.get('XLA_FLAGS', '')
@@ -289,10 +289,10 @@ def use_deterministic_ops() -> None:
 
 
 def _has_started() -> bool:
-  """Whether jax has made its devices, so that flags come too late."""
+  """Return whether jax has made its devices; flags then have no effect."""
   before = jax.config.jax_num_cpu_devices
   try:
-    # It refuses to change this number of devices once it has made them.
+    # jax refuses to change this number once it has made its devices.
     jax.config.update('jax_num_cpu_devices', before + 1)
   except RuntimeError:
     return True

@@ -1,4 +1,4 @@
-"""Programs and data on the devices, and what is done with them."""
+"""An experiment: programs and data on the devices, for runs of one program."""
 
 import collections
 import dataclasses
@@ -25,11 +25,11 @@ from tsla_jax.training.state import (
   TrainState,
 )
 
-# Steps that may be under way before their sums are read: enough to keep a
-# device busy, few enough that the progress shown is the progress made.
+# Steps that may be queued before their sums are read: enough to keep a device
+# busy, and few enough that the shown progress is true.
 _STEPS_AHEAD = 16
 
-# What evaluation averages over the test split.
+# Scores that evaluation averages over the test split.
 _MEANS = (
   'top1',
   'top5',
@@ -46,8 +46,8 @@ class Resident:
 
   Attributes:
     labels: `[N]`, on the host.
-    examples: on every device.
-    batches: positions and masks of each evaluation batch, on the devices.
+    examples: copies on every device.
+    batches: positions and masks of the evaluation batches, on the devices.
   """
 
   labels: np.ndarray
@@ -57,14 +57,14 @@ class Resident:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Programs and data of a model and data set, for any runs of them.
+  """Programs and data for all runs with the same model and data set.
 
-  Methods take one value a run of the topology, and return as many.
+  Methods take and return one value for each run of the topology.
 
   Attributes:
-    topology: which devices train which run.
+    topology: the assignment of devices to runs.
     programs: compiled for the topology.
-    batch_size: of a run, over its devices.
+    batch_size: of a run, over all its devices.
     prior_rows: of the tables of training and test examples.
     train: the training split.
     test: the test split.
@@ -83,12 +83,12 @@ class Experiment:
     return pipeline.num_steps(len(self.train.labels), self.batch_size)
 
   def init(self, seeds: Sequence[int]) -> TrainState:
-    """Returns states at step 0, on the devices."""
+    """Return states at step 0, on the devices."""
     keys = [np.asarray(jax.random.PRNGKey(seed)) for seed in seeds]
     return self.programs.init(self.topology.place(keys))
 
   def template(self) -> TrainState:
-    """Returns shapes and types of a run's state on the host."""
+    """Return shapes and types of a run's state on the host."""
     keys = jax.ShapeDtypeStruct((self.topology.num_devices, 2), np.uint32)
     return jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
@@ -96,7 +96,7 @@ class Experiment:
     )
 
   def place_priors(self, runs: Sequence[Any]) -> tuple[Prior, Prior]:
-    """Puts `prior` and `test_prior` of runs on the devices."""
+    """Put `prior` and `test_prior` of runs on the devices."""
     train, test = self.prior_rows
     return (
       self.topology.place([pad_rows(run.prior, train) for run in runs]),
@@ -112,10 +112,10 @@ class Experiment:
     prior: Prior,
     first: int = 0,
   ) -> Iterator[tuple[TrainState, dict[str, jax.Array]]]:
-    """Trains an epoch of every run, side by side.
+    """Train an epoch of every run at the same time.
 
     Args:
-      state: on the devices; consumed, use what is yielded.
+      state: on the devices; consumed, so use the yielded one.
       seeds: of the runs.
       epoch: counted from 0.
       hparams: of the epoch, `[steps]` each.
@@ -123,7 +123,7 @@ class Experiment:
       first: the step of the epoch to start with.
 
     Yields:
-      After each step the states and `train_step`'s sums, `[D]`.
+      After each step the states and the sums of `train_step`, `[D]`.
     """
     batches = [
       pipeline.training_batches(
@@ -131,7 +131,7 @@ class Experiment:
       )
       for seed in seeds
     ]
-    # Mixup's partners: the next of the whole batch, whatever the devices.
+    # Mixup's partner is the next example of the whole batch on any topology.
     partners = [np.roll(batch, -1, axis=1) for batch in batches]
     inputs = EpochInputs(
       index=self.topology.place_batches(batches),
@@ -151,14 +151,14 @@ class Experiment:
     split: Resident,
     names: Sequence[str],
   ) -> list[dict[str, np.ndarray]]:
-    """Returns values of `eval_step` for every example of a split.
+    """Return values of `eval_step` for every example of a split.
 
     Args:
       state: on the devices.
       theta: strength of the smoothed loss.
       prior: of the split's examples, on the devices.
-      split: `train`, shown as in evaluation, or `test`.
-      names: which values, as 'logits' or 'features'.
+      split: `train` or `test`; inputs are those of evaluation.
+      names: of the values, as 'logits' or 'features'.
 
     Returns:
       For each run arrays `[N, ...]`, by name.
@@ -186,10 +186,10 @@ class Experiment:
   def evaluate(
     self, state: TrainState, theta: Sequence[float], prior: Prior
   ) -> list[dict[str, float]]:
-    """Averages over the test split, every example counting once.
+    """Average scores over the test split, with every example counted once.
 
-    Means are taken in float64 on the host over all examples, and never over
-    means of batches.
+    Means are taken in float64 on the host over all examples, not over means of
+    batches.
 
     Returns:
       For each run 'top1', 'top5', 'confidence', 'onehot_loss', 'smoothed_loss',
@@ -217,7 +217,7 @@ class Experiment:
     runs: Sequence[Any],
     names: Sequence[str],
   ) -> list[analyses.Explanation]:
-    """Measures the training set, shown as in evaluation.
+    """Run analyses on the training set, with inputs as in evaluation.
 
     Args:
       state: on the devices.
@@ -226,7 +226,7 @@ class Experiment:
       names: of `analyses.ANALYSES`.
 
     Returns:
-      What was measured of each run.
+      The metrics and remarks of each run.
     """
     zeros = [0.0] * self.topology.num_runs
     shown = ('features', 'logits')
@@ -251,14 +251,14 @@ class Experiment:
 def make_experiment(
   runs: Sequence[Any], topology: devices.Topology
 ) -> Experiment:
-  """Prepares to train runs of one program.
+  """Prepare to train runs of one program.
 
   Args:
     runs: see `plan.Run`.
-    topology: which devices train which run.
+    topology: the assignment of devices to runs.
 
   Returns:
-    The experiment, its data on the devices.
+    The experiment, with data on the devices.
 
   Raises:
     InputError: if the batch does not fit the devices or the data set.
@@ -316,15 +316,15 @@ def make_experiment(
 class StepSums:
   """Sums of an epoch's training metrics, in float64 on the host.
 
-  Reads the devices some steps late, so that they never wait for the host.
+  It reads the devices some steps late, so that they never wait for the host.
 
   Args:
-    topology: which devices train which run.
-    sums: of each run, of the part of the epoch that is behind.
+    topology: the assignment of devices to runs.
+    sums: of each run, over the steps of the epoch before.
 
   Attributes:
-    diverged: the step at which a run's loss stopped being finite, by the
-      position of the run; sums of it are of no use.
+    diverged: the step at which the loss of a run became NaN or infinite, by the
+      position of the run. Its sums are invalid.
   """
 
   def __init__(
@@ -336,7 +336,7 @@ class StepSums:
     self.diverged: dict[int, int] = {}
 
   def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Counts a step's sums, `[D]` by name, as soon as they are there."""
+    """Add the sums of a step, `[D]` by name, when they are computed."""
     for values in metrics.values():
       values.copy_to_host_async()
     self._pending.append((step, metrics))
@@ -344,7 +344,7 @@ class StepSums:
       self._read()
 
   def totals(self) -> list[dict[str, float]]:
-    """Waits for all steps and returns the sums so far."""
+    """Wait for all steps and return the sums so far."""
     while self._pending:
       self._read()
     return [dict(run) for run in self._sums]

@@ -1,4 +1,4 @@
-"""Features of every image of a data set, by a pretrained backbone."""
+"""Compute the features of all images of a data set by a pretrained net."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from tsla_jax.models import pretrained, resnet
 from tsla_jax.training import devices
 from tsla_jax.training.load import make_show
 
-# Batches whose features are written together: what a kill can lose.
+# Batches whose features are written together. A kill loses at most these.
 _BATCHES = 8
 
 
@@ -39,7 +39,7 @@ class Backbone:
 
   Attributes:
     model: returns logits and features.
-    variables: of it.
+    variables: of the model.
     digest: of the weights.
   """
 
@@ -51,22 +51,22 @@ class Backbone:
 def load_backbone(
   name: str, architecture: str
 ) -> tuple[Backbone, pretrained.Report]:
-  """Loads pretrained weights into a residual net.
+  """Load pretrained weights into a residual net.
 
   Args:
     name: a file or hub id.
-    architecture: which net, as 'resnet18'.
+    architecture: the name of the net, as 'resnet18'.
 
   Returns:
-    The net, and what became of the weights.
+    The net, and a report of what was loaded.
 
   Raises:
-    InputError: if the weights cannot be had or do not fit.
+    InputError: if the weights cannot be read or do not fit.
   """
   weights = pretrained.read_weights(name)
   classes = len(weights['fc.weight']) if 'fc.weight' in weights else 2
   model = resnet.create_model(architecture, classes)
-  # Of small images: no variable depends on their size.
+  # Small images, because no variable depends on their size.
   init = jax.jit(functools.partial(model.init, train=False))
   variables = init(jax.random.PRNGKey(0), np.zeros((1, 32, 32, 3), np.float32))
   variables, report = pretrained.load_variables(
@@ -88,27 +88,27 @@ def write_features(
   batch_size: int = 64,
   seed: int = 0,
 ) -> bool:
-  """Writes the features of all images, as `data.features` reads them.
+  """Write the features of all images, as `data.features` reads them.
 
-  What is done stands in `OUTPUT.parts/` until all is: started again with the
-  same arguments, it goes on from there.
+  Finished parts are stored in `OUTPUT.parts/` until the file is complete.
+  Called again with the same arguments, the function continues from there.
 
   Args:
     output: the `.npz` to write.
     backbone: the net.
-    dataset: whose images.
-    augmentation: their view in evaluation, and those in training.
-    views: V, how many training views of each training image to add; they and
-      view 0 are then stored as float16.
+    dataset: with the images.
+    augmentation: of the training and evaluation views.
+    views: V, the number of training views of each training image to add. They
+      and view 0 are then stored as float16.
     batch_size: images at a time.
     seed: of the training views.
 
   Returns:
-    Whether there was anything to do.
+    False if the file was finished before.
 
   Raises:
-    InputError: if the file or its parts are of other images or weights, or made
-      with other versions or devices.
+    InputError: if the file or its parts are of other images or weights, or were
+      made with other versions or devices.
   """
   augmentation.check(dataset)
   channels = dataset.train.inputs.shape[-1]
@@ -153,7 +153,7 @@ def _show_all(
   show: Callable[..., tuple[jax.Array, jax.Array]],
   batch_size: int,
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file of features, with a progress bar."""
+  """Return the arrays of a file of features, with a progress bar."""
   train, test = dataset.train, dataset.test
   total = len(train) * (1 + views) + len(test)
   kind = np.float16 if views else np.float32
@@ -174,13 +174,13 @@ def _show_all(
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-  """The folder of what is done, a file for some batches.
+  """The folder of finished parts, with one file for some batches.
 
   Attributes:
-    directory: where.
+    directory: the folder.
     show: see `load.make_show`.
     batch_size: images at a time.
-    kind: of what is stored.
+    kind: type of the stored features.
     bar: counts the images.
   """
 
@@ -191,7 +191,7 @@ class _Parts:
   bar: tqdm.tqdm
 
   def features(self, split: Split, name: str, view: int) -> np.ndarray:
-    """Reads the features of a view, and makes those that are missing."""
+    """Read the features of a view, and compute those that are missing."""
     self.bar.set_description_str(f'{name}, view {view}', refresh=False)
     index, _ = pipeline.evaluation_batches(len(split), self.batch_size)
     found = []
@@ -208,7 +208,7 @@ class _Parts:
     return np.concatenate(found)
 
   def _make(self, split: Split, rows: np.ndarray, view: int) -> np.ndarray:
-    # All are under way before the first is waited for.
+    # Start all batches before waiting for the first.
     batches = [self.show(split, of, view)[1] for of in rows]
     features = np.concatenate([np.asarray(batch) for batch in batches])
     most = np.abs(features).max()
@@ -221,7 +221,7 @@ class _Parts:
 
 
 def _read_part(file: pathlib.Path) -> np.ndarray | None:
-  """Reads a part; None if there is none, or it is damaged."""
+  """Read a part; None if it is missing or damaged."""
   try:
     with np.load(file) as archive:
       return archive['features']
@@ -234,7 +234,7 @@ def _made_of(output: pathlib.Path) -> dict[str, Any]:
   try:
     with np.load(output) as archive:
       return json.loads(str(archive['made_of']))
-  # NumPy raises errors of many kinds for files that are none of its own.
+  # NumPy raises errors of many kinds for files of other formats.
   except Exception as error:
     raise InputError(
       f"--output: '{output}' exists, and was not made here; delete it or give"

@@ -1,4 +1,4 @@
-"""The training loop: runs side by side, from equal steps to their ends."""
+"""The training loop: trains runs of one row at the same time to their ends."""
 
 import dataclasses
 import signal
@@ -21,17 +21,16 @@ from tsla_jax.training.store import Store
 
 @dataclasses.dataclass(eq=False)
 class Course:
-  """A run under way.
+  """A run that is being trained.
 
   Attributes:
-    run: which one.
-    progress: what its state has been trained on.
-    state: to start from, on the host; None once it is on the devices.
-    best: the state after the best epoch so far, on the host, and what it was
-      trained on; None before the first. It is written with the next
-      checkpoint: a kill before that loses it together with the epochs that
-      made it, which are trained again.
-    reason: why the run ended early, in NaN or infinity; else None.
+    run: the run.
+    progress: history of its state.
+    state: the state to start from, on the host; None once it is on the devices.
+    best: history and state, on the host, after the best epoch so far; None
+      before the first epoch. It is written with the next checkpoint. A kill
+      before that loses it, and its epochs are trained again.
+    reason: why the run ended early, if it diverged; else None.
   """
 
   run: Run
@@ -41,27 +40,27 @@ class Course:
   reason: str | None = None
 
   def update(self, **fields: Any) -> None:
-    """Replaces fields of the progress."""
+    """Replace fields of the progress."""
     self.progress = dataclasses.replace(self.progress, **fields)
 
 
 @dataclasses.dataclass
 class Segment:
-  """Runs of one row that train side by side.
+  """Runs of one row that train at the same time.
 
-  A state is kept where another run leaves the path, where theta comes to 0,
-  where a learning rate drops, and at the end. A run whose loss is not finite
-  ends alone.
+  States are kept where another run branches off, where theta drops to 0, where
+  a learning rate drops, and at the end. If the loss of a run is not finite,
+  that run ends and the others continue.
 
   Attributes:
-    courses: at equal steps, of runs of one row; as many as the topology trains
-      side by side, or fewer.
+    courses: runs of one row, all at the same step; at most as many as the
+      topology trains at the same time.
     experiment: programs and data.
     store: of the checkpoints; its runs may share epochs with these.
     bar: counts the epochs.
-    signals: to leave, as they come.
+    signals: received signals to end.
     report: called after each epoch with the line of the first run and the
-      images per second of all.
+      images per second of all runs.
   """
 
   courses: Sequence[Course]
@@ -80,7 +79,7 @@ class Segment:
     self.steps_here = 0  # of the epoch, since `started`
 
   def train(self) -> None:
-    """Trains the runs from where they are to their ends.
+    """Train the runs from their current steps to their ends.
 
     Raises:
       InputError: if a file cannot be written.
@@ -114,14 +113,14 @@ class Segment:
   def _train_epoch(
     self, state: TrainState, epoch: int, first: int, prior: Prior
   ) -> TrainState:
-    """Trains an epoch from its step `first` on."""
+    """Train an epoch, starting at its step `first`."""
     steps, count = self.experiment.steps_per_epoch, len(self.active)
     label = f'{self.courses[0].run.row or ""} epoch'.strip()
     self.bar.set_description_str(
       f'{label} {epoch + 1}/{self.config.num_epochs}', refresh=False
     )
     self.started, self.steps_here = time.monotonic(), steps - first
-    # The runs are of one row: a drop within an epoch is the same for all.
+    # A drop within an epoch is the same for all runs of a row.
     drop = self.courses[0].run.drop_step(self.courses[0].progress.metrics)
     for course in self.active.values():
       past = course.progress
@@ -161,7 +160,7 @@ class Segment:
   def _end_epoch(
     self, state: TrainState, epoch: int, prior: Prior, test_prior: Prior
   ) -> None:
-    """Evaluates, writes the epoch's lines, and saves where it is time to."""
+    """Evaluate, write the lines of the epoch, and save if it is due."""
     if not self.active:
       return
     trained, count = time.monotonic(), len(self.active)
@@ -173,8 +172,8 @@ class Segment:
       lines[i] |= {f'test_{name}': value for name, value in test.items()}
       if not np.isfinite(test['onehot_loss']):
         self._end(i, f'the test loss is not finite after epoch {epoch + 1}')
-    # After the first epoch too: curves have a start, and no later epoch
-    # compiles anything.
+    # Also after the first epoch, so that curves have a start and later epochs
+    # compile nothing.
     due = [
       name
       for name, every in self.config.analysis.items()
@@ -223,7 +222,7 @@ class Segment:
       self._leave()
 
   def _training_line(self, course: Course) -> dict[str, Any]:
-    """Returns the training part of an epoch's line in `metrics.jsonl`."""
+    """Return the training part of an epoch's line in `metrics.jsonl`."""
     progress = course.progress
     hparams = jax.tree.map(
       lambda values: float(np.mean(values, dtype=np.float64)),
@@ -239,7 +238,7 @@ class Segment:
     }
 
   def _mark_kept(self, course: Course) -> bool:
-    """Marks a state to keep: for other runs, after a switch, at the end."""
+    """Mark a state to keep: for other runs, at a switch, or at the end."""
     run, progress = course.run, course.progress
     over = progress.epoch == run.config.num_epochs
     key = None if over else run.key(progress.epoch, progress.metrics)
@@ -249,7 +248,7 @@ class Segment:
     return course.progress.kept
 
   def _is_due(self, epochs: int | None = None) -> bool:
-    """Whether an interval between checkpoints is over."""
+    """Return whether the next checkpoint is due."""
     options = self.config.checkpoint
     seconds, every = options.every_seconds, options.every_epochs
     late = seconds and time.monotonic() - self.saved_at >= seconds
@@ -258,14 +257,14 @@ class Segment:
   def _save(
     self, state: TrainState, hosts: Sequence[TrainState] | None = None
   ) -> None:
-    """Starts to write a checkpoint of all runs whose state is finite."""
+    """Start to write a checkpoint of all runs whose state is finite."""
     hosts = hosts or self.topology.fetch(state)
     for i, course in dict(self.active).items():
       if not _is_finite(hosts[i]):
         step = course.progress.step
         self._end(i, f'the state is not finite after step {step}')
     progress = [course.progress for course in self.active.values()]
-    # The best state is written only where it is not the last one.
+    # The best state is written only if it is not the last one.
     best = [
       None
       if c.best is None or (p.first == 0 and p.best_epoch == p.epoch - 1)
@@ -277,13 +276,13 @@ class Segment:
       self.saved_at = time.monotonic()
 
   def _end(self, position: int, reason: str) -> None:
-    """Ends a run that diverged, and lets the others go on."""
+    """End a run that diverged; the others continue."""
     course = self.active.pop(position, None)
     if course is not None:
       course.reason = f'{reason}; stopped'
 
   def _leave(self) -> None:
-    """Ends the process, once what was saved is on disk."""
+    """Exit the process when everything saved is on disk."""
     if self.active:
       self.store.wait()
       self.bar.close()
@@ -296,16 +295,16 @@ class Segment:
       raise SystemExit(128 + self.signals[0])
 
   def _finish(self, state: TrainState, prior: Prior, test_prior: Prior) -> None:
-    """Writes the results of runs that came to their ends."""
-    # Imported late: matplotlib takes its time.
+    """Write the results of the finished runs."""
+    # Imported here because matplotlib loads slowly.
     from tsla_jax.report import figures
 
     experiment, zeros = self.experiment, [0.0] * len(self.filled)
     names = ('logits', 'features')
     scores = experiment.scores(state, zeros, test_prior, experiment.test, names)
     heads = self.topology.fetch(state.params['head'])
-    # A line of metrics must not depend on which epoch is the last: it has an
-    # analysis only where that was due, the summary has it always.
+    # Lines of metrics must not depend on the number of epochs, so they have an
+    # analysis only in epochs where it is due. The summary always has it.
     names = [name for name, every in self.config.analysis.items() if every]
     runs, found = [c.run for c in self.filled], [({}, [])] * len(self.filled)
     if names:
@@ -342,7 +341,7 @@ class Segment:
   def _evaluate_sampled(
     self, state: TrainState, test_prior: Prior
   ) -> list[dict[str, Any]]:
-    """Evaluates the sampled iterate of each run, if there is one."""
+    """Evaluate the sampled iterate of each run, if it is kept."""
     zeros = [0.0] * len(self.filled)
     if not state.sampled:
       return [{} for _ in zeros]
@@ -362,10 +361,10 @@ class Segment:
     ]
 
   def _diverge(self, course: Course) -> None:
-    """Marks a run that diverged; its last good state is kept."""
+    """Mark a run as diverged; its last finite state is kept."""
     stored = self.store.newest(course.run)
     if course.best is not None and _is_finite(course.best[1]):
-      # Nothing may have been due to be saved since the best epoch.
+      # The best epoch may not be saved yet.
       progress, state = course.best
       if stored is None or progress.continues(stored.progress):
         self.store.save([progress], [state], [None])
@@ -376,8 +375,8 @@ class Segment:
 def mark_diverged(
   run: Run, reason: str, progress: Progress, store: Store
 ) -> None:
-  """Marks the folder of a run whose path ended in NaN or infinity."""
-  if run.directory.summary() is None:  # else of fewer epochs, and as they were
+  """Mark the folder of a run that diverged."""
+  if run.directory.summary() is None:  # else results of fewer epochs stay
     store.export(run)
   begun = len(progress.keys)
   run.directory.diverge(reason, begun, dataclasses.asdict(progress))

@@ -1,4 +1,4 @@
-"""What runs have learnt, to use it elsewhere."""
+"""Load trained models and apply them."""
 
 import functools
 import os
@@ -25,18 +25,18 @@ from tsla_jax.training.state import Examples
 def load_model(
   workdir: str | os.PathLike[str], *, best: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads what a run has trained; changes nothing in its folder.
+  """Load the model that a run has trained.
 
   Args:
     workdir: the folder of a run that is finished or has diverged.
-    best: the weights of the best epoch on the test split, or of the last.
+    best: whether to load the best epoch on the test split, or the last one.
 
   Returns:
     A model and its variables: `model.apply(variables, images, train=False)`
-    gives logits and features of images normalised as in training.
+    returns logits and features of images that are normalised as in training.
 
   Raises:
-    InputError: if there is no such run or no checkpoint, or it is damaged.
+    InputError: if the run or its checkpoint is missing or damaged.
   """
   model, state = _load(workdir, 'best' if best else 'last')
   return model, _variables(state)
@@ -45,10 +45,10 @@ def load_model(
 def load_last(
   workdir: str | os.PathLike[str],
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads the weights of the last epoch of a finished run.
+  """Load the weights of the last epoch of a finished run.
 
   Raises:
-    InputError: as `load_model`, and if the run has diverged.
+    InputError: as in `load_model`, and if the run has diverged.
   """
   _refuse_diverged(workdir)
   return load_model(workdir, best=False)
@@ -57,10 +57,10 @@ def load_last(
 def load_sampled(
   workdir: str | os.PathLike[str],
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """Loads w_R of Algorithms 1 and 2 (`optimizer.sample_iterate`).
+  """Load w_R of Algorithms 1 and 2 (`optimizer.sample_iterate`).
 
   Raises:
-    InputError: as `load_last`, and if the run has kept none.
+    InputError: as in `load_last`, and if the run has not kept it.
   """
   _refuse_diverged(workdir)
   model, state = _load(workdir, 'last')
@@ -75,7 +75,7 @@ def load_sampled(
 def _load(
   workdir: str | os.PathLike[str], name: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """Returns a run's model and one of its states; raises as `load_model`."""
+  """Return the model of a run and one of its states; as `load_model`."""
   directory = RunDir(workdir)
   status = directory.status()
   if status in (NEW, UNFINISHED):
@@ -113,13 +113,13 @@ def apply_model(
   augmentation: Any,
   batch_size: int = 100,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Shows a model the examples of a split, as they are in evaluation.
+  """Apply a model to the examples of a split, as in evaluation.
 
   Args:
     model: returns logits and features.
-    variables: of it.
+    variables: of the model.
     split: N examples.
-    augmentation: its evaluation view is used.
+    augmentation: whose evaluation inputs are used.
     batch_size: examples at a time.
 
   Returns:
@@ -145,20 +145,20 @@ def make_show(
   batch_size: int,
   seed: int = 0,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """Makes a function that shows a model some examples.
+  """Make a function that applies a model to some examples.
 
   Args:
     model: returns logits and features.
-    variables: of it.
+    variables: of the model.
     augmentation: of the examples.
     batch_size: B, of every call.
     seed: of the training views.
 
   Returns:
-    `show(split, rows, view=0)`: logits `[B, K]` and features `[B, d]` of
-    examples at positions `rows`, as they are in evaluation (view 0), or in one
-    of the training views 1, 2, ...; both are on the device, maybe not computed
-    yet.
+    `show(split, rows, view=0)`, which returns logits `[B, K]` and features
+    `[B, d]` of the examples at positions `rows`. View 0 is that of evaluation,
+    and 1, 2, ... are training views. Results are on the device and may not be
+    computed yet.
   """
   root, every = jax.random.PRNGKey(seed), np.arange(batch_size)
 
@@ -184,18 +184,18 @@ def make_show(
 def predict_train(
   workdir: str | os.PathLike[str], dataset: Dataset | None = None
 ) -> pathlib.Path:
-  """Writes a run's predictions on its training split, in evaluation mode.
+  """Write a run's predictions on its training split, in evaluation mode.
 
   Args:
     workdir: the folder of the run.
-    dataset: that it was trained on, if that is not the one its config names.
+    dataset: the data of the run, if its config does not name them.
 
   Returns:
-    The path of `predictions_train.npz`, with the keys of `predictions.npz`, by
-    the weights of the last epoch.
+    The path of `predictions_train.npz`. It has the keys of `predictions.npz`,
+    and comes from the weights of the last epoch.
 
   Raises:
-    InputError: if there is no finished run, or its data are others.
+    InputError: if the run is not finished, or was trained on other data.
   """
   model, variables = load_last(workdir)
   directory = RunDir(workdir)
@@ -228,12 +228,12 @@ def to_predictions(
   head: Mapping[str, np.ndarray],
   dataset: Dataset,
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of a `predictions.npz`.
+  """Return the arrays of a `predictions.npz`.
 
   Args:
     name: of the split, 'train' or 'test'.
     scores: 'logits' and 'features' of its examples.
-    head: the classifier's parameters.
+    head: parameters of the last layer.
     dataset: with the split.
   """
   split = getattr(dataset, name)

@@ -1,7 +1,7 @@
 """Optimizers without learning rates.
 
-A learning rate is data: it enters the step with the other hyperparameters, one
-for each parameter group, so a schedule or another run never recompiles.
+Learning rates are inputs of the compiled step, one for each parameter group. So
+schedules and other runs never recompile.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import optax
 
 from tsla_jax.errors import InputError
 
-# A parameter belongs to the first group whose pattern starts its path.
+# A parameter belongs to the first group whose pattern matches its path.
 GROUPS = {'backbone': r'(conv|bn)1/|layer\d', 'head': r'head/'}
 
 NAMES = (
@@ -36,11 +36,11 @@ class OptimizerSpec:
 
   Attributes:
     name: one of `NAMES`.
-    momentum: of 'sgd' (0: plain), 'momentum' and 'nesterov', as PyTorch counts
-      it; the others have none of it.
+    momentum: of 'sgd' (0 for plain SGD), 'momentum' and 'nesterov', as defined
+      by PyTorch. Other optimizers do not use it.
     weight_decay: by parameter group, in the order of `GROUPS`.
-    decoupled: subtract the decay from the parameter, times the learning rate
-      (AdamW); else it is L2, added to the gradient.
+    decoupled: whether to subtract the decay, times the learning rate, from the
+      parameter as AdamW does. Otherwise it is L2, added to the gradient.
   """
 
   name: str
@@ -50,20 +50,20 @@ class OptimizerSpec:
 
 
 def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
-  """Makes the update direction; multiply by minus the learning rate to use.
+  """Make an optimizer whose updates still lack the factor -learning rate.
 
-  All but 'nadam' and 'amsgrad' equal PyTorch's optimizer of that name with its
-  default constants; these two are Optax', which correct for the bias of the
-  first steps otherwise.
+  All optimizers except 'nadam' and 'amsgrad' equal PyTorch's optimizer of that
+  name with its default constants. These two are Optax', which corrects the bias
+  of the first steps in another way.
 
   Args:
-    spec: which optimizer.
+    spec: the static settings.
 
   Returns:
     The transformation.
 
   Raises:
-    InputError: for an unknown name, or one that needs momentum without any.
+    InputError: if the name is unknown, or momentum is 0 and must not be.
   """
   direction = _direction(spec.name, spec.momentum)
   decay = optax.partition(
@@ -103,9 +103,10 @@ def _direction(name: str, momentum: float) -> optax.GradientTransformation:
 
 
 def _scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
-  """AdaGrad as in PyTorch, `g / (sqrt(sum g^2) + eps)`.
+  """Return AdaGrad as in PyTorch, `g / (sqrt(sum g^2) + eps)`.
 
-  Optax has `g / sqrt(sum g^2 + eps)`, far less for gradients below 1e-5.
+  Optax has `g / sqrt(sum g^2 + eps)`, which is far smaller for gradients below
+  1e-5.
   """
 
   def update(updates: Any, sums: Any, params: Any = None) -> tuple[Any, Any]:
@@ -118,16 +119,16 @@ def _scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
 
 
 def parameter_groups(params: Any) -> Any:
-  """Names each parameter's group.
+  """Return the group of each parameter.
 
   Args:
     params: of a model.
 
   Returns:
-    A tree of the same structure, of the keys of `GROUPS`.
+    A tree of the same structure, with keys of `GROUPS`.
 
   Raises:
-    ValueError: if a parameter is in none.
+    ValueError: if a parameter is in no group.
   """
 
   def group(path: tuple[Any, ...], _: Any) -> str:
@@ -145,7 +146,7 @@ def parameter_groups(params: Any) -> Any:
 def apply_updates(
   params: Any, updates: Any, learning_rate: dict[str, jax.Array]
 ) -> Any:
-  """Steps each parameter against its update by its group's learning rate."""
+  """Subtract from each parameter its update times its group's learning rate."""
   return jax.tree.map(
     lambda param, update, group: param - learning_rate[group] * update,
     params,

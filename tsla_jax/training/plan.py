@@ -1,10 +1,10 @@
-"""Runs, and which epochs they have in common.
+"""Runs, and the epochs that they share.
 
-LSR and TSLA(20) are the same run up to epoch 20. What runs share is found by
-comparing keys, a digest of everything an epoch depends on beside the state it
-starts from; no method is known here. A run continues from any state that was
-trained on a beginning of its own path, and ends with the bits that it would
-have had alone.
+LSR and TSLA(20) are the same run up to epoch 20. Shared epochs are found by
+comparing keys. The key of an epoch is a digest of everything it depends on
+except the state at its start, and does not depend on the names of methods. A
+run may start from any state with the same keys so far. Its results are bitwise
+identical to training it alone.
 """
 
 import copy
@@ -32,28 +32,28 @@ from tsla_jax.training import devices, priors
 from tsla_jax.training.checkpoint import Progress
 from tsla_jax.training.state import Hparams
 
-# Steps of an epoch where the data are not at hand: enough to tell schedules
-# apart that change within an epoch.
+# Steps of an epoch if there are no data: enough to distinguish schedules that
+# change within an epoch.
 _NOMINAL_STEPS = 8
 
 
 class Run:
-  """A config, its data and its folder: one path through the epochs.
+  """A run: a config with its data and its folder.
 
   Args:
     config: resolved.
-    dataset: what it trains on; None to plan without data.
-    directory: its folder.
-    name: its path in a table's folder, 'runs/lsr/seed0'.
-    row: what the table calls it; None for a run of no table.
+    dataset: the data; None to plan without data.
+    directory: the folder of the run.
+    name: path of the folder in a table, 'runs/lsr/seed0'.
+    row: name of the row in the table; None if there is no table.
 
   Attributes:
-    program: what runs must have in common to be trained side by side.
-    identity: a digest of it and the seed. Runs of another identity share
-      nothing.
+    program: equal for runs that use the same compiled program and data.
+    identity: a digest of `program` and seed. Runs with different identities
+      share no epochs.
     prior: of the training examples.
     test_prior: of the test examples.
-    data: describes the data, for the run's record.
+    data: description of the data, for the record of the run.
   """
 
   def __init__(
@@ -90,7 +90,7 @@ class Run:
     self._key = functools.cache(self._make_key)
 
   def with_seed(self, seed: int, directory: RunDir, name: str) -> 'Run':
-    """Returns a run of the same row, which shares all but the seed."""
+    """Return a run of the same row with another seed."""
     run = copy.copy(self)
     run.config = self.config.copy_and_resolve_references()
     run.config.seed = seed
@@ -100,7 +100,7 @@ class Run:
 
   @property
   def description(self) -> str:
-    """Describes the run in a line."""
+    """A line that describes the run."""
     config = self.config
     return (
       f'{methods.method_name(config)}, theta {config.smoothing.theta:g},'
@@ -109,53 +109,53 @@ class Run:
 
   @property
   def title(self) -> str:
-    """Names the run as its table does; describes a run of no table."""
+    """The name of the run in its table, or its description."""
     if self.row is None:
       return self.description
     return f'{self.row}, seed {self.config.seed}'
 
   def is_over(self) -> bool:
-    """Whether the run is finished, or has diverged."""
+    """Return whether the run is finished or has diverged."""
     status = self.directory.status(self.config.num_epochs)
     return status in (FINISHED, DIVERGED)
 
   @property
   def num_steps(self) -> int:
-    """Training steps in all."""
+    """The number of training steps."""
     return self.config.num_epochs * self.steps_per_epoch
 
   def drop_step(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
-    """Returns the first step on one-hot labels, if it is known and trained.
+    """Return the first step on one-hot labels, if it is known and trained.
 
     Args:
-      metrics: of the epochs so far, which a drop rule decides by.
+      metrics: of the epochs so far, for drop rules.
     """
     drop = self._drop_step(metrics)
-    # T_2 may be 0, and a rule may fire after the last epoch.
+    # The second stage may be empty, and a rule may fire after the last epoch.
     return None if drop is None or drop >= self.num_steps else drop
 
   def _drop_step(self, metrics: Sequence[Mapping[str, Any]]) -> int | None:
-    """Returns T_1, which may lie beyond the last step, if it is known."""
+    """Return T_1 if it is known; it may lie after the last step."""
     counted = self.config.smoothing.drop_step is not None
     if counted and self.dataset is None:
-      return None  # how many steps an epoch has is not known
+      return None  # the number of steps in an epoch is not known
     return config_lib.drop_step(self.config, self.steps_per_epoch, metrics)
 
   def hparams(
     self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()
   ) -> Hparams:
-    """Returns the hyperparameters of an epoch, `[steps_per_epoch]` each.
+    """Return the hyperparameters of an epoch, `[steps_per_epoch]` each.
 
     Args:
       epoch: counted from 0.
-      metrics: of the epochs before it, at least, if they decide theta.
+      metrics: of the epochs before it; needed if they decide theta.
     """
     return self._hparams(epoch, *self._decided(epoch, metrics))
 
   def _decided(
     self, epoch: int, metrics: Sequence[Mapping[str, Any]]
   ) -> tuple[int | None, float | None]:
-    """Returns T_1 and the theta of an epoch, as far as metrics decide them."""
+    """Return T_1 and the measured theta of an epoch, each None if unknown."""
     past = metrics[:epoch]
     return self._drop_step(past), config_lib.measured_theta(
       self.config, epoch, past
@@ -172,7 +172,7 @@ class Run:
     return hparams.replace(theta=theta)
 
   def key(self, epoch: int, metrics: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Returns a digest of what an epoch depends on beside its first state."""
+    """Return a digest of what an epoch depends on except its first state."""
     return self._key(epoch, *self._decided(epoch, metrics))
 
   def _make_key(
@@ -187,10 +187,10 @@ class Run:
     return digest.hexdigest()[:16]
 
   def path(self) -> list[str]:
-    """Returns the run's states after each epoch, if no drop rule ever fires.
+    """Return a digest of the run's state after each epoch.
 
-    States are equal where these digests of all that led to them are. A
-    measured theta is assumed to differ from those of other rows.
+    Equal digests mean equal states. Drop rules are assumed never to fire, and a
+    measured theta to differ from those of other rows.
     """
     keys = [self.key(epoch) for epoch in range(self.config.num_epochs)]
     past = itertools.accumulate(
@@ -199,7 +199,7 @@ class Run:
     return list(past)[1:]
 
   def shares(self, progress: Progress) -> bool:
-    """Whether this run's path begins with that of a state."""
+    """Return whether this run may start from a state: the keys are equal."""
     return (
       progress.identity == self.identity
       and len(progress.keys) <= self.config.num_epochs
@@ -211,20 +211,20 @@ class Run:
     )
 
   def _can_decide(self, metrics: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether what the method decides by was measured."""
+    """Return whether the metrics that the method needs were measured."""
     return not methods.reads_gradients(self.config) or all(
       'train_best_theta' in line for line in metrics
     )
 
   def leaves(self, progress: Progress, next_key: str | None) -> bool:
-    """Whether this run parts from a path after its last epoch."""
+    """Return whether this run branches off after the last epoch of a state."""
     epoch = progress.epoch
     if epoch == self.config.num_epochs:
       return True
     return self.key(epoch, progress.metrics) != next_key
 
   def is_switch(self, progress: Progress) -> bool:
-    """Whether theta comes to 0 or a learning rate drops after a state."""
+    """Return whether theta or a learning rate drops after a state."""
     if not 0 < progress.step < self.num_steps:
       return False
 
@@ -245,9 +245,9 @@ class Table:
   """Rows of runs that differ in their configs, each with the same seeds.
 
   Attributes:
-    configs: resolved, by the names of the rows; their seed plays no part.
-    seeds: one a run of a row.
-    directory: the table's folder.
+    configs: resolved, by the names of the rows; their seeds are not used.
+    seeds: of the runs of each row.
+    directory: the folder of the table.
   """
 
   configs: Mapping[str, ml_collections.ConfigDict]
@@ -255,7 +255,7 @@ class Table:
   directory: TableDir
 
   def runs(self, row: str, dataset: Dataset | None = None) -> list[Run]:
-    """Returns the runs of a row, one a seed."""
+    """Return the runs of a row, one for each seed."""
     places = [self.directory.run(slug(row), seed) for seed in self.seeds]
     names = [p.path.relative_to(self.directory.path).as_posix() for p in places]
     first = Run(self.configs[row], dataset, places[0], names[0], row)
@@ -269,7 +269,7 @@ def make_table(
   seeds: Sequence[int],
   workdir: str | pathlib.Path,
 ) -> Table:
-  """Checks what a table is made of; nothing is written.
+  """Make a table and check its rows and seeds; write nothing.
 
   Args:
     rows: configs by the names of the rows.
@@ -299,7 +299,7 @@ def make_table(
         f" be '{text}'; give every row a name of its own"
       )
     directories[text] = name
-  # Before a config is resolved: that starts jax.
+  # Before a config is resolved, because that starts jax.
   if any(config.deterministic for config in rows.values()):
     devices.use_deterministic_ops()
   configs = {}
@@ -317,14 +317,14 @@ def make_table(
 def find_branches(
   paths: Sequence[Sequence[Hashable]],
 ) -> list[tuple[int | None, int]]:
-  """Finds what runs share, so that each epoch is trained once.
+  """Find the epochs that runs share, so that each is trained once.
 
   Args:
-    paths: of each run, see `Run.path`.
+    paths: `Run.path` of each run.
 
   Returns:
-    For each the number of the earlier run that it leaves, None if there is
-    none, and how many epochs it shares with it.
+    For each run the position of the earlier run from which it branches off, or
+    None, and the number of epochs that they share.
   """
   branches, owners = [], {}
   for i, path in enumerate(paths):
@@ -337,12 +337,12 @@ def find_branches(
 def describe_plan(
   table: Table, runs: Mapping[str, Sequence[Run]] | None = None, where: str = ''
 ) -> str:
-  """Says in lines what will be trained in an empty workdir.
+  """Return lines that say what a table trains in an empty workdir.
 
   Args:
-    table: its rows and seeds.
-    runs: those of its rows; None for any data set.
-    where: on which devices, if that is known.
+    table: the table.
+    runs: the runs of its rows; None to plan without data.
+    where: the devices in words, if they are known.
   """
   names, width = list(table.configs), max(map(len, table.configs))
   paths = [(runs[row] if runs else table.runs(row))[0].path() for row in names]

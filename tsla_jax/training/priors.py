@@ -1,7 +1,7 @@
 """The priors `y_hat` of a run, and the files of teachers.
 
-A teacher's table is an `.npz` file of float16 `[N, K]` with the digest of the
-training split it was made for, so that it is never used for another.
+The file of a teacher is an `.npz` with a float16 table `[N, K]` and the digest
+of its training split, so that it is never used for other data.
 """
 
 import hashlib
@@ -23,23 +23,22 @@ KINDS = ('uniform', 'class', 'teacher')
 def make_priors(
   config: ml_collections.ConfigDict, dataset: Dataset
 ) -> tuple[Prior, Prior]:
-  """Makes the priors of the training and of the test examples.
+  """Make the priors of the training and of the test examples.
 
-  A teacher has seen the training examples only. A test example gets the mean
-  of its class, which nothing but the smoothed test loss depends on (assumed:
-  the paper does not define one).
+  A teacher has predictions for the training examples only. A test example gets
+  their mean over its class. Only the smoothed test loss depends on it.
 
   Args:
     config: with `smoothing.prior` and `smoothing.teacher`.
-    dataset: what the run trains on.
+    dataset: of the run.
 
   Returns:
-    Tables of host arrays: one row for 'uniform' and 'class'; N and K rows, an
-    example's and a class', for 'teacher'.
+    Tables of host arrays. They have one row for 'uniform' and 'class'. For
+    'teacher' they have N rows for training and K rows for test examples.
 
   Raises:
-    InputError: if the teacher's file is missing, damaged, or of another data
-      set.
+    InputError: if the teacher's file is missing, damaged, or made for other
+      data.
   """
   num_classes = dataset.num_classes
   splits = (dataset.train, dataset.test)
@@ -62,13 +61,13 @@ def make_priors(
 
 
 def pad_rows(prior: Prior, count: int) -> Prior:
-  """Returns a table of `count` rows; no index leads to the new ones."""
+  """Return a table of `count` rows; the new rows are not used."""
   new = [(0, count - len(prior.rows)), (0, 0)]
   return prior.replace(rows=np.pad(prior.rows, new, constant_values=1))
 
 
 def digest(prior: Prior) -> str:
-  """Returns a digest of a table's rows."""
+  """Return a digest of a table's rows."""
   return hashlib.sha256(np.ascontiguousarray(prior.rows)).hexdigest()[:16]
 
 
@@ -77,15 +76,15 @@ def save_teacher(
   probabilities: np.ndarray,
   dataset: Dataset,
 ) -> None:
-  """Writes a teacher's table, atomically.
+  """Write a teacher's table, atomically.
 
   Args:
     path: of an `.npz` file.
     probabilities: `y_hat` of every training example, `[N, K]`.
-    dataset: whose.
+    dataset: with the training examples.
 
   Raises:
-    InputError: if they are no distributions, or the file cannot be written.
+    InputError: if a row is not a distribution, or the file cannot be written.
   """
   check_rows(probabilities, 'the teacher')
   arrays = {
@@ -102,14 +101,14 @@ def save_teacher(
 
 
 def check_rows(table: np.ndarray, where: str) -> None:
-  """Refuses what is no distribution for every example.
+  """Check that every row is a distribution, up to a factor.
 
   Args:
     table: `[N, K]`.
-    where: for the message.
+    where: the subject of the error message.
 
   Raises:
-    InputError: if a row is not finite, negative somewhere, or zero.
+    InputError: if a row has a negative or infinite value, or is 0.
   """
   sums = table.sum(axis=1, dtype=np.float64)
   if not np.all(np.isfinite(sums)) or table.min() < 0 or sums.min() <= 0:
@@ -119,17 +118,17 @@ def check_rows(table: np.ndarray, where: str) -> None:
 def load_teacher(
   path: str | os.PathLike[str] | None, dataset: Dataset
 ) -> np.ndarray:
-  """Reads a teacher's table for a data set.
+  """Read a teacher's table for a data set.
 
   Args:
     path: of the file.
-    dataset: whose training examples the table must be for.
+    dataset: with the training examples of the table.
 
   Returns:
     Float16 weights `[N, K]`.
 
   Raises:
-    InputError: if there is none, it is damaged, or of another data set.
+    InputError: if it is missing, damaged, or made for other data.
   """
   how = 'experiments/teacher.py makes one'
   if not path:
@@ -145,7 +144,7 @@ def load_teacher(
     raise InputError(
       f"smoothing.teacher: there is no file '{path}'; {how}"
     ) from error
-  # NumPy raises errors of many kinds for files that are none of its own.
+  # NumPy raises errors of many kinds for files of other formats.
   except Exception as error:
     raise InputError(
       f"smoothing.teacher: '{path}' is no table of a teacher; {how}"

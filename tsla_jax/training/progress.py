@@ -1,4 +1,4 @@
-"""What a person sees while runs train: lines, and a bar with the time to go."""
+"""Output while runs train: lines, and a progress bar on a terminal."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ _FORMAT = (
 
 
 def say(line: str) -> None:
-  """Prints a line above the bar, if there is one.
+  """Print a line above the bar.
 
-  Where nobody reads any more, as behind `| head`, that is as good as a terminal
-  that was closed: a SIGHUP, at which a training loop saves and leaves. SIGPIPE
-  itself stays ignored, since libraries have broken pipes of their own.
+  If the output is closed, as by `| head`, raise SIGHUP as for a closed
+  terminal, so that a training loop saves and ends. SIGPIPE stays ignored,
+  because libraries may have other broken pipes.
   """
   try:
     tqdm.tqdm.write(line)
@@ -28,11 +28,11 @@ def say(line: str) -> None:
 
 
 class Bar(tqdm.tqdm):
-  """A bar over the epochs of one run or of many; none without a terminal.
+  """A bar that counts epochs of all runs; hidden if there is no terminal.
 
   Args:
     total: epochs of all runs.
-    done: epochs that need no training any more.
+    done: epochs that are trained already.
   """
 
   def __init__(self, total: int, done: float):
@@ -45,8 +45,8 @@ class Bar(tqdm.tqdm):
     )
 
   def advance(self, epochs: float) -> None:
-    """Counts a part of an epoch."""
+    """Count a part of an epoch."""
     if not self.disable:
-      # A drop that metrics decide may add epochs to those foreseen.
+      # A drop rule may add epochs to those planned.
       self.total = max(self.total, self.n + epochs)
       self.update(epochs)

@@ -1,4 +1,4 @@
-"""The arrays that training is made of."""
+"""Containers of the arrays that training uses."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import jax
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that changes from step to step. Arrays only, so nothing recompiles.
+  """Everything that a step changes. It has arrays only, so nothing recompiles.
 
   Attributes:
-    step: int32 scalar, steps taken.
+    step: int32 scalar, the number of steps taken.
     params: float32 parameters.
     batch_stats: float32 running statistics of batch norm, if there are any.
     opt_state: of the optimizer.
-    loss_state: of the loss; `()` for one that learns nothing itself.
-    sampled: w_R of Algorithms 1 and 2, an iterate drawn uniformly from those
-      of the stage so far, as 'params', 'batch_stats' and 'step'; `()` if it is
-      not asked for.
+    loss_state: of the loss; `()` if the loss learns nothing.
+    sampled: w_R of Algorithms 1 and 2, an iterate drawn uniformly from the
+      stage so far, as 'params', 'batch_stats' and 'step'; `()` if it is not
+      kept.
     key: the root of augmentation; constant over the run.
   """
 
@@ -31,19 +31,19 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Hparams(flax.struct.PyTreeNode):
-  """What the method and the schedules decide, as data.
+  """Hyperparameters that are inputs of the compiled step.
 
-  A step reads scalars; on the host and in `EpochInputs` a leading axis runs
-  over the steps of an epoch.
+  A step reads scalars. On the host and in `EpochInputs` they have a leading
+  axis over the steps of an epoch.
 
   Attributes:
     theta: float32, the smoothing strength.
-    strength: float32, of what a loss adds to the cross-entropy.
+    strength: float32, of the term that a loss adds to the cross-entropy.
     learning_rate: float32 by parameter group.
-    reset: float32, 1 to start the optimizer anew before the step, else 0.
-    keep: float32, the chance that the parameters before the step become the
-      sampled iterate: 1 / t in step t of a stage, counted from 1; 0 if none is
-      sampled.
+    reset: float32, 1 to reset the optimizer before the step, else 0.
+    keep: float32, the probability that the parameters before the step become
+      the sampled iterate: 1 / t in step t of a stage, counted from 1; 0 if no
+      iterate is sampled.
   """
 
   theta: jax.Array
@@ -56,11 +56,11 @@ class Hparams(flax.struct.PyTreeNode):
 class Prior(flax.struct.PyTreeNode):
   """`y_hat` of every example of a split, as a table of R distributions.
 
-  R is 1 for one distribution, K for one a class, N for one an example. All
-  runs that share a program have tables of one size.
+  R is 1 for one distribution, K for one per class, N for one per example. All
+  runs that share a program have tables of the same size.
 
   Attributes:
-    rows: float16 weights `[R, K]`; divided by their row sum in the step.
+    rows: float16 weights `[R, K]`; the step divides them by their row sum.
     index: int32 `[N]`, the row of each example.
   """
 
@@ -73,7 +73,7 @@ class Examples(flax.struct.PyTreeNode):
 
   Attributes:
     inputs: `[N, ...]`, as stored (`dataset.Split`).
-    sizes: int32 `[N, 2]`, what is valid of each image (`dataset.Split`).
+    sizes: int32 `[N, 2]`, height and width of each image (`dataset.Split`).
     labels: int32 `[N]`.
   """
 
@@ -83,11 +83,11 @@ class Examples(flax.struct.PyTreeNode):
 
 
 class EpochInputs(flax.struct.PyTreeNode):
-  """What a training step reads beside state and examples.
+  """Inputs of the training steps of an epoch, besides state and examples.
 
   Attributes:
     index: int32 `[steps, B]`, positions in the training split.
-    partner: int32 `[steps, B]`, of the examples that mixup mixes them with.
+    partner: int32 `[steps, B]`, positions of their partners in mixup.
     hparams: `[steps]` each.
     prior: of the training split.
   """
@@ -99,11 +99,11 @@ class EpochInputs(flax.struct.PyTreeNode):
 
 
 class EvalInputs(flax.struct.PyTreeNode):
-  """What an evaluation step reads beside state and examples.
+  """Inputs of an evaluation step, besides state and examples.
 
   Attributes:
     index: int32 `[B]`, positions in the split.
-    mask: float32 `[B]`, 0 on what only fills up the last batch.
+    mask: float32 `[B]`, 0 for examples that only fill up the last batch.
     theta: float32 scalar, strength of the smoothed loss.
     prior: of the split.
   """
@@ -115,16 +115,16 @@ class EvalInputs(flax.struct.PyTreeNode):
 
 
 class Batch(flax.struct.PyTreeNode):
-  """Examples as a step sees them.
+  """The examples of a step.
 
   Attributes:
     inputs: float32 `[B, ...]`, augmented and normalised.
     label: int32 `[B]`.
     prior: float32 `[B, K]`, `y_hat`, rows summing to 1.
-    mix: float32 `[B]`, the share of each example in its input, the rest being
-      its partner's; None without mixup.
-    partner: the label and prior of the partners, with mixup.
-    mask: float32 `[B]`, 0 on examples that only fill up an evaluation batch;
+    mix: float32 `[B]`, the share of each example in its input; the partner has
+      the rest. None without mixup.
+    partner: label and prior of the partners; None without mixup.
+    mask: float32 `[B]`, 0 for examples that only fill up an evaluation batch;
       None in training.
   """
 

@@ -31,14 +31,14 @@ def init_state(
   loss: losses.Loss,
   sample_iterate: bool,
 ) -> TrainState:
-  """Draws the initial state of a run.
+  """Draw the initial state of a run.
 
   Args:
     key: the run's root key, `jax.random.PRNGKey(seed)`.
     input_shape: of an example, as `(H, W, C)` or `(d,)`.
     model: returns logits and features.
     optimizer: without learning rate.
-    loss: which one.
+    loss: the training loss.
     sample_iterate: whether to keep w_R.
 
   Returns:
@@ -60,7 +60,7 @@ def init_state(
 
 
 def _iterate(state: TrainState) -> dict[str, Any]:
-  """Returns what `TrainState.sampled` keeps of a state."""
+  """Return the part of a state that `TrainState.sampled` keeps."""
   return {
     'params': state.params,
     'batch_stats': state.batch_stats,
@@ -69,10 +69,10 @@ def _iterate(state: TrainState) -> dict[str, Any]:
 
 
 def _sample_iterate(state: TrainState, keep: jax.Array) -> Any:
-  """Takes the state's iterate in place of the sampled one by chance `keep`.
+  """Replace the sampled iterate by the current one with probability `keep`.
 
-  This is reservoir sampling: with chances 1, 1/2, 1/3, ... every iterate is as
-  likely to be the one that is left.
+  This is reservoir sampling: with probabilities 1, 1/2, 1/3, ... every iterate
+  is equally likely to be the last one sampled.
   """
   # Augmentation folds in the epoch first, and no epoch has this number.
   key = jax.random.fold_in(
@@ -98,9 +98,9 @@ def train_step(
   loss: losses.Loss,
   mean_over_run: Callable[[Any], Any],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Takes one step of a stochastic optimizer on smoothed labels.
+  """Take one step of a stochastic optimizer on smoothed labels.
 
-  Line 4 (theta > 0) and line 7 (theta = 0) of Algorithm 2: which one is data.
+  It is line 4 of Algorithm 2 if theta > 0, and line 7 if theta = 0.
 
   Args:
     state: donated when compiled.
@@ -108,11 +108,11 @@ def train_step(
     hparams: scalars of this step.
     model: returns logits and features.
     optimizer: without learning rate.
-    loss: which one.
+    loss: the training loss.
     mean_over_run: averages a tree over the devices of a run.
 
   Returns:
-    The next state; and sums over this device's examples: 'loss' (on smoothed
+    The next state, and sums over this device's examples: 'loss' (on smoothed
     labels), 'onehot_loss', 'entropy_floor' (of the smoothed labels), 'top1'.
   """
 
@@ -130,8 +130,8 @@ def train_step(
     batch_stats = updated.get('batch_stats', {})
     return jnp.mean(values), (sums, logits, batch_stats, loss_state)
 
-  # Gradient first, mean after: the mean of a loss inside the gradient would
-  # leave every device with its own.
+  # The mean over devices comes after the gradient. A mean of the losses inside
+  # the gradient would give every device a different gradient.
   grads, (sums, logits, batch_stats, loss_state) = jax.grad(
     loss_fn, has_aux=True
   )(state.params)
@@ -142,7 +142,7 @@ def train_step(
     mean_over_run(grads), opt_state, state.params
   )
   sampled = state.sampled
-  if sampled:  # a part of the state only if it is asked for
+  if sampled:  # a part of the state only if it is kept
     sampled = _sample_iterate(state, hparams.keep)
   onehot, _, _ = losses.CROSS_ENTROPY.apply(
     logits, batch, hparams.replace(theta=jnp.float32(0)), ()
@@ -168,10 +168,10 @@ def train_step(
 def eval_step(
   state: TrainState, batch: Batch, theta: jax.Array, *, model: nn.Module
 ) -> dict[str, jax.Array]:
-  """Scores examples one by one, so that any batching gives the same counts.
+  """Score each example, so that results do not depend on the batches.
 
   Args:
-    state: its parameters and running statistics are used.
+    state: with parameters and running statistics.
     batch: with a mask.
     theta: smoothing strength of 'smoothed_loss'.
     model: returns logits and features.
@@ -179,7 +179,7 @@ def eval_step(
   Returns:
     'onehot_loss', 'smoothed_loss', 'entropy_floor' (of the smoothed labels),
     'top1', 'top5', 'confidence' (the probability of the predicted class) `[B]`,
-    each 0 where masked; 'logits' `[B, K]`, 'features' `[B, d]`.
+    which are 0 where masked; 'logits' `[B, K]`, 'features' `[B, d]`.
   """
   logits, features = model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
@@ -213,17 +213,17 @@ def resident_train_step(
   augmentation: augment.Augmentation,
   **static: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Gathers, augments and takes a `train_step`, all in one program.
+  """Gather and augment examples, and take a `train_step`, in one program.
 
   Args:
-    state: donated when compiled; its step says which row of the epoch to read.
+    state: donated when compiled; its step is the row of the epoch to read.
     epoch: order, hyperparameters and priors of an epoch.
     examples: the training split.
     augmentation: of the inputs.
     **static: `model`, `optimizer`, `loss` and `mean_over_run` of `train_step`.
 
   Returns:
-    What `train_step` returns.
+    The result of `train_step`.
   """
   steps = epoch.index.shape[0]
   number, row = state.step // steps, state.step % steps
@@ -254,7 +254,7 @@ def resident_eval_step(
   augmentation: augment.Augmentation,
   model: nn.Module,
 ) -> dict[str, jax.Array]:
-  """Gathers and scores a batch with `eval_step`; nothing is augmented."""
+  """Gather a batch and score it with `eval_step`, without augmentation."""
   index = inputs.index
   seen = augmentation.evaluation_inputs(examples, index)
   batch = _batch(seen, index, examples, inputs.prior)
@@ -265,8 +265,8 @@ def resident_eval_step(
 def _batch(
   inputs: jax.Array, index: jax.Array, examples: Examples, prior: Prior
 ) -> Batch:
-  # The barrier keeps the size of the table out of how the step is fused, so
-  # that runs have the same bits whatever other priors their table has.
+  # Without the barrier, the size of the prior's table would change how the step
+  # is fused, and the bits of a run would depend on the other rows.
   weights = jax.lax.optimization_barrier(prior.rows[prior.index[index]])
   return Batch(
     inputs=inputs,
@@ -276,9 +276,10 @@ def _batch(
 
 
 def _label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """How many classes come before the label, `[B]`; ties in class order.
+  """Return the number of classes ranked before the label, `[B]`.
 
-  A logit that is NaN counts as coming first, so that it never scores.
+  Ties are ranked in class order. NaN is ranked first, so that it is never
+  counted as correct.
   """
   classes = jnp.arange(logits.shape[-1])[None, :]
   on_label = classes == labels[:, None]

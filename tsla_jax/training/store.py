@@ -1,10 +1,10 @@
-"""The store of checkpoints: written whole, found by what they were trained on.
+"""The store of checkpoints of a workdir.
 
-It knows nothing of rows or methods: a run goes on from the newest state that
-was trained on a beginning of its own path. STORE/NAME/seedN/ is the checkpoint
-of one of the runs that trained side by side. It is written to a temporary
-directory and committed by one rename, so it is there for all of them or for
-none. Deleting renames the directory first.
+It does not depend on rows or methods. A run starts from the newest state that
+has the keys of the run (`plan.Run.key`). STORE/NAME/seedN/ is the checkpoint of
+one of several runs that trained at the same time. All of them are written to a
+temporary directory, which one rename commits. Deleting renames a directory
+first.
 """
 
 import concurrent.futures
@@ -28,17 +28,17 @@ from tsla_jax.training.checkpoint import (
 from tsla_jax.training.progress import say
 from tsla_jax.training.state import TrainState
 
-_ROLLING = 2  # how many states are kept of those that only serve a restart
+_ROLLING = 2  # number of kept states that only serve a restart
 
 
 class Store:
-  """All checkpoints of a workdir; one process at a time has it open.
+  """All checkpoints of a workdir; only one process may open it at a time.
 
   Args:
-    root: the directory; made with the first checkpoint. What a killed process
-      left half-written or half-deleted in it is removed.
-    runs: all of the plan (`plan.Run`). The checkpoints in their folders are to
-      start from, too.
+    root: the directory, made with the first checkpoint. Partial files of a
+      killed process are removed.
+    runs: all runs of the plan (`plan.Run`). Runs may also start from the
+      checkpoints in their folders.
   """
 
   def __init__(self, root: pathlib.Path, runs: Sequence[Any]):
@@ -49,7 +49,7 @@ class Store:
     for path in root.glob('.*'):
       shutil.rmtree(path, ignore_errors=True)
     folders = [run.directory.checkpoints for run in runs]
-    for path in folders:  # if a kill came between the renames of `export`
+    for path in folders:  # after a kill between the renames of `export`
       temporary = path.with_name(f'.{path.name}.tmp')
       if not path.exists() and (temporary / 'progress.json').exists():
         os.rename(temporary, path)
@@ -62,11 +62,11 @@ class Store:
         say(f'{error}. It is left out.')
 
   def newest(self, run: Any, step: int | None = None) -> Checkpoint | None:
-    """Returns the state that leaves the least of a run to be trained.
+    """Return the newest state from which a run may start.
 
     Args:
-      run: which one.
-      step: of the states after so many steps; None: of all.
+      run: the run.
+      step: the number of steps of the state; None for any.
     """
     return max(
       (
@@ -84,16 +84,16 @@ class Store:
     states: Sequence[TrainState],
     best: Sequence[TrainState | None],
   ) -> None:
-    """Starts to write a checkpoint, once the one before is complete.
+    """Start to write a checkpoint when the previous one is complete.
 
     Raises:
-      InputError: if the one before could not be written.
+      InputError: if the previous one could not be written.
     """
     self.wait()
     self._pending = self._writer.submit(self._write, progress, states, best)
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk.
+    """Wait until everything saved is on disk.
 
     Raises:
       InputError: if it could not be written.
@@ -104,10 +104,10 @@ class Store:
     try:
       written = pending.result()
       paths = [c.path for c in written]
-      # A path that was written again may have more metrics now.
+      # A checkpoint that was written again may have more metrics.
       others = [c for c in self.checkpoints if c.path not in paths]
       self.checkpoints = others + written
-    # Orbax and TensorStore raise errors of many kinds and of hundreds of lines.
+    # Orbax and TensorStore raise errors of many kinds with hundreds of lines.
     except Exception as error:
       reason = ' '.join(str(error).split())[:200]
       raise InputError(
@@ -117,21 +117,21 @@ class Store:
     self.prune()
 
   def close(self) -> None:
-    """Waits for what is being written, and ends the writing thread."""
+    """Wait until everything is written, and end the writing thread."""
     try:
       self.wait()
     finally:
       self._writer.shutdown()
 
   def export(self, run: Any) -> pathlib.Path | None:
-    """Gives a run's folder checkpoints that do not depend on the store.
+    """Write checkpoints into a run's folder that do not depend on the store.
 
     Args:
-      run: which one. `checkpoints` in its folder will hold 'last', 'best' and,
-        if it has two stages, 'switch', the state between them.
+      run: the run. `checkpoints` in its folder will have 'last', 'best' and, if
+        it has two stages, 'switch', the state between them.
 
     Returns:
-      That directory; None if there is no state of the run.
+      The directory; None if there is no state of the run.
     """
     newest, target = self.newest(run), run.directory.checkpoints
     if newest is None:
@@ -139,7 +139,7 @@ class Store:
     parts = {name: (newest, name) for name in ('last', 'best')}
     drop = run.drop_step(newest.progress.metrics)
     switches = [(self.newest(run, drop), 'last')] if drop else []
-    # If the run was asked for more epochs, or a store without the state.
+    # For a run with more epochs, or a store that lacks the state.
     switches += [(c, 'switch') for c in self.checkpoints if c.path == target]
     for source, name in switches:
       if source is None or name not in source.digests or 'switch' in parts:
@@ -169,7 +169,7 @@ class Store:
     states: Sequence[TrainState],
     best: Sequence[TrainState | None],
   ) -> list[Checkpoint]:
-    # A state that is only found to be one to keep later has another name.
+    # A state has another name if it is marked to keep later.
     what = [(p.identity, p.kept, *p.keys) for p in progress]
     name = f'{progress[0].step:08d}-{digest_text(json.dumps(what))[:12]}'
     target, temporary = self.root / name, self.root / f'.{name}.tmp'
@@ -184,15 +184,15 @@ class Store:
       }
       write_progress(directory, one, digests)
       written.append(Checkpoint(target / directory.name, one, digests))
-    delete(target)  # one that turned out to be damaged
+    delete(target)  # of a damaged checkpoint
     os.rename(temporary, target)
     return written
 
   def prune(self) -> None:
-    """Deletes states that only serve a restart and are needed no more.
+    """Delete states that only serve a restart and are not needed any more.
 
-    Those are needed that a run would start from or must give as its switch, and
-    of runs under way the last two.
+    A state is needed if a run would start from it, if it is the switch of a
+    run, or if it is one of the last two of an unfinished run.
     """
     groups: dict[pathlib.Path, list[Checkpoint]] = {}
     for checkpoint in self.checkpoints:
@@ -222,10 +222,10 @@ class Store:
 
 
 def delete(path: pathlib.Path) -> None:
-  """Deletes a directory, if there is one.
+  """Delete a directory if it exists.
 
-  It is renamed before, so that nothing half-deleted looks whole; what a killed
-  process had renamed goes, too.
+  It is renamed first, so that a partly deleted directory does not look
+  complete. Directories that a killed process had renamed are deleted too.
   """
   doomed = path.with_name(f'.{path.name}.deleted')
   shutil.rmtree(doomed, ignore_errors=True)
@@ -235,7 +235,7 @@ def delete(path: pathlib.Path) -> None:
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a directory; by hard links where the file system has them."""
+  """Copy a directory, by hard links if the file system has them."""
 
   def link(one: str, other: str) -> None:
     try:

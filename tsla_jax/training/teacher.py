@@ -1,9 +1,8 @@
-"""Teachers: what a trained model says of every training example.
+"""Teachers: predictions of a trained model for every training example.
 
-Three ways to come from a model to a distribution over the K classes; the paper
-takes "an ImageNet pre-trained model" and does not say how 1000 classes become
-K. A model that has been fitted to an example gives nearly its label back, so
-the probe is cross-fitted.
+There are three ways from a model to a distribution over the K classes
+(`docs/assumptions.md`). A model that was fitted to an example nearly predicts
+its one-hot label, so the probe is cross-fitted.
 """
 
 import os
@@ -29,19 +28,18 @@ from tsla_jax.training.load import apply_model, load_last
 def from_run(
   workdir: str | os.PathLike[str], dataset: Dataset, temperature: float = 1.0
 ) -> np.ndarray:
-  """Returns what a run's last epoch predicts for every training example.
+  """Return the predictions of a run's last epoch for the training examples.
 
   Args:
-    workdir: the run's folder.
-    dataset: of the classes and the image shape that it was trained on.
+    workdir: the folder of the run.
+    dataset: with the classes and the input shape of the run.
     temperature: of the softmax.
 
   Returns:
     Probabilities `[N, K]`.
 
   Raises:
-    InputError: if there is no such run that is finished, or it was trained on
-      other images.
+    InputError: if the run is not finished, or was trained on other images.
   """
   model, variables = load_last(workdir)
   directory = RunDir(workdir)
@@ -68,11 +66,11 @@ def from_probe(
   temperature: float = 1.0,
   **options: Any,
 ) -> np.ndarray:
-  """Returns what a linear probe on pretrained features predicts.
+  """Return the predictions of a linear classifier on pretrained features.
 
   Args:
-    weights: a file or hub id, the architecture, and the side of its inputs;
-      None where the data are features.
+    weights: a file or hub id, the architecture, and the size of its inputs;
+      None if the data are features.
     dataset: with the training examples.
     temperature: of the softmax.
     **options: of `cross_fitted_probe`.
@@ -81,7 +79,7 @@ def from_probe(
     Probabilities `[N, K]`.
 
   Raises:
-    InputError: if the weights cannot be had or do not fit.
+    InputError: if the weights cannot be read or do not fit.
   """
   features = dataset.train.inputs[:, 0]  # as in evaluation
   if weights is not None:
@@ -94,7 +92,7 @@ def from_probe(
 def from_frozen(
   weights: tuple[str, str, int], dataset: Dataset, temperature: float = 1.0
 ) -> np.ndarray:
-  """Returns what pretrained weights with their own head predict, mapped.
+  """Return the predictions of a pretrained net, mapped to the K classes.
 
   Arguments, result and errors are those of `from_probe`; see `map_by_counts`.
   """
@@ -113,7 +111,7 @@ def from_frozen(
 def _apply_weights(
   name: str, architecture: str, size: int, split: Split
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-  """Returns logits and features, and whether the weights have a head."""
+  """Return logits and features, and whether the weights have a head."""
   backbone, report = load_backbone(name, architecture)
   print(f'{name}: {report}.')
   view = augment.Augmentation(
@@ -139,14 +137,14 @@ def cross_fitted_probe(
   folds: int = 5,
   seed: int = 0,
 ) -> np.ndarray:
-  """Logits of linear classifiers, each for examples it was not fitted to.
+  """Compute logits of linear classifiers that were not fitted to the example.
 
   Args:
     features: `[N, d]`.
-    labels: `[N]`, each class at least `folds` times.
+    labels: `[N]`; each class has at least `folds` examples.
     num_classes: K.
     strength: scikit-learn's C, the inverse of the L2 penalty.
-    folds: as many classifiers, stratified by class.
+    folds: the number of classifiers; folds are stratified by class.
     seed: of the folds.
 
   Returns:
@@ -180,11 +178,11 @@ def cross_fitted_probe(
 def map_by_counts(
   source: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """Turns probabilities of other classes into ones of ours.
+  """Map probabilities of J source classes to the K classes of the data.
 
-  `P(k | j)` is counted: how often an example that looks most like source class
-  j has label k, with one count more that is shared out by the frequency of the
-  labels. An example is left out of the counts that judge it.
+  `P(k | j)` is the share of label k among the examples whose most probable
+  source class is j. One more count is divided among the labels by their
+  frequency. The counts used for an example leave out that example.
 
   Args:
     source: `P(j | x)`, `[N, J]`.
@@ -199,8 +197,7 @@ def map_by_counts(
   np.add.at(counts, (nearest, labels), 1.0)
   counts += np.bincount(labels, minlength=num_classes) / len(labels)
   given = counts / counts.sum(axis=1, keepdims=True)
-  # Only the row of its own source class changes for an example that is left
-  # out.
+  # Leaving out an example changes only the row of its source class.
   without = counts[nearest]
   without[np.arange(len(labels)), labels] -= 1.0
   without /= without.sum(axis=1, keepdims=True)
@@ -209,7 +206,7 @@ def map_by_counts(
 
 
 def describe(probabilities: np.ndarray, labels: np.ndarray) -> str:
-  """A teacher's top-1, mean entropy and calibration, in a line."""
+  """Return a line with a teacher's top-1, mean entropy and calibration."""
   p = np.asarray(probabilities, np.float64)
   correct = p.argmax(axis=1) == labels
   entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=1).mean()

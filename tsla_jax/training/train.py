@@ -30,29 +30,29 @@ def train_and_evaluate(
   *,
   allow_other_versions: bool = False,
 ) -> dict[str, Any]:
-  """Trains and evaluates a run, or goes on with one.
+  """Train and evaluate a run, or continue it.
 
-  Killed at any moment and started again with the same workdir, a run goes on
-  from its newest checkpoint and ends with the bits of an uninterrupted one. A
-  finished run is left as it is.
+  A run may be killed at any moment. Called again with the same workdir, it
+  continues from the newest checkpoint. Its results are bitwise equal to those
+  of an uninterrupted run. A finished run is not changed.
 
   Args:
-    config: as `configs/default.py` lays it out.
-    workdir: the run's folder; made if need be.
-    dataset: to use instead of the one the config names.
-    allow_other_versions: go on with a deterministic run that was begun with
-      other versions or devices, whose bits are then others.
+    config: with the fields of `configs/default.py`.
+    workdir: the folder of the run; made if it does not exist.
+    dataset: used instead of the one in the config.
+    allow_other_versions: continue a deterministic run that was begun with other
+      versions or devices, although its bits will differ.
 
   Returns:
     The run's summary: best and last test metrics.
 
   Raises:
-    InputError: what is wrong with the config, the data or the workdir; nothing
-      was written.
-    DivergenceError: a loss or parameter became NaN or infinite; the checkpoints
-      before it are kept.
-    SystemExit: with 128 + the signal's number, after saving a checkpoint, on
-      SIGTERM, SIGINT and SIGHUP; the last also where a pipe is closed.
+    InputError: if the config, the data or the workdir is wrong; nothing was
+      written.
+    DivergenceError: if a loss or parameter became NaN or infinite; earlier
+      checkpoints are kept.
+    SystemExit: on SIGTERM, SIGINT and SIGHUP, with 128 + the number of the
+      signal, after saving a checkpoint. A closed pipe counts as SIGHUP.
   """
   if not os.fspath(workdir):
     raise InputError('the workdir is empty; give the path of a directory')
@@ -83,7 +83,7 @@ def train_and_evaluate(
 
       store = Store(directory.path / 'segments', [run])
       Walk(store, topology, report, allow_other_versions).train([[run]])
-    # The run's folder has all that is needed of it.
+    # The run's folder has everything that is needed.
     delete(directory.path / 'segments')
     ended = directory.divergence(config.num_epochs)
     if ended is not None:
@@ -102,23 +102,22 @@ def train_table(
   over_batch: bool = False,
   allow_other_versions: bool = False,
 ) -> None:
-  """Trains every run of a table that is not over yet.
+  """Train every run of a table that is not finished yet.
 
-  Killed at any moment and started again, a table goes on where it was; what is
-  finished is not trained again. Rows and seeds that were added start at the
-  last stored state they share.
+  A table may be killed at any moment. Called again, it continues where it was.
+  Added rows and seeds start at the last stored state that they share.
 
   Args:
     table: from `make_table`.
-    record: what `table.json` is to hold beside the rows and seeds: 'table',
+    record: contents of `table.json` besides rows and seeds: 'table',
       'config_file', 'fields', 'published'.
-    dataset: to use instead of the one the configs name.
-    over_batch: split each batch over the devices; else each device trains a
-      seed, side by side.
+    dataset: used instead of the one in the configs.
+    over_batch: whether to split each batch over the devices. Otherwise each
+      device trains one seed.
     allow_other_versions: see `train_and_evaluate`.
 
   Raises:
-    InputError: what is wrong with data or workdir; nothing was written.
+    InputError: if the data or the workdir is wrong; nothing was written.
     SystemExit: on a signal, after saving.
   """
   path, configs = table.directory.path, table.configs
@@ -162,7 +161,7 @@ def train_table(
 
 
 def _check_workdir(table: Table) -> None:
-  """Refuses a workdir of another table, or of something else."""
+  """Check that a workdir is empty or holds this table."""
   path, known = table.directory.path, table.directory.record()
   if known is not None:
     rows = [row['name'] for row in known['rows']]
@@ -185,10 +184,11 @@ def _check_workdir(table: Table) -> None:
 def _divide(
   table: Table, runs: Mapping[str, Sequence[Run]], over_batch: bool
 ) -> tuple[list[Sequence[int]], devices.Topology, str]:
-  """Divides the devices among the seeds that are not over.
+  """Divide the devices among the unfinished seeds.
 
   Returns:
-    Rounds of seeds that train side by side, their topology, and both in words.
+    Rounds of seeds that train at the same time, their topology, and a text that
+    describes both.
   """
   config, *_ = table.configs.values()
   topology = devices.data_parallel(config.num_devices)
@@ -202,7 +202,7 @@ def _divide(
       topology.split(config.batch_size)
     each = f'each batch over {count}' if count > 1 else 'on 1'
     return [[seed] for seed in seeds], topology, f', {each} {kind}'
-  # Rounds of equal size, so that the fewest devices idle in the last.
+  # Rounds of equal size, so that few devices idle in the last.
   num_rounds = -(-len(seeds) // count) or 1
   size = -(-len(seeds) // num_rounds) or 1
   rounds = [seeds[i : i + size] for i in range(0, len(seeds), size)]

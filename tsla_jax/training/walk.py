@@ -1,4 +1,4 @@
-"""The walk over a plan: every run to its end, and what they share once."""
+"""The walk over a plan: train every run, and shared epochs once."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,15 @@ from tsla_jax.training.store import Store
 
 @dataclasses.dataclass
 class Walk:
-  """The walk over a plan: trains every run to its end, what they share once.
+  """The walk over a plan: trains every run to its end, and shared epochs once.
+
+  Making it checks the folders of all runs.
 
   Attributes:
-    store: of the checkpoints of all runs; the folders of these are checked when
-      this is made.
-    topology: which devices train which run of a group.
+    store: of the checkpoints of all runs.
+    topology: the assignment of devices to the runs of a group.
     report: see `fit.Segment`.
-    allow_other_versions: go on with deterministic runs of other ones, too.
+    allow_other_versions: continue deterministic runs of other versions too.
   """
 
   store: Store
@@ -46,7 +47,7 @@ class Walk:
       summary = directory.summary()
       for progress in (c.progress for c in self.store.checkpoints):
         epochs = len(progress.keys)
-        # What is finished can be had again, whatever was begun since.
+        # Finished results stay available, even if a longer run has begun.
         back = summary is not None and summary['num_epochs'] == most
         if epochs > most and progress.is_of(run) and not back:
           raise InputError(
@@ -60,11 +61,11 @@ class Walk:
         say(note)
 
   def _check_start(self, run: Run) -> str | None:
-    """Says in what a run's past epochs were trained otherwise, if they were.
+    """Return a note if a run's past epochs had other versions or devices.
 
     Raises:
-      InputError: if the run is to have the same bits at every start, or the
-        weights to start from cannot be had.
+      InputError: if the run is deterministic, or its pretrained weights cannot
+        be read.
     """
     stored, here = self.store.newest(run), devices.environment(self.topology)
     if stored is None:
@@ -92,10 +93,10 @@ class Walk:
     return f'Note: {text}.'
 
   def train(self, groups: Sequence[Sequence[Run]]) -> None:
-    """Trains groups of runs of one row, in an order that puts parents first.
+    """Train groups of runs of one row; a row must come after its parent.
 
-    Groups of one program follow each other, so that one data set at a time is
-    on the devices.
+    Groups of one program are trained after each other, so that only one data
+    set is on the devices at a time.
     """
     with contextlib.ExitStack() as stack:
       self.signals = stack.enter_context(_catch_signals())
@@ -122,12 +123,12 @@ class Walk:
     return Bar(len(every), len(done))
 
   def _train_group(self, runs: Sequence[Run], experiment: Experiment) -> None:
-    """Trains runs of one row to their ends, side by side where equally far."""
+    """Train runs of one row to their ends; those at equal steps together."""
     for run in runs:
       if not run.is_over():
         self._end_with_parent(run)
     while todo := [run for run in runs if not run.is_over()]:
-      if self.signals:  # one that came when nothing was left to be saved
+      if self.signals:  # a signal after everything was saved
         say('Start again with the same workdir to go on.')
         raise SystemExit(128 + self.signals[0])
       steps = []
@@ -138,14 +139,14 @@ class Walk:
         [r for r, s in zip(todo, steps, strict=True) if s == steps[0]],
         experiment,
       )
-      # Else one was damaged, and an older state is used.
+      # Otherwise a checkpoint was damaged, and an older state is used.
       if len({course.progress.step for course in courses}) == 1:
         Segment(
           courses, experiment, self.store, self.bar, self.signals, self.report
         ).train()
 
   def _end_with_parent(self, run: Run) -> None:
-    """Marks a run whose path is known to end in NaN or infinity."""
+    """Mark a run as diverged if a run with the same epochs has diverged."""
     for other in self.store.runs:
       record = other.directory.diverged()
       if record is not None:
@@ -157,7 +158,7 @@ class Walk:
           return
 
   def _open(self, runs: Sequence[Run], experiment: Experiment) -> list[Course]:
-    """Restores the newest good state of each run, or makes the first one."""
+    """Restore the newest valid state of each run, or make the initial one."""
     courses = [self._restore(run, experiment) for run in runs]
     if all(courses):
       return courses
@@ -209,7 +210,7 @@ class Walk:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-  """Collects signals to end; a second one has its default effect."""
+  """Collect signals to end; a second signal has the default effect."""
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
