@@ -1,14 +1,15 @@
 # make demo   trains a table of methods on digits, and says where its report is
 # make test   runs the whole test suite
 # make docs   builds the documentation into build/docs; broken links fail
-# They make .venv first: Python 3.11 to 3.13, git and make are all they need.
+# make notebooks   executes the notebooks in full, into build/notebooks
+# All make .venv first: Python 3.11 to 3.13, git and make are all they need.
 
 RIGHT = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 # The first of these that runs and is of the right version.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c '$(RIGHT)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: .venv/installed
 	.venv/bin/python experiments/table.py --config=configs/digits.py --seeds=3 \
@@ -25,6 +26,15 @@ lint: .venv/installed
 docs: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+# PYTHONPATH: of configs.
+notebooks: .venv/installed
+	.venv/bin/python -m pip install --quiet --editable '.[notebooks]'
+	rm -rf build/notebooks
+	mkdir -p build/notebooks
+	cp notebooks/*.ipynb build/notebooks
+	PYTHONPATH="$(CURDIR)" .venv/bin/jupyter execute --inplace \
+	  build/notebooks/*.ipynb
 
 # The mark is written last, so an installation that was cut short is repeated.
 .venv/installed: setup.py

@@ -45,6 +45,8 @@ setuptools.setup(
   extras_require={
     'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
     'docs': ['mkdocs-material>=9.7,<10', 'mkdocstrings[python]>=1'],
+    # nbclient and ipykernel execute them, ipywidgets has the sliders.
+    'notebooks': ['ipykernel', 'ipywidgets', 'nbclient'],
     'prepare': ['opencv-python-headless', 'tensorflow'],
     'torch': ['torch'],
     'cuda12': ['jax[cuda12]'],
