@@ -135,3 +135,34 @@ def test_bad_input_ends_at_once(start, tmp_path, name, given):
   assert start(name, *arguments).wait(timeout=60) == 2
   log = lines(tmp_path / 'log')
   assert log == [] if given else log[-1].startswith('error: give CONFIG')
+
+
+def test_an_installation_that_was_cut_short_is_repeated(tmp_path):
+  """A stand-in for `python3 -m venv` whose pip fails the first time."""
+  shutil.copytree(_ROOT / 'scripts', tmp_path / 'scripts')
+  (tmp_path / 'bin').mkdir()
+  python = tmp_path / 'bin' / 'python3'
+  python.write_text(
+    '#!/bin/bash\nmkdir -p .venv/bin; cp bin/pip .venv/bin/python\n'
+  )
+  (tmp_path / 'bin' / 'pip').write_text(
+    '#!/bin/bash\necho "$@" >> log; [ "$(wc -l < log)" != 1 ]\n'
+  )
+  for file in (tmp_path / 'bin').iterdir():
+    file.chmod(0o755)
+  environment = {
+    **os.environ,
+    'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}',
+    'SLURM_SUBMIT_DIR': str(tmp_path),
+    'EXTRA': 'cuda13',
+  }
+  environment.pop('PYTHON', None)
+  job = ['bash', 'scripts/slurm.sh', 'a.py', 'runs/a']
+  codes = [
+    subprocess.run(job, cwd=tmp_path, env=environment, check=False).returncode
+    for _ in range(3)
+  ]
+  assert codes == [1, 0, 0]
+  install = '-m pip install --quiet --editable .[cuda13]'
+  table = 'experiments/table.py --config=a.py --workdir=runs/a'
+  assert lines(tmp_path / 'log') == [install, install, table, table]
