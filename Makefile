@@ -14,6 +14,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 demo: .venv/installed
 	.venv/bin/python experiments/table.py --config=configs/digits.py --seeds=3 \
 	  --config.data.label_noise=0.2 --workdir=runs/digits_table
+	@echo 'Next, train a run of your own, as by:'
+	@echo '  .venv/bin/tsla-train --config=digits.py:tsla,drop=20'
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile \

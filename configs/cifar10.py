@@ -6,7 +6,7 @@ python experiments/main.py --config=configs/cifar10.py \
 
 import ml_collections
 
-from configs import cifar100, default
+from tsla_jax.configs import cifar100, default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

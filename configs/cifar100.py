@@ -6,7 +6,7 @@ python experiments/main.py --config=configs/cifar100.py:tsla,drop=180 \
 
 import ml_collections
 
-from configs import default
+from tsla_jax.configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

@@ -6,7 +6,7 @@ python experiments/main.py --config=configs/cub.py:tsla,drop=50 \
 
 import ml_collections
 
-from configs import default, dogs
+from tsla_jax.configs import default, dogs
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

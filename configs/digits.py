@@ -5,7 +5,7 @@ python experiments/main.py --config=configs/digits.py --workdir=runs/digits
 
 import ml_collections
 
-from configs import default
+from tsla_jax.configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

@@ -6,7 +6,7 @@ python experiments/table.py --config=configs/digits_head.py
 
 import ml_collections
 
-from configs import default, digits
+from tsla_jax.configs import default, digits
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

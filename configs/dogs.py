@@ -6,7 +6,7 @@ python experiments/main.py --config=configs/dogs.py:tsla,drop=40 \
 
 import ml_collections
 
-from configs import default
+from tsla_jax.configs import default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ those of the whole data set. Its images already are squares of 224 pixels.
 
 import ml_collections
 
-from configs import default, dogs
+from tsla_jax.configs import default, dogs
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

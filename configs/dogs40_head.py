@@ -12,7 +12,7 @@ backbone:
 
 import ml_collections
 
-from configs import default, dogs
+from tsla_jax.configs import default, dogs
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ in 100 classes. Its accuracies do not compare with those of CIFAR-100.
 
 import ml_collections
 
-from configs import cifar100, default
+from tsla_jax.configs import cifar100, default
 
 
 def get_config(method: str = 'tsla') -> ml_collections.ConfigDict:

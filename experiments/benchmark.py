@@ -18,10 +18,11 @@ import json
 import tempfile
 import time
 
-import command_line
+import checkout  # noqa: F401
 from absl import flags
 from ml_collections import config_flags
 
+from tsla_jax.commands import command_line
 from tsla_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -1,39 +1,8 @@
-"""Prepares a TFDS data set, so that training reads it without TensorFlow.
+"""Prepares a TFDS data set, as `tsla-prepare` does; see --help."""
 
-  python experiments/prepare.py --dataset=cifar100 --data_dir=DIR
-  python experiments/prepare.py --dataset=caltech_birds2011 --data_dir=DIR \
-    --archives=FOLDER
+import checkout  # noqa: F401
 
-Downloads it, or takes the original archives from a folder: for cifar100
-cifar-100-binary.tar.gz; for caltech_birds2011 CUB_200_2011.tgz and
-segmentations.tgz; for stanford_dogs images.tar, lists.tar and annotation.tar.
-"""
-
-import command_line
-from absl import flags
-
-_DATASET = flags.DEFINE_string(
-  'dataset', None, "TFDS' name: cifar100, stanford_dogs, caltech_birds2011, ..."
-)
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where to prepare it; data.data_dir of a config.'
-)
-_ARCHIVES = flags.DEFINE_string(
-  'archives', None, 'Folder of the original archives; None: download them.'
-)
-
-
-def main() -> None:
-  """Runs what the flags say."""
-  from tsla_jax.data.prepare import prepare
-
-  where = prepare(_DATASET.value, _DATA_DIR.value, _ARCHIVES.value)
-  print(
-    f'Prepared: {where}\nTrain with --config.data.name={_DATASET.value}'
-    f' --config.data.data_dir={_DATA_DIR.value}'
-  )
-
+from tsla_jax.commands import prepare
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['dataset', 'data_dir'])
-  command_line.run(main)
+  prepare.run()

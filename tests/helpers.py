@@ -18,7 +18,7 @@ import pytest
 from absl import app, flags
 from PIL import Image
 
-from configs import default
+from tsla_jax.configs import default
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.models import pretrained, resnet
 from tsla_jax.rundir import RunDir, slug
@@ -282,13 +282,13 @@ def _run_forked(root, argv, environment, output, before):
   runpy.run_path(argv[0], run_name='__main__')
 
 
-def door_inside(root, name, *arguments):
+def door_inside(root, name, *arguments, cwd=None):
   """As `door`, but in this process, which has imported everything already.
 
   The file runs as a script does, from its flags to its exit status. Each one
   has a test with a process of its own, too.
   """
-  argv = [f'experiments/{name}.py', *map(str, arguments)]
+  argv = [str(root / f'experiments/{name}.py'), *map(str, arguments)]
   app.define_help_flags()  # absl defines them once in a process
   known = {*flags.FLAGS}
   numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -296,7 +296,7 @@ def door_inside(root, name, *arguments):
   output, errors, code = io.StringIO(), io.StringIO(), 0
   with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections'
-    patch.chdir(root)
+    patch.chdir(cwd or root)
     patch.syspath_prepend(root / 'experiments')
     patch.setattr(sys, 'argv', argv)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -305,6 +305,11 @@ def door_inside(root, name, *arguments):
       except SystemExit as end:
         code = end.code or 0
       finally:
+        # With their flags, which another command may have, too.
+        for module in [
+          m for m in sys.modules if m.startswith('tsla_jax.commands')
+        ]:
+          del sys.modules[module]
         for number, handler in handlers.items():
           signal.signal(number, handler)
         flags.FLAGS.unparse_flags()

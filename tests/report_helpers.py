@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from configs import default
 from tsla_jax.analysis.confidence import normalized_max_logit
+from tsla_jax.configs import default
 from tsla_jax.report import figures
 from tsla_jax.rundir import slug
 

@@ -13,6 +13,11 @@ ALLOWED = {
   'models': {'errors'},
   'data': {'errors', 'io'},
   'methods': {'errors', 'fields'},
+  'configs': {'errors'},
+  'commands': {
+    *BASE,
+    *('analysis', 'configs', 'data', 'methods', 'report', 'training'),
+  },
   'report': {*BASE, 'analysis', 'data', 'methods'},
   # Of report only the picture that every run leaves behind.
   'training': {

@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flax import traverse_util
-
 # Results of an epoch do not depend on these: paths, intervals, measurements,
 # and the number of epochs, because schedules count from the start.
 FREE = 'free'
@@ -56,8 +54,13 @@ _KINDS = {
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Join the keys of nested dictionaries by dots; values are those of JSON."""
-  flat = traverse_util.flatten_dict(dict(config), sep='.')
-  return json.loads(json.dumps(flat))
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= {f'{key}.{name}': v for name, v in flatten(value).items()}
+    else:
+      flat[key] = json.loads(json.dumps(value))
+  return flat
 
 
 def kind(field: str) -> str:

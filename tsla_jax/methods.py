@@ -29,11 +29,21 @@ DROP_RULES = ('plateau', 'variance', 'delta')
 
 # Fields of `smoothing` that say when theta drops to 0; at most one is set.
 _DROPS = ('drop_epoch', 'drop_rule', 'drop_step')
-# Names of methods on a command line, before the comma.
-_NAMES = (
-  *('baseline', 'lsr', 'tsla', 'best_theta'),
-  *('lsr_pre', 'tsla_pre', 'best_theta_pre'),
-)
+# How methods are written on a command line, and what they train on.
+METHODS = {
+  'baseline': 'one-hot labels',
+  'lsr': 'smoothed labels throughout',
+  'tsla': "smoothed labels until the config file's own drop epoch",
+  'tsla,drop=EPOCH': 'smoothed labels before this epoch, counted from 0',
+  'tsla,drop=Nsteps': 'smoothed labels in the first N steps, as drop=450steps',
+  'tsla,drop=RULE': 'smoothed labels until a rule fires: '
+  + ', '.join(DROP_RULES),
+  'best_theta': 'in each epoch with the theta* of the epoch before',
+  'lsr_pre': 'as lsr, with the predictions of smoothing.teacher',
+  'tsla_pre': 'as tsla, with the predictions of smoothing.teacher',
+  'best_theta_pre': 'as best_theta, with those of smoothing.teacher',
+}
+_ACCEPTED = f'one of {", ".join(map(repr, METHODS))}'
 # Fields that the name of a method tells.
 _IN_NAME = (
   'loss.name',
@@ -43,12 +53,6 @@ _IN_NAME = (
   'smoothing.schedule',
 )
 _SUFFIX = {'uniform': '', 'class': '-class', 'teacher': '-pre'}
-_ACCEPTED = (
-  "'baseline', 'lsr', 'tsla', 'tsla,drop=EPOCH', 'tsla,drop=NUMBERsteps',"
-  " 'tsla,drop=RULE' with one of the rules "
-  f"{', '.join(DROP_RULES)}, or 'best_theta'; with a teacher 'lsr_pre',"
-  " 'tsla_pre' or 'best_theta_pre'"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +195,7 @@ def apply_method(
   """
   name, *options = method.split(',')
   kind = name.removesuffix('_pre')
-  if name not in _NAMES:
+  if name not in METHODS:
     raise ValueError(f"unknown method '{method}'; {_ACCEPTED}")
   drop: dict[str, Any] = {'drop_epoch': drop_epoch}
   if options:

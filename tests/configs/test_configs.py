@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from tests.helpers import make_dataset, make_run, train_an_epoch
+from tsla_jax.configs import default
 from tsla_jax.errors import InputError
 from tsla_jax.fields import flatten
 from tsla_jax.training import config as config_lib
@@ -33,7 +33,7 @@ SHAPES = {
 
 
 def load(name, *method):
-  return importlib.import_module(f'configs.{name}').get_config(*method)
+  return importlib.import_module(f'tsla_jax.configs.{name}').get_config(*method)
 
 
 def test_every_file_is_tested(root):
@@ -154,7 +154,7 @@ def test_methods_differ_in_smoothing_only(name):
 @pytest.mark.parametrize(
   ('method', 'message'),
   [
-    ('mixup', "unknown method 'mixup'; 'baseline', 'lsr', 'tsla'"),
+    ('mixup', "unknown method 'mixup'; one of 'baseline', 'lsr'"),
     ('lsr,drop=4', 'is not understood'),
     ('tsla,dropp=4', 'is not understood'),
     ('tsla,drop=4,5', 'is not understood'),
@@ -245,7 +245,7 @@ def test_a_drop_at_epoch_0_is_refused():
 
 @pytest.mark.parametrize('name', [name for name in SHAPES if name != 'default'])
 def test_rows_of_tables_are_methods_of_their_file(name):
-  module = importlib.import_module(f'configs.{name}')
+  module = importlib.import_module(f'tsla_jax.configs.{name}')
   for table, rows in module.get_tables().items():
     described = {(row.method, row.name, str(row.fields)) for row in rows}
     assert len(described) == len(rows) >= 5, table

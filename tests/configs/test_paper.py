@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from configs import default
+from tsla_jax.configs import default
 
 # ImageNet's channels, which the pretrained weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -162,7 +162,7 @@ TABLE_3 = """
 
 
 def get_module(name):
-  return importlib.import_module(f'configs.{name}')
+  return importlib.import_module(f'tsla_jax.configs.{name}')
 
 
 @pytest.mark.parametrize('name', SETTINGS)

@@ -21,7 +21,7 @@ from tsla_jax.training.checkpoint import read_checkpoint
 
 # A table that trains for long enough to be killed five times.
 CONFIG = """
-from configs import default
+from tsla_jax.configs import default
 
 def get_config(method='tsla'):
   config = default.get_config(method)

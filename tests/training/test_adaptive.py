@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import default
 from tests.helpers import (
   EVERY_EPOCH,
   SEEDS,
@@ -22,6 +21,7 @@ from tests.helpers import (
 )
 from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
+from tsla_jax.configs import default
 from tsla_jax.errors import InputError
 from tsla_jax.report import explanation_tables, page
 from tsla_jax.report.explanation_figures import draw_explanations

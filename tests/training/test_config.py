@@ -3,8 +3,29 @@
 import pytest
 
 from tests.helpers import make_config, make_dataset
+from tsla_jax.configs import default
 from tsla_jax.errors import InputError
+from tsla_jax.fields import flatten
+from tsla_jax.training import checks
 from tsla_jax.training.train import train_and_evaluate
+
+FIELDS = flatten(default.base().to_dict())
+
+
+def test_optional_fields_are_those_that_default_leaves_open():
+  assert {f for f, value in FIELDS.items() if value is None} == checks.OPTIONAL
+
+
+@pytest.mark.parametrize('field', FIELDS)
+def test_none_is_accepted_where_it_is_offered(field):
+  config = default.base()
+  with config.unlocked():
+    config.update_from_flattened_dict({field: None})
+  if field in checks.OPTIONAL:
+    checks.check(config)
+  else:
+    with pytest.raises(InputError, match=f'{field}: None; must be '):
+      checks.check(config)
 
 
 @pytest.mark.parametrize(

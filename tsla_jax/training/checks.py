@@ -40,7 +40,7 @@ def _ordered(v: Any) -> bool:
 
 _SIZE = (lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
 _POSITIVE = (lambda v: np.isfinite(v) and v > 0, 'above 0')
-_RATE = _or_none(*_at_least(0))
+_RATE = _at_least(0)
 _INTERVAL = _at_least(0, ' (0: never)')
 
 # Accepted values of each field, or of all fields below a prefix that ends in a
@@ -82,7 +82,7 @@ _ACCEPTED: dict[str, Accepted] = {
   'optimizer.momentum': _below(0, 1),
   'optimizer.learning_rate.': _RATE,
   'optimizer.weight_decay': _RATE,
-  'optimizer.head_weight_decay': _RATE,
+  'optimizer.head_weight_decay': _or_none(*_RATE),
   'optimizer.drop_factor': _POSITIVE,
   'optimizer.second_stage_factor': _POSITIVE,
   'optimizer.drop_epochs': (
@@ -92,6 +92,17 @@ _ACCEPTED: dict[str, Accepted] = {
   'analysis.': _INTERVAL,
   'checkpoint.': _INTERVAL,
 }
+
+
+# The fields that may be None; `configs/default.py` says what that means.
+OPTIONAL = frozenset(
+  {
+    *('eval_batch_size', 'num_devices', 'model.pretrained'),
+    *('data.data_dir', 'data.cache_dir', 'optimizer.head_weight_decay'),
+    *(f'smoothing.drop_{what}' for what in ('epoch', 'step', 'rule')),
+    'smoothing.teacher',
+  }
+)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -104,6 +115,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field, value in values.items():
     prefix = field.rpartition('.')[0] + '.'
     accepted = _ACCEPTED.get(field) or _ACCEPTED.get(prefix)
+    if value is None and field not in OPTIONAL:
+      text = accepted[1] if accepted else 'set'
+      raise InputError(f'{field}: None; must be {text}')
     if accepted is not None:
       _require(field, value, *accepted)
   for field, valid, text in (

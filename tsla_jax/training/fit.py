@@ -115,9 +115,8 @@ class Segment:
   ) -> TrainState:
     """Train an epoch, starting at its step `first`."""
     steps, count = self.experiment.steps_per_epoch, len(self.active)
-    label = f'{self.courses[0].run.row or ""} epoch'.strip()
     self.bar.set_description_str(
-      f'{label} {epoch + 1}/{self.config.num_epochs}', refresh=False
+      f'{self._label()} {epoch + 1}/{self.config.num_epochs}', refresh=False
     )
     self.started, self.steps_here = time.monotonic(), steps - first
     # A drop within an epoch is the same for all runs of a row.
@@ -156,6 +155,14 @@ class Segment:
         if leave:
           self._leave()
     return state
+
+  def _label(self) -> str:
+    """Returns what the progress names before the number of the epoch."""
+    row = self.courses[0].run.row
+    if row is None:
+      return 'epoch'
+    seeds = [course.run.config.seed for course in self.active.values()]
+    return f'{row}, seed {", ".join(map(str, seeds))}, epoch'
 
   def _end_epoch(
     self, state: TrainState, epoch: int, prior: Prior, test_prior: Prior

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 import tqdm
 
@@ -28,14 +29,15 @@ def say(line: str) -> None:
 
 
 class Bar(tqdm.tqdm):
-  """A bar that counts epochs of all runs; hidden if there is no terminal.
+  """Count the epochs of all runs: in a bar on a terminal, else in lines.
 
   Args:
     total: epochs of all runs.
     done: epochs that are trained already.
+    every: seconds between lines where there is no terminal; None: no lines.
   """
 
-  def __init__(self, total: int, done: float):
+  def __init__(self, total: int, done: float, every: float | None = None):
     super().__init__(
       total=total,
       initial=done,
@@ -43,10 +45,23 @@ class Bar(tqdm.tqdm):
       disable=None,
       dynamic_ncols=True,
     )
+    self.every = every
+    self.first, self.began = done, time.monotonic()
+    self.said = self.began
 
   def advance(self, epochs: float) -> None:
     """Count a part of an epoch."""
+    # A drop rule may add epochs to those planned.
+    self.total = max(self.total, self.n + epochs)
     if not self.disable:
-      # A drop rule may add epochs to those planned.
-      self.total = max(self.total, self.n + epochs)
       self.update(epochs)
+      return
+    self.n += epochs
+    now = time.monotonic()
+    if self.every is not None and now - self.said >= self.every:
+      self.said = now
+      left = (now - self.began) * (self.total - self.n) / (self.n - self.first)
+      say(
+        f'{self.desc}: {self.n / self.total:.0%} of {self.total:,} epochs,'
+        f' {self.format_interval(left)} left'
+      )

@@ -9,6 +9,7 @@ import ml_collections
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import DivergenceError, InputError
 from tsla_jax.io import lock_directory, write_json, writing
+from tsla_jax.models import heads
 from tsla_jax.rundir import DIVERGED, FINISHED, RunDir, slug
 from tsla_jax.training import checks, devices
 from tsla_jax.training import config as config_lib
@@ -79,7 +80,7 @@ def train_and_evaluate(
         say(f'Note: {note}.')
 
       def report(line: Mapping[str, Any], rate: float) -> None:
-        say(_epoch_line(line, rate, config.num_epochs))
+        say(_epoch_line(line, rate, config))
 
       store = Store(directory.path / 'segments', [run])
       Walk(store, topology, report, allow_other_versions).train([[run]])
@@ -212,14 +213,23 @@ def _divide(
   return rounds, devices.side_by_side(size), where
 
 
-def _epoch_line(line: Mapping[str, Any], rate: float, num_epochs: int) -> str:
+def _epoch_line(
+  line: Mapping[str, Any], rate: float, config: ml_collections.ConfigDict
+) -> str:
+  """Returns what is said of an epoch of a run."""
+  head, backbone = (
+    line[f'learning_rate_{group}'] for group in ('head', 'backbone')
+  )
+  rates = f'lr {head:.2g}'
+  if backbone != head and config.model.name not in heads.NAMES:
+    rates += f' (backbone {backbone:.2g})'
+  # Both losses are those of one-hot labels, which can be compared.
   return (
-    f'epoch {line["epoch"] + 1:>3}/{num_epochs}'
-    f'  theta {line["theta"]:.2g}'
-    f'  lr {line["learning_rate_head"]:.2g}'
-    f'  loss train {line["train_loss"]:.3f} test {line["test_onehot_loss"]:.3f}'
-    f'  top-1 {line["test_top1"]:.2%}'
-    f'  {rate:,.0f}/s'
+    f'epoch {line["epoch"] + 1:>3}/{config.num_epochs}'
+    f'  theta {line["theta"]:.2g}  {rates}  one-hot loss train {line["train_onehot_loss"]:.3f}'
+    f' test {line["test_onehot_loss"]:.3f}  top-1'
+    f' train {line["train_top1"]:.1%} test {line["test_top1"]:.1%}'
+    f'  {rate:,.0f} images/s'
   )
 
 

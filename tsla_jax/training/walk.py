@@ -19,6 +19,9 @@ from tsla_jax.training.progress import Bar, say
 from tsla_jax.training.state import TrainState
 from tsla_jax.training.store import Store
 
+# Of a table, where there is no terminal.
+_SECONDS_BETWEEN_LINES = 10.0
+
 
 @dataclasses.dataclass
 class Walk:
@@ -120,7 +123,9 @@ class Walk:
         done.update(path)
       elif stored is not None:
         done.update(path[: stored.progress.epoch])
-    return Bar(len(every), len(done))
+    # A run alone has a line for each epoch.
+    lines = None if self.report is not None else _SECONDS_BETWEEN_LINES
+    return Bar(len(every), len(done), lines)
 
   def _train_group(self, runs: Sequence[Run], experiment: Experiment) -> None:
     """Train runs of one row to their ends; those at equal steps together."""

@@ -1,0 +1,243 @@
+"""What every command shares: flags, help, signals, and errors in a line."""
+
+import difflib
+import itertools
+import os
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from tsla_jax import configs, fields, methods
+from tsla_jax.errors import DivergenceError, InputError
+
+Main = Callable[[], None] | Mapping[str, Callable[[], None]]
+
+# Names that other projects have for fields of the config.
+_ALIASES = {
+  'lr': ('optimizer.learning_rate.head', 'optimizer.learning_rate.backbone'),
+  'epochs': ('num_epochs',),
+  'label_smoothing': ('smoothing.theta',),
+  'dataset': ('data.name',),
+  'wd': ('optimizer.weight_decay',),
+}
+
+
+class _OrNone(flags.ArgumentParser):
+  """Parses `None`, and leaves everything else to the parser of a type."""
+
+  def __init__(self, parser: flags.ArgumentParser, accepted: str):
+    self._parser, self._accepted = parser, accepted
+
+  def parse(self, argument: Any) -> Any:
+    """Returns the value of a field."""
+    if argument == 'None':
+      return None
+    try:
+      return self._parser.parse(argument)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'must be {self._accepted}') from error
+
+
+for _type, _parser, _accepted in (
+  (int, flags.IntegerParser(), 'a whole number'),
+  (float, flags.FloatParser(), 'a number'),
+  (str, flags.ArgumentParser(), 'a text'),
+):
+  config_flags.register_flag_parser_for_type(_type, _OrNone(_parser, _accepted))
+
+
+def define_config(help_string: str) -> flags.FlagHolder:
+  """Defines `--config`, the config file of a command."""
+  return config_flags.DEFINE_config_file('config', help_string=help_string)
+
+
+def run(main: Main, required: Sequence[str] = ()) -> None:
+  """Runs `main` with parsed flags; bad input (2) and divergence (1) in a line.
+
+  Anything else that is raised is a defect and keeps its traceback.
+
+  Args:
+    main: what the command does; all it is told are flags. Or several by name,
+      of which the command's one argument is to name one.
+    required: names of flags that must be given.
+  """
+  # Until a training loop takes over: a KeyboardInterrupt could get lost in
+  # callbacks of the libraries that are being loaded.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+      signal.signal(number, _leave)
+  # The log file of a batch job is to grow line by line.
+  if hasattr(sys.stdout, 'reconfigure'):
+    sys.stdout.reconfigure(line_buffering=True)
+  logging.set_verbosity(logging.WARNING)  # the libraries' own news
+  try:
+    if {'--help', '-help', '-h'} & {*sys.argv[1:]}:
+      print(_help(main))
+      return
+    app.run(
+      lambda argv: _start(main, argv),
+      flags_parser=lambda argv: _parse_flags(argv, required),
+    )
+  except (InputError, DivergenceError) as error:
+    print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(2 if isinstance(error, InputError) else 1)
+  except BrokenPipeError:  # nobody reads any more, as behind `| head`
+    os._exit(128 + signal.SIGPIPE)
+
+
+def npz_path(flag: flags.FlagHolder) -> pathlib.Path:
+  """Returns the path of an `.npz` to write; refuses any other."""
+  path = pathlib.Path(flag.value).expanduser()
+  if path.suffix != '.npz' or path.is_dir():
+    raise InputError(f"--{flag.name}: '{path}'; must be a file ending in .npz")
+  return path
+
+
+def _start(main: Main, argv: Sequence[str]) -> None:
+  arguments = argv[1:]
+  if isinstance(main, Mapping):
+    names = ' or '.join(main)
+    if not arguments:
+      raise InputError(f'say what to do: {names}; see --help')
+    name, *arguments = arguments
+    if name not in main:
+      raise InputError(f'unknown {name!r}; {names}; see --help')
+    main = main[name]
+  if arguments:
+    raise InputError(f'unexpected argument {arguments[0]!r}; see --help')
+  main()
+
+
+def _leave(number: int, frame: object) -> None:
+  """Ends at once what has nothing to save yet."""
+  del frame
+  print('Interrupted; what was saved before is kept.', file=sys.stderr)
+  os._exit(128 + number)
+
+
+def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
+  """Parses the command line, and turns what can go wrong into one line."""
+  argv = _find_config(argv)
+  known: list[str] = []
+  if 'config' in flags.FLAGS:
+    known = _check_fields(argv)
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    own = [f'--{name}' for name in flags.FLAGS]
+    names = _suggest(f'--{error.flagname}', own) or [
+      f'--config.{name}' for name in _suggest(error.flagname, known)
+    ]
+    raise InputError(
+      f'--{error.flagname}: no such flag{_did_you_mean(names)}; see --help'
+    ) from error
+  except (flags.Error, ValueError, TypeError, KeyError) as error:
+    reason = str(error).strip().splitlines()[-1].removeprefix('flag ')
+    raise InputError(f'{reason.rstrip(".")}; see --help') from error
+  for name in required:
+    if flags.FLAGS[name].value is None:
+      shipped = f', one of {", ".join(configs.names())}'
+      raise InputError(
+        f'--{name}: not set'
+        + (f'; give a config file{shipped}' if name == 'config' else '')
+        + '; see --help'
+      )
+  return rest
+
+
+def _find_config(argv: list[str]) -> list[str]:
+  """Replaces the name of a config file that comes with the package."""
+  argv = list(argv)
+  for i, (before, argument) in enumerate(itertools.pairwise(argv)):
+    flag, equals, value = argument.partition('=')
+    if flag in ('--config', '-config') and equals:
+      argv[i + 1] = f'--config={configs.find(value)}'
+    elif before in ('--config', '-config'):
+      argv[i + 1] = configs.find(argument)
+  return argv
+
+
+def _check_fields(argv: Sequence[str]) -> list[str]:
+  """Refuses fields that the config does not have; returns those that it has."""
+  given = ' '.join(argv)
+  config = re.findall(r'(?:^| )--?config[= ](\S+)', given)
+  if not config:
+    return []
+  known = [*fields.flatten(configs.load(config[-1]).to_dict())]
+  for argument in argv[1:]:
+    match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
+    if match and match[1] not in known:
+      names = [f'--config.{name}' for name in _suggest(match[1], known)]
+      raise InputError(
+        f'--config.{match[1]}: no such field{_did_you_mean(names)};'
+        f' {configs.DIRECTORY / "default.py"} has every field'
+      )
+  return known
+
+
+def _suggest(name: str, known: Iterable[str]) -> list[str]:
+  """Returns which of the known names may be meant by another."""
+  last = {field: field.rpartition('.')[2] for field in known}
+  end = name.rpartition('.')[2]
+  return (
+    [field for field in last if field.startswith(f'{name}.')]  # of a section
+    or [field for field in last if last[field] == end]
+    or [field for field in _ALIASES.get(end, ()) if field in last]
+    or difflib.get_close_matches(name, last, 1, 0.8)
+    or [
+      field
+      for near in difflib.get_close_matches(end, last.values(), 1, 0.7)
+      for field in last
+      if last[field] == near
+    ]
+  )
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+  return f'; did you mean {" or ".join(names)}?' if names else ''
+
+
+def _help(main: Main) -> str:
+  """Returns what `--help` prints."""
+  one = next(iter(main.values())) if isinstance(main, Mapping) else main
+  parts = [(sys.modules[one.__module__].__doc__ or '').strip(), '', 'Flags:']
+  for module, own in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith('absl.'):
+      continue
+    for flag in own:
+      default = '' if flag.default is None else f' (default: {flag.default})'
+      text = flags.text_wrap(f'{flag.help}{default}', 80, '      ')
+      parts += [f'  --{flag.name}', text]
+  if 'config' in flags.FLAGS:
+    parts += ['', _help_of_configs()]
+  return '\n'.join(parts)
+
+
+def _help_of_configs() -> str:
+  """Returns the methods, the config files and the fields."""
+  names = flags.text_wrap(', '.join(configs.names()), 80, '  ')
+  found = re.findall(r'--?config[= ]([^\s:]+)', ' '.join(sys.argv[1:]))
+  file = configs.find(found[-1]) if found else configs.find('default.py')
+  values = fields.flatten(configs.load(file).to_dict())
+  return '\n'.join(
+    [
+      'Methods, after the colon of --config=FILE:METHOD:',
+      *(f'  {name:<16} {text}' for name, text in methods.METHODS.items()),
+      '',
+      'Config files of the package, which are found from any directory:',
+      names,
+      '',
+      f'Fields, with the values of {pathlib.Path(file).name}; what they mean'
+      f' stands in\n{configs.DIRECTORY / "default.py"}:',
+      *(
+        f'  --config.{name}={tuple(v) if isinstance(v, list) else v}'
+        for name, v in values.items()
+      ),
+    ]
+  )

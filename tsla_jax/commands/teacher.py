@@ -1,0 +1,94 @@
+"""Makes a teacher's y_hat for every training example, for lsr_pre and tsla_pre.
+
+  python experiments/teacher.py --config=configs/dogs.py \
+    --config.data.data_dir=DIR --output=teachers/dogs.npz
+  python experiments/main.py --config=configs/dogs.py:tsla_pre,drop=40 \
+    --config.data.data_dir=DIR --config.smoothing.teacher=teachers/dogs.npz \
+    --workdir=runs/dogs_tsla_pre
+
+--kind=probe   a linear classifier on the features of pretrained weights, or
+               on the data if they are features; cross-fitted, so that no
+               example is judged by a classifier that was fitted to it
+--kind=run     a model you have trained: --run=WORKDIR, its last epoch
+--kind=frozen  the pretrained weights' own classes, turned into those of the
+               data set by counting which go together
+"""
+
+from absl import flags
+
+from tsla_jax.commands import command_line
+from tsla_jax.errors import InputError
+
+_CONFIG = command_line.define_config('Config of the data set.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The table to write, an .npz.')
+_KIND = flags.DEFINE_enum(
+  'kind', 'probe', ['probe', 'run', 'frozen'], 'Which teacher.'
+)
+_RUN = flags.DEFINE_string('run', None, 'Workdir of a run, for --kind=run.')
+_WEIGHTS = flags.DEFINE_string(
+  'weights', 'timm/resnet18.tv_in1k', 'Pretrained weights: a file or an id.'
+)
+_MODEL = flags.DEFINE_string('model', 'resnet18', "The weights' architecture.")
+_SIZE = flags.DEFINE_integer('size', 224, 'Images are shown at this size.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the softmax.')
+_FOLDS = flags.DEFINE_integer('folds', 5, 'Of the cross-fitted probe.')
+_STRENGTH = flags.DEFINE_float(
+  'strength', 0.01, "The probe's inverse penalty, scikit-learn's C."
+)
+
+
+def main() -> None:
+  """Runs what the flags say."""
+  for flag in (_TEMPERATURE, _STRENGTH):
+    if not 1e-9 < flag.value < 1e9:
+      raise InputError(
+        f'--{flag.name}: {flag.value}; must be above 0 and finite'
+      )
+  for flag, least in ((_FOLDS, 2), (_SIZE, 32)):
+    if flag.value < least:
+      raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
+  output = command_line.npz_path(_OUTPUT)
+  if (_KIND.value == 'run') != (_RUN.value is not None):
+    raise InputError('--kind=run and --run=WORKDIR go together')
+  from tsla_jax.training import priors, teacher
+  from tsla_jax.training.config import load_dataset, resolve
+
+  config = resolve(_CONFIG.value)
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"--output: '{output}': {error}") from error
+  of_features = config.data.name == 'features'
+  if of_features and _KIND.value == 'frozen':
+    raise InputError(
+      "--kind: 'frozen' shows a net images, and the config's data are features;"
+      ' take --kind=probe or --kind=run'
+    )
+  dataset = load_dataset(config)
+  temperature = _TEMPERATURE.value
+  if _KIND.value == 'run':
+    probabilities = teacher.from_run(_RUN.value, dataset, temperature)
+  else:
+    weights = (_WEIGHTS.value, _MODEL.value, _SIZE.value)
+    if _KIND.value == 'frozen':
+      probabilities = teacher.from_frozen(weights, dataset, temperature)
+    else:
+      probabilities = teacher.from_probe(
+        None if of_features else weights,
+        dataset,
+        temperature,
+        strength=_STRENGTH.value,
+        folds=_FOLDS.value,
+        seed=config.seed,
+      )
+  priors.save_teacher(output, probabilities, dataset)
+  print(
+    f'Teacher of {dataset.name}:'
+    f' {teacher.describe(probabilities, dataset.train.labels)}.\n'
+    f'Train with --config.smoothing.teacher={_OUTPUT.value}'
+  )
+
+
+def run() -> None:
+  """Runs the command."""
+  command_line.run(main, required=('config', 'output'))
