@@ -178,7 +178,7 @@ def held_out_split(
     number of classes.
 
   Raises:
-    InputError: if a part would be empty.
+    InputError: if a part would be empty, or scikit-learn is not installed.
   """
   labels, count = np.asarray(labels), len(labels)
   size = round(share * count)
@@ -190,7 +190,13 @@ def held_out_split(
   classes, counts = np.unique(labels, return_counts=True)
   if counts.min() > 1 and len(classes) <= min(size, count - size):
     # Imported late: it takes a second, which training need not wait.
-    from sklearn.model_selection import StratifiedShuffleSplit
+    try:
+      from sklearn.model_selection import StratifiedShuffleSplit
+    except ModuleNotFoundError as error:
+      raise InputError(
+        'scikit-learn is not installed, which divides examples by class; run'
+        ' pip install scikit-learn'
+      ) from error
 
     splitter = StratifiedShuffleSplit(
       1, train_size=size, test_size=count - size, random_state=seed

@@ -226,7 +226,8 @@ def _epoch_line(
   # Both losses are those of one-hot labels, which can be compared.
   return (
     f'epoch {line["epoch"] + 1:>3}/{config.num_epochs}'
-    f'  theta {line["theta"]:.2g}  {rates}  one-hot loss train {line["train_onehot_loss"]:.3f}'
+    f'  theta {line["theta"]:.2g}  {rates}'
+    f'  one-hot loss train {line["train_onehot_loss"]:.3f}'
     f' test {line["test_onehot_loss"]:.3f}  top-1'
     f' train {line["train_top1"]:.1%} test {line["test_top1"]:.1%}'
     f'  {rate:,.0f} images/s'
