@@ -24,6 +24,7 @@ test: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/basedpyright --pythonpath .venv/bin/python
 
 docs: .venv/installed
 	.venv/bin/python -m pip install --quiet --editable '.[docs]'

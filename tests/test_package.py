@@ -5,9 +5,9 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 
 import pytest
-import setuptools
 from absl import flags
 
 # How the packages of [train] are imported.
@@ -43,7 +43,11 @@ def setup(root):
   """What setup.py tells setuptools."""
   given = {}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(setuptools, 'setup', given.update)
+    # Environments of Python 3.12 have none.
+    fake = types.SimpleNamespace(
+      setup=given.update, find_packages=lambda include: ['tsla_jax']
+    )
+    patch.setitem(sys.modules, 'setuptools', fake)
     patch.chdir(root)
     runpy.run_path('setup.py')
   return given

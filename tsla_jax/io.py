@@ -79,7 +79,7 @@ def damaged(
   return InputError(f"'{path}' is damaged ({reason}){mend}")
 
 
-def write_npz(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   """Writes arrays, atomically."""
   archive = io.BytesIO()
   np.savez(archive, **arrays)

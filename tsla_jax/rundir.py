@@ -19,7 +19,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 import numpy as np
@@ -57,7 +57,7 @@ class RunDir:
   def __init__(self, path: str | os.PathLike[str]):
     self.path = pathlib.Path(path)
     self.checkpoints = self.path / 'checkpoints'
-    self._events = None
+    self._events: Any = None
 
   def record(self) -> dict[str, Any] | None:
     """Reads `config.json`: 'config', 'dataset', versions; None without one."""
@@ -68,7 +68,7 @@ class RunDir:
   def config(self) -> ml_collections.ConfigDict | None:
     """Reads the config; None without one."""
     record = self.record()
-    return record and ml_collections.ConfigDict(record['config'])
+    return ml_collections.ConfigDict(record['config']) if record else None
 
   def summary(self) -> dict[str, Any] | None:
     """Reads `summary.json`; None while the run is not finished."""
@@ -410,7 +410,7 @@ def _import_tensorboardx() -> types.ModuleType:
   """
   hide = 'torch' not in sys.modules
   if hide:
-    sys.modules['torch'] = None  # makes `import torch` an ImportError
+    cast(Any, sys.modules)['torch'] = None  # an import of it fails
   try:
     import tensorboardX
   finally:

@@ -225,7 +225,9 @@ def fit_temperature(
   # load it at every start, for a third of a second, and never use it.
   from scipy import optimize
 
-  inverse = optimize.brentq(slope, low, high, xtol=1e-15, rtol=1e-14)
+  inverse: Any = optimize.brentq(
+    slope, low, high, xtol=1e-15, rtol=np.float64(1e-14)
+  )
   return 1 / inverse
 
 

@@ -197,7 +197,7 @@ def select_p(
   areas = {
     p: aurc(normalized_max_logit(logits, p, centered), errors) for p in grid
   }
-  best = min(areas, key=areas.get, default=None)
+  best = min(areas, key=areas.__getitem__, default=None)
   if best is not None and areas[best] >= plain:
     best = None
   return Selection(best, centered, areas, plain, tune, other)

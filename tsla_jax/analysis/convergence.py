@@ -200,6 +200,7 @@ def tsla_plan(constants: Constants, accuracy: float) -> Plan:
   c = constants
   _check_accuracy(accuracy)
   first = _first_stage(c, 1 / c.smoothness)
+  assert c.pl is not None  # as was checked with the first stage
   _check(
     'accuracy',
     accuracy,
@@ -296,6 +297,7 @@ def _first_stage(constants: Constants, learning_rate: float) -> Stage:
   """Return the first stage of TSLA; checks the assumptions of its T1."""
   c = constants
   _check('pl', c.pl, c.pl is not None, 'above 0, as the theorem assumes PL')
+  assert c.pl is not None
   level = c.variance * c.delta / c.pl
   _check(
     'delta',

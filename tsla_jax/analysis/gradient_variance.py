@@ -336,15 +336,17 @@ def full(
   found = [jax.device_get(deviations_of(params, mean, *b)) for b in batches]
   products = np.concatenate(found, axis=1, dtype=np.float64)
   gap = jax.tree.map(jnp.subtract, mean_hat, mean)
-  of_mean = [float(optax.tree.vdot(tree, tree)) for tree in (mean, gap)]
+  of_mean, of_gap = (
+    float(np.asarray(optax.tree.vdot(tree, tree))) for tree in (mean, gap)
+  )
   # A mean of the sample has the variance `q sigma2`.
   q = (total - count) / (count * (total - 1))
 
   def delta(products: np.ndarray) -> float:
-    return _of_sample(products.T, *of_mean, q).delta()
+    return _of_sample(products.T, of_mean, of_gap, q).delta()
 
   interval = bootstrap_interval(delta, products.T)
-  return _of_sample(products, *of_mean, q), interval
+  return _of_sample(products, of_mean, of_gap, q), interval
 
 
 def _of_sample(

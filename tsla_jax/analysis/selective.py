@@ -70,7 +70,7 @@ class RiskCoverage:
       convention,
       total=self.count.sum(),
       risks=np.sum(self.count * self.risk),
-      integral=np.trapezoid(self.risk, np.cumsum(self.count)),
+      integral=float(np.trapezoid(self.risk, np.cumsum(self.count))),
       first=(self.count[0], self.errors[0]),
     )
 
@@ -316,7 +316,7 @@ def _area(
   total: int,
   risks: float,
   integral: float,
-  first: tuple[int, int],
+  first: tuple[float, float],
 ) -> float:
   """Compute an AURC from counts of examples.
 

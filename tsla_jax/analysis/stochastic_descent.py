@@ -31,9 +31,9 @@ class Measurement(NamedTuple):
     smoothed_variance: `E||gh - grad F||^2`.
   """
 
-  squared_norm: jax.Array
-  variance: jax.Array
-  smoothed_variance: jax.Array
+  squared_norm: jax.Array | np.ndarray
+  variance: jax.Array | np.ndarray
+  smoothed_variance: jax.Array | np.ndarray
 
 
 @functools.partial(
@@ -84,7 +84,7 @@ class Quadratic:
     beta, zeta = jnp.sqrt(self.bias), jnp.sqrt(1 - self.bias) * mixed
     smoothed = jnp.sqrt(self.delta) * scale * (beta + zeta)
     noise = (1 - theta) * scale * noise[0] + theta * smoothed
-    return self.curvatures * w + noise
+    return jnp.asarray(self.curvatures) * w + noise
 
   def measure(self, w: jax.Array) -> Measurement:
     """Measure an iterate, `[d]`."""
@@ -205,7 +205,7 @@ class SoftmaxRegression:
     p = jax.nn.softmax(x @ w)
     residual = p - jax.nn.one_hot(self.labels, k, dtype=w.dtype)
     smoothed = p - 1 / k
-    norms = self.weights * jnp.sum(jnp.square(x), axis=1)
+    norms = jnp.asarray(self.weights) * jnp.sum(jnp.square(x), axis=1)
     mean, smoothed_mean = (
       x.T @ (jnp.asarray(self.weights)[:, None] * r)
       for r in (residual, smoothed)
@@ -320,7 +320,7 @@ def simulate(
   return Simulation(
     outputs=picked,
     output_steps=drawn,
-    squared_norms=of_outputs.squared_norm,
+    squared_norms=np.asarray(of_outputs.squared_norm),
     path=np.concatenate(path),
     variance=float(largest[0]),
     smoothed_variance=float(largest[1]),

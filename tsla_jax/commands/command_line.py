@@ -1,6 +1,7 @@
 """What every command shares: flags, help, signals, and errors in a line."""
 
 import difflib
+import io
 import itertools
 import os
 import pathlib
@@ -73,7 +74,7 @@ def run(main: Main, required: Sequence[str] = ()) -> None:
     if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
       signal.signal(number, _leave)
   # The log file of a batch job is to grow line by line.
-  if hasattr(sys.stdout, 'reconfigure'):
+  if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(line_buffering=True)
   logging.set_verbosity(logging.WARNING)  # the libraries' own news
   try:

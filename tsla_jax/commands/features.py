@@ -11,6 +11,8 @@ of which is drawn whenever it is trained on. Started again with the same flags,
 it goes on where it was.
 """
 
+from typing import Any
+
 from absl import flags
 
 from tsla_jax.commands import command_line
@@ -42,7 +44,7 @@ def main() -> None:
   config = resolve(_CONFIG.value)
   if config.data.name == 'features':
     raise InputError("data.name: 'features' are no images; give their config")
-  view = augmentation(config)
+  view: Any = augmentation(config)  # of images
   backbone, report = extract.load_backbone(_WEIGHTS.value, _MODEL.value)
   dataset = load_dataset(config)
   print(f'{_WEIGHTS.value}: {report}.')

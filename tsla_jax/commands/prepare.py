@@ -28,7 +28,7 @@ def main() -> None:
   """Runs what the flags say."""
   from tsla_jax.data.prepare import prepare
 
-  where = prepare(_DATASET.value, _DATA_DIR.value, _ARCHIVES.value)
+  where = prepare(_DATASET.value or '', _DATA_DIR.value or '', _ARCHIVES.value)
   print(
     f'Prepared: {where}\nTrain with --config.data.name={_DATASET.value}'
     f' --config.data.data_dir={_DATA_DIR.value}'

@@ -54,10 +54,11 @@ _REDRAW = flags.DEFINE_bool(
 
 def main() -> None:
   """Runs what the flags say."""
-  if not _WORKDIR.value and (_REDRAW.value or not _DRY_RUN.value):
+  workdir = _WORKDIR.value or ''
+  if not workdir and (_REDRAW.value or not _DRY_RUN.value):
     raise InputError('--workdir: not set; give the path of a directory')
   if _REDRAW.value:
-    _draw(_WORKDIR.value)
+    _draw(workdir)
     return
   if not flags.FLAGS['config'].present:
     raise InputError(
@@ -83,7 +84,7 @@ def main() -> None:
     raise InputError(f'--seeds: {_SEEDS.value}; must be from 1 to 1000')
   first = _CONFIG.value.seed
   table = plan.make_table(
-    configs, range(first, first + _SEEDS.value), _WORKDIR.value or '.'
+    configs, range(first, first + _SEEDS.value), workdir or '.'
   )
   if _DRY_RUN.value:
     print(plan.describe_plan(table))
@@ -103,7 +104,7 @@ def main() -> None:
     over_batch=_PARALLEL.value == 'batch',
     allow_other_versions=_ALLOW.value,
   )
-  _draw(_WORKDIR.value)
+  _draw(workdir)
 
 
 def _draw(workdir: str) -> None:
@@ -118,6 +119,7 @@ def _draw(workdir: str) -> None:
   print(page.draw(workdir))
   table = TableDir(workdir)
   record = table.record()
+  assert record is not None  # or it could not be drawn
   runs = [
     table.run(row['directory'], seed)
     for row in record['rows']

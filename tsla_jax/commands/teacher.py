@@ -66,7 +66,7 @@ def main() -> None:
     )
   dataset = load_dataset(config)
   temperature = _TEMPERATURE.value
-  if _KIND.value == 'run':
+  if _RUN.value is not None:
     probabilities = teacher.from_run(_RUN.value, dataset, temperature)
   else:
     weights = (_WEIGHTS.value, _MODEL.value, _SIZE.value)

@@ -135,13 +135,14 @@ def training_view(
     Values from 0 to 255: uint8 `[B, H, W, C]`, or float32 `[B, crop_size,
     crop_size, C]` if `crop_size` is set.
   """
-  if augmentation.crop_size is None:
+  crop_size = augmentation.crop_size
+  if crop_size is None:
     return _pad_crop_flip(keys, images, augmentation)
 
   def one(key: jax.Array, image: jax.Array, size: jax.Array) -> jax.Array:
     *box, side = random_box(key, size, augmentation)
     mirror = (side < 0.5) & augmentation.flip
-    return crop_and_resize(image, size, box, augmentation.crop_size, mirror)
+    return crop_and_resize(image, size, tuple(box), crop_size, mirror)
 
   return jax.vmap(one)(keys, images, sizes)
 
@@ -188,14 +189,15 @@ def evaluation_view(
   Returns:
     Values as in `training_view`.
   """
-  if augmentation.crop_size is None:
+  crop_size = augmentation.crop_size
+  if crop_size is None:
     return images
 
   def one(image: jax.Array, size: jax.Array) -> jax.Array:
     side = jnp.maximum(jnp.round(jnp.min(size) * augmentation.eval_crop), 1)
     top, left = jnp.round((size - side) / 2)
     box = (top, left, side, side)
-    return crop_and_resize(image, size, box, augmentation.crop_size)
+    return crop_and_resize(image, size, box, crop_size)
 
   return jax.vmap(one)(images, sizes)
 

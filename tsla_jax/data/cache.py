@@ -90,7 +90,7 @@ def decode_all(
       image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     return np.asarray(image)
 
-  images = None
+  images: Any = None
   for index, image in enumerate(_in_parallel(decode, len(encoded.files))):
     if images is None:
       shape = (*image.shape[:2], 1 if mode == 'L' else 3)
@@ -187,12 +187,12 @@ def _write_cache(
   def decode(index: int) -> None:
     image = _open(encoded, index, mode)
     scale = decode_size / min(image.size)
-    size = [min(round(side * scale), longest) for side in image.size]
+    width, height = (min(round(side * scale), longest) for side in image.size)
     # Resize the shorter side, and cut both ends of a side that is too long.
-    image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    pixels = np.asarray(image).reshape(size[1], size[0], channels)
+    image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(height, width, channels)
     sizes[index] = pixels.shape[:2]
-    if size[1] > size[0]:
+    if height > width:
       pixels = pixels.transpose(1, 0, 2)
     images[index, : pixels.shape[0], : pixels.shape[1]] = pixels
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from tsla_jax.errors import InputError
 
+# None, which is replaced when a split is made.
+_DERIVED: Any = None
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -26,8 +29,8 @@ class Split:
 
   inputs: np.ndarray
   labels: np.ndarray
-  ids: np.ndarray | None = None
-  sizes: np.ndarray | None = None
+  ids: np.ndarray = _DERIVED
+  sizes: np.ndarray = _DERIVED
 
   def __post_init__(self):
     if np.issubdtype(self.labels.dtype, np.integer):

@@ -112,7 +112,7 @@ def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
       f"lack class {lacking[0]}, '{names[lacking[0]]}'; number classes from 0,"
       ' each with a training example',
     )
-  ids = [arrays.get(f'{part}_ids') for part in ('train', 'test')]
+  ids: list[Any] = [arrays.get(f'{part}_ids') for part in ('train', 'test')]
   train, test = map(Split, features, labels, ids)
   name = os.path.splitext(os.path.basename(path))[0]
   return Dataset(name, train, test, tuple(map(str, names)))

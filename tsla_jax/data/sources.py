@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -181,7 +182,7 @@ def _digits() -> _Source:
   """Return scikit-learn's 1,797 digits, 8x8; a fifth is the test split."""
   from sklearn import datasets
 
-  digits = datasets.load_digits()
+  digits: Any = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)
   labels = digits.target.astype(np.int32)
   is_test = np.zeros(len(labels), bool)
@@ -209,15 +210,16 @@ def _prepared(name: str, root: pathlib.Path) -> _Source:
   """Return a TFDS data set that was prepared as array_record."""
   import tensorflow_datasets as tfds
 
-  builder = _builder(name, root)
-  features = builder.info.features
+  builder: Any = _builder(name, root)
+  features: Any = builder.info.features  # a dictionary
   kinds = {
     kind: [key for key in features if type(features[key]) is kind]
     for kind in (tfds.features.Image, tfds.features.ClassLabel)
   }
-  image_key, label_key = builder.info.supervised_keys or [
-    keys[0] if len(keys) == 1 else None for keys in kinds.values()
+  keys: Any = builder.info.supervised_keys or [
+    found[0] if len(found) == 1 else None for found in kinds.values()
   ]
+  image_key, label_key = keys
   for key, kind in zip((image_key, label_key), kinds, strict=True):
     if key not in kinds[kind]:
       raise InputError(

@@ -95,7 +95,7 @@ def _download(repository: str) -> pathlib.Path:
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(
       f"model.pretrained: '{path}' needs torch to be read: pip install"
@@ -184,7 +184,7 @@ def load_variables(
     used.add(key)
     return array
 
-  variables = jax.tree_util.tree_map_with_path(replace, dict(variables))
+  replaced = jax.tree_util.tree_map_with_path(replace, dict(variables))
   unused = tuple(
     key
     for key in weights
@@ -196,4 +196,4 @@ def load_variables(
       f"model.pretrained: the model has no place for '{foreign[0]}'"
       f' ({len(foreign)} such keys); are the weights of this architecture?'
     )
-  return variables, Report(tuple(loaded), tuple(new), unused)
+  return dict(replaced), Report(tuple(loaded), tuple(new), unused)

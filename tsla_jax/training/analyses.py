@@ -6,6 +6,7 @@ in epochs. All entries share one forward pass in evaluation mode.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def _collapse(outputs: Outputs) -> Explanation:
 
 def _gradient_variance(outputs: Outputs) -> Explanation:
   """Measure the prior in use; with a teacher, also the uniform prior."""
-  priors = {'': _probabilities(outputs.prior)}
+  priors: dict[str, Any] = {'': _probabilities(outputs.prior)}
   if len(outputs.prior.rows) > 1:
     priors['uniform_'] = None
   finite = np.isfinite(outputs.features).all() and (

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -166,9 +166,10 @@ def restore(
       f"checkpoint '{path}' is of another model or optimizer, or of another"
       ' version of the code; use that version or a new workdir'
     )
-  return serialization.from_state_dict(
-    template, traverse_util.unflatten_dict({**whole, **found})
+  state: Any = serialization.from_state_dict(
+    cast(Any, template), traverse_util.unflatten_dict({**whole, **found})
   )
+  return state
 
 
 def write_state(path: pathlib.Path, state: TrainState) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -169,11 +169,11 @@ def hparams_table(
   theta = make_theta(config.smoothing.theta, end)
   # eta_2 in place of eta_1, as Algorithm 2 allows.
   second = {} if drop is None else {end: options.second_stage_factor}
-  drops = dict.fromkeys(
-    (e * steps_per_epoch for e in options.drop_epochs), options.drop_factor
-  )
+  drops: dict[int, float] = {
+    e * steps_per_epoch: options.drop_factor for e in options.drop_epochs
+  }
 
-  def rows(schedule: optax.Schedule) -> np.ndarray:
+  def rows(schedule: Callable[[Any], Any]) -> np.ndarray:
     count = epochs * steps_per_epoch
     # In blocks of one size, so that runs of any length compile nothing new.
     blocks = [

@@ -26,6 +26,9 @@ from tsla_jax.training import optimizers, step
 
 AXIS = 'batch'
 
+# jax adds its options while it is imported, where no type checker sees them.
+_CONFIG: Any = jax.config
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -54,7 +57,7 @@ class Topology:
     return AXIS if self.devices_per_run > 1 else None
 
   @property
-  def devices(self) -> list[jax.Device]:
+  def devices(self) -> list[Any]:
     """The local devices in use."""
     return jax.local_devices()[: self.num_devices]
 
@@ -65,7 +68,7 @@ class Topology:
 
   def fill(self, per_run: Sequence[Any]) -> list[Any]:
     """Repeat the first value until there is a value for every run."""
-    return [*per_run, *per_run[:1] * (self.num_runs - len(per_run))]
+    return [*per_run, *list(per_run[:1]) * (self.num_runs - len(per_run))]
 
   def _sharding(self, *axes: str) -> NamedSharding:
     mesh = Mesh(np.array(self.devices), (AXIS,))
@@ -93,11 +96,13 @@ class Topology:
     """
 
     def leaf(*values: np.ndarray) -> jax.Array:
-      values = [np.asarray(value)[None] for value in values]
+      arrays = [np.asarray(value)[None] for value in values]
+
+      def part(where: Any) -> np.ndarray:
+        return arrays[(where[0].start or 0) // self.devices_per_run]
+
       return jax.make_array_from_callback(
-        (self.num_devices, *values[0].shape[1:]),
-        self._sharding(AXIS),
-        lambda where: values[(where[0].start or 0) // self.devices_per_run],
+        (self.num_devices, *arrays[0].shape[1:]), self._sharding(AXIS), part
       )
 
     return jax.tree.map(leaf, *per_run)
@@ -160,7 +165,7 @@ def environment(topology: Topology) -> Mapping[str, str]:
   return {
     'python': platform.python_version(),
     **{name: importlib.metadata.version(name) for name in packages},
-    'threefry_partitionable': str(jax.config.jax_threefry_partitionable),
+    'threefry_partitionable': str(_CONFIG.jax_threefry_partitionable),
     'devices': ', '.join(topology.kinds),
   }
 
@@ -280,7 +285,7 @@ def use_deterministic_ops() -> None:
         f' before the first computation: XLA_FLAGS={flag}'
       )
     os.environ['XLA_FLAGS'] = f'{flags} {flag}'.strip()
-  if not jax.config.jax_compilation_cache_dir:
+  if not _CONFIG.jax_compilation_cache_dir:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     jax.config.update(
       'jax_compilation_cache_dir', os.path.join(home, 'tsla_jax', 'xla')
@@ -290,7 +295,7 @@ def use_deterministic_ops() -> None:
 
 def _has_started() -> bool:
   """Return whether jax has made its devices; flags then have no effect."""
-  before = jax.config.jax_num_cpu_devices
+  before = _CONFIG.jax_num_cpu_devices
   try:
     # jax refuses to change this number once it has made its devices.
     jax.config.update('jax_num_cpu_devices', before + 1)

@@ -30,14 +30,14 @@ class Course:
     best: history and state, on the host, after the best epoch so far; None
       before the first epoch. It is written with the next checkpoint. A kill
       before that loses it, and its epochs are trained again.
-    reason: why the run ended early, if it diverged; else None.
+    reason: why the run ended early, if it diverged; else empty.
   """
 
   run: Run
   progress: Progress
   state: TrainState | None
   best: tuple[Progress, TrainState] | None = None
-  reason: str | None = None
+  reason: str = ''
 
   def update(self, **fields: Any) -> None:
     """Replace fields of the progress."""
@@ -107,7 +107,7 @@ class Segment:
     if self.active:
       self._finish(state, *priors)
     for course in self.courses:
-      if course.reason is not None:
+      if course.reason:
         self._diverge(course)
 
   def _train_epoch(
@@ -319,7 +319,8 @@ class Segment:
     sampled = self._evaluate_sampled(state, test_prior)
     for i, course in self.active.items():
       run, lines = course.run, course.run.directory.lines()
-      last, best = lines[-1], lines[course.progress.best_epoch]
+      last, best = lines[-1], lines[course.progress.best_epoch or 0]
+      assert run.dataset is not None  # it was trained on
       predictions = to_predictions('test', scores[i], heads[i], run.dataset)
       drop = run.drop_step(course.progress.metrics)
       curves = figures.curves_png(

@@ -90,9 +90,9 @@ def _load(
       f"workdir '{workdir}' holds no checkpoint; put it back, or start the"
       ' training anew in another workdir'
     ) from error
-  model = config_lib.make_model(
-    directory.config(), len(directory.record()['dataset']['class_names'])
-  )
+  config, record = directory.config(), directory.record()
+  assert config is not None and record is not None  # of a finished run
+  model = config_lib.make_model(config, len(record['dataset']['class_names']))
   return model, read_state(checkpoint, name)
 
 
@@ -199,9 +199,11 @@ def predict_train(
   """
   model, variables = load_last(workdir)
   directory = RunDir(workdir)
-  config = config_lib.resolve(directory.config())
+  config, record = directory.config(), directory.record()
+  assert config is not None and record is not None  # of a finished run
+  config = config_lib.resolve(config)
   dataset = config_lib.load_dataset(config, dataset)
-  known = directory.record()['dataset']
+  known = record['dataset']
   if dataset.fingerprint() != known['fingerprint']:
     raise InputError(
       f"workdir '{workdir}': '{dataset.name}', which its config names, is not"

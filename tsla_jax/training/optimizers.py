@@ -6,6 +6,7 @@ schedules and other runs never recompile.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -109,13 +110,16 @@ def _scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
   1e-5.
   """
 
-  def update(updates: Any, sums: Any, params: Any = None) -> tuple[Any, Any]:
+  def init(params: Any) -> Any:
+    return optax.tree.zeros_like(params)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     del params
-    sums = jax.tree.map(lambda s, g: s + jnp.square(g), sums, updates)
+    sums = jax.tree.map(lambda s, g: s + jnp.square(g), state, updates)
     updates = jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), updates, sums)
     return updates, sums
 
-  return optax.GradientTransformation(optax.tree.zeros_like, update)
+  return optax.GradientTransformation(init, update)
 
 
 def parameter_groups(params: Any) -> Any:
@@ -144,7 +148,7 @@ def parameter_groups(params: Any) -> Any:
 
 
 def apply_updates(
-  params: Any, updates: Any, learning_rate: dict[str, jax.Array]
+  params: Any, updates: Any, learning_rate: Mapping[str, Any]
 ) -> Any:
   """Subtract from each parameter its update times its group's learning rate."""
   return jax.tree.map(

@@ -4,6 +4,10 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
+
+# On the devices, or still on the host.
+Array = jax.Array | np.ndarray
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -46,11 +50,11 @@ class Hparams(flax.struct.PyTreeNode):
       iterate is sampled.
   """
 
-  theta: jax.Array
-  strength: jax.Array
-  learning_rate: dict[str, jax.Array]
-  reset: jax.Array
-  keep: jax.Array
+  theta: Array
+  strength: Array
+  learning_rate: dict[str, Array]
+  reset: Array
+  keep: Array
 
 
 class Prior(flax.struct.PyTreeNode):
@@ -64,8 +68,8 @@ class Prior(flax.struct.PyTreeNode):
     index: int32 `[N]`, the row of each example.
   """
 
-  rows: jax.Array
-  index: jax.Array
+  rows: Array
+  index: Array
 
 
 class Examples(flax.struct.PyTreeNode):
@@ -77,9 +81,9 @@ class Examples(flax.struct.PyTreeNode):
     labels: int32 `[N]`.
   """
 
-  inputs: jax.Array
-  sizes: jax.Array
-  labels: jax.Array
+  inputs: Array
+  sizes: Array
+  labels: Array
 
 
 class EpochInputs(flax.struct.PyTreeNode):

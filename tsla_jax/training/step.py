@@ -13,6 +13,7 @@ from tsla_jax.data import augment
 from tsla_jax.label_smoothing import losses, targets
 from tsla_jax.training import optimizers
 from tsla_jax.training.state import (
+  Array,
   Batch,
   EpochInputs,
   EvalInputs,
@@ -68,7 +69,7 @@ def _iterate(state: TrainState) -> dict[str, Any]:
   }
 
 
-def _sample_iterate(state: TrainState, keep: jax.Array) -> Any:
+def _sample_iterate(state: TrainState, keep: Array) -> Any:
   """Replace the sampled iterate by the current one with probability `keep`.
 
   This is reservoir sampling: with probabilities 1, 1/2, 1/3, ... every iterate
@@ -82,7 +83,7 @@ def _sample_iterate(state: TrainState, keep: jax.Array) -> Any:
   return _where(taken, _iterate(state), state.sampled)
 
 
-def _where(condition: jax.Array, first: Any, second: Any) -> Any:
+def _where(condition: Array, first: Any, second: Any) -> Any:
   return jax.tree.map(
     lambda one, other: jnp.where(condition, one, other), first, second
   )
@@ -181,11 +182,12 @@ def eval_step(
     'top1', 'top5', 'confidence' (the probability of the predicted class) `[B]`,
     which are 0 where masked; 'logits' `[B, K]`, 'features' `[B, d]`.
   """
-  logits, features = model.apply(
+  outputs: Any = model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
     batch.inputs,
     train=False,
   )
+  logits, features = outputs
   rank = _label_rank(logits, batch.label)
   args = (theta, batch.prior)
   smoothed = losses.smoothed_cross_entropy(logits, batch.label, *args)
@@ -198,9 +200,10 @@ def eval_step(
     'top5': (rank < 5).astype(jnp.float32),
     'confidence': jnp.max(jax.nn.softmax(logits), axis=-1),
   }
+  mask = batch.mask
+  assert mask is not None  # as in every batch of an evaluation
   scores = {
-    name: jnp.where(batch.mask > 0, value, 0.0)
-    for name, value in scores.items()
+    name: jnp.where(mask > 0, value, 0.0) for name, value in scores.items()
   }
   return {**scores, 'logits': logits, 'features': features}
 

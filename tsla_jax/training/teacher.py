@@ -43,13 +43,15 @@ def from_run(
   """
   model, variables = load_last(workdir)
   directory = RunDir(workdir)
-  data = directory.record()['dataset']
+  config, record = directory.config(), directory.record()
+  assert config is not None and record is not None  # of a finished run
+  data = record['dataset']
   if tuple(data['class_names']) != dataset.class_names:
     raise InputError(
       f"--run: '{workdir}' was trained on {len(data['class_names'])} other"
       f" classes than the {dataset.num_classes} of '{dataset.name}'"
     )
-  view = config_lib.augmentation(directory.config())
+  view = config_lib.augmentation(config)
   seen, given = tuple(data['input_shape']), dataset.train.inputs.shape[1:]
   if view.input_shape(seen) != view.input_shape(given):
     raise InputError(
@@ -123,7 +125,7 @@ def _apply_weights(
     eval_crop=1.0,  # the whole of the shorter side
   )
   logits, features = apply_model(
-    backbone.model, backbone.variables, split, view
+    backbone.model, dict(backbone.variables), split, view
   )
   return logits, features, not report.new
 

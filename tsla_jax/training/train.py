@@ -92,7 +92,9 @@ def train_and_evaluate(
       raise DivergenceError(f'{before}{ended}; {_AGAINST_DIVERGENCE}')
     before = ' before, nothing to do' if again else ''
     say(f'Finished{before}. {_describe(directory)}')
-    return directory.summary()
+    summary = directory.summary()
+    assert summary is not None  # of a finished run
+    return summary
 
 
 def train_table(
@@ -184,7 +186,7 @@ def _check_workdir(table: Table) -> None:
 
 def _divide(
   table: Table, runs: Mapping[str, Sequence[Run]], over_batch: bool
-) -> tuple[list[Sequence[int]], devices.Topology, str]:
+) -> tuple[Sequence[Sequence[int]], devices.Topology, str]:
   """Divide the devices among the unfinished seeds.
 
   Returns:
@@ -236,6 +238,7 @@ def _epoch_line(
 
 def _describe(directory: RunDir) -> str:
   summary = directory.summary()
+  assert summary is not None  # of a finished run
   last, best = summary['last'], summary['best']
   return (
     f'Test top-1 {last["test_top1"]:.2%} after the last epoch;'

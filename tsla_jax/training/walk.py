@@ -165,8 +165,9 @@ class Walk:
   def _open(self, runs: Sequence[Run], experiment: Experiment) -> list[Course]:
     """Restore the newest valid state of each run, or make the initial one."""
     courses = [self._restore(run, experiment) for run in runs]
-    if all(courses):
-      return courses
+    known = [course for course in courses if course is not None]
+    if len(known) == len(runs):
+      return known
     seeds = self.topology.fill([run.config.seed for run in runs])
     states = self.topology.fetch(experiment.init(seeds))
     return [

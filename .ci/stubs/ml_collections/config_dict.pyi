@@ -1,2 +1,3 @@
 from typing import Any
+
 def placeholder(field_type: Any) -> Any: ...
