@@ -20,14 +20,11 @@ import time
 
 import checkout  # noqa: F401
 from absl import flags
-from ml_collections import config_flags
 
 from tsla_jax.commands import command_line
 from tsla_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='Of training: a config file.', lock_config=True
-)
+_CONFIG = command_line.define_config('Of training: a config file.')
 _IMAGES = flags.DEFINE_integer(
   'images', 50_000, 'Of training: random training images.', lower_bound=1
 )

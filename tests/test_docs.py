@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from configs import digits
 from tests.conftest import _ROOT
 from tests.helpers import door_inside
-from tsla_jax import methods
+from tsla_jax import configs, methods
+from tsla_jax.configs import digits
 from tsla_jax.fields import flatten
 from tsla_jax.training import config as config_lib
 
@@ -82,8 +82,7 @@ def check_flags(script, arguments, monkeypatch):
 
   A table prints its plan, too. Nothing is trained, read or written.
   """
-  monkeypatch.syspath_prepend(_ROOT / 'experiments')
-  command_line = importlib.import_module('command_line')
+  command_line = importlib.import_module('tsla_jax.commands.command_line')
   start = command_line._start
 
   def check(main, argv):
@@ -114,10 +113,15 @@ def test_commands_are_accepted(page, code, monkeypatch):
         makefile = (_ROOT / 'Makefile').read_text()
         for target in targets:
           assert f'\n{target}:' in makefile, target
-      case ['pip', 'install', '-e', what]:
+      case [command, *arguments] if command.startswith('tsla-'):
+        stem = command.removeprefix('tsla-')
+        assert (_ROOT / f'tsla_jax/commands/{stem}.py').is_file(), command
+        stem = {'train': 'main'}.get(stem, stem)
+        check_flags(stem, arguments, monkeypatch)
+      case ['pip', 'install', *_, what]:
         extra = re.fullmatch(r'\.(?:\[(\w+)\])?', what)[1]
         setup = (_ROOT / 'setup.py').read_text()
-        assert extra is None or f"'{extra}': [" in setup, what
+        assert extra is None or f"'{extra}': " in setup, what
       case _:
         pytest.fail(f'{name(page)}: no test knows how to check {words}')
 
@@ -131,6 +135,8 @@ def test_fields_and_configs_exist(page):
     assert any(key.startswith(field.rstrip('.')) for key in known), field
   for path in re.findall(r'configs/\w+\.py|experiments/\w+\.py', text):
     assert (_ROOT / path).is_file(), path
+  for config in re.findall(r'--config=([\w./]+\.py)', text):
+    assert configs.find(config)
 
 
 def namespace():

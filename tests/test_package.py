@@ -66,7 +66,7 @@ def test_the_core_needs_no_package_of_training(root):
 def test_training_is_in_every_extra_that_trains(setup):
   extras = setup['extras_require']
   assert len(extras['train']) == len(OF_TRAINING)
-  for name in ('test', 'cuda12', 'cuda13', 'tpu'):
+  for name in ('test', 'prepare', 'torch', 'cuda12', 'cuda13', 'tpu'):
     assert {*extras['train']} < {*extras[name]}, name
   assert not {*setup['install_requires']} & {*extras['train']}
 
