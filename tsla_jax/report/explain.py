@@ -9,10 +9,9 @@ import pandas as pd
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
-from tsla_jax.io import lock_directory, write_all
+from tsla_jax.io import lock_directory
 from tsla_jax.report import dense as dense_lib
-from tsla_jax.report import explanation_tables, figures, metrics, tables
-from tsla_jax.report.explanation_figures import draw_explanations
+from tsla_jax.report import document, figures, metrics, page, summary, tables
 from tsla_jax.report.inputs import read_predictions, read_run
 from tsla_jax.report.measure import measure, measure_collapse
 from tsla_jax.report.results import (
@@ -43,7 +42,8 @@ def explain(
     runs: folders of finished runs, or of one table.
     files: predictions, as in `inputs.read_predictions`.
     dense: folders of dense predictions, as in `dense.measure_dense`.
-    output: folder for `metrics.csv`, `analysis.md` and `figures/`. None:
+    output: folder for `report.html`, `metrics.csv`, `analysis.md` and
+      `figures/`. None:
       `analysis/` in a folder, `NAME_analysis/` beside a file.
     seed: of the division of a test split into tune and eval.
     ignore_label: label of pixels to leave out.
@@ -302,20 +302,37 @@ def write(
       collapse_notes=(),
     )
   notes = [*results.notes, *results.collapse_notes]
-  layouts = explanation_tables.explain(results)
-  if not layouts:
+  report = make_report(results, notes, log_coverage)
+  if not report.layouts:
     raise InputError(f'nothing can be measured: {"; ".join(notes)}')
-  text = '\n'.join(map(tables.to_markdown, layouts))
-  text += '\n' + ''.join(f'- {note}\n' for note in notes)
-  pictures = draw_explanations(results, log_coverage=log_coverage)
+  parts = [f'{report.sentence}\n', *map(tables.to_markdown, report.layouts)]
+  text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
   content = {
     'metrics.csv': tables.to_csv(results.runs),
-    'analysis.md': text + figures.to_markdown(pictures),
-    **figures.to_files(pictures),
+    'analysis.md': text + figures.to_markdown(report.pictures),
   }
-  write_all(output, content, mend='give another output')
-  shown = f'Figures: {output / "figures"}\n' if pictures else ''
-  return f'\n{text}\n{shown}Results: {output}'
+  document.write(report, output, content, mend='give another output')
+  return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'
+
+
+def make_report(
+  results: Results, notes: Sequence[str], log_coverage: bool = False
+) -> document.Report:
+  """Make the report of some models; notes say what was left out and why."""
+  sections = page.explained_sections(results, log_coverage=log_coverage)
+  notes = [f'{note[0].upper()}{note[1:]}.' for note in notes]
+  sections.append(document.Section('notes', 'Notes', notes=notes))
+  if results.configs:
+    sections.append(page.configuration_section(results))
+    sections.append(page.versions_section(results))
+  return document.Report(
+    title=f'Analysis of {", ".join(results.rows)}',
+    sentence=summary.describe_models(results),
+    sections=sections,
+    remarks=[summary.MODELS_RULE],
+    methods=summary.describe_methods(results.configs),
+    styles=results.styles,
+  )
 
 
 def _selection_columns(runs: pd.DataFrame) -> list[str]:

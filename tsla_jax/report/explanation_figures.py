@@ -1,16 +1,17 @@
 """Figures of calibration, selective classification and neural collapse.
 
 Functions that draw on axes come first, then the figures with their captions
-(`draw_explanations`). `styles` are the colour and line style of each row.
+(`draw_explanations`).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.logit_gradients import Suppression
@@ -18,19 +19,16 @@ from tsla_jax.methods import keeps_theta
 from tsla_jax.report import figures, metrics
 from tsla_jax.report.explanation_tables import measured
 from tsla_jax.report.figures import (
-  BLUE,
-  GREEN,
   GREY,
-  ORANGE,
   Picture,
+  Styles,
+  make_figure,
   own_part,
   set_logarithmic,
 )
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
-
-Styles = Mapping[str, tuple[Any, Any]]
 
 _ON_CURVES = (
   'Dots: first measurement after a drop, where a row leaves the row with which'
@@ -47,28 +45,27 @@ def draw_path(
   row shares with an earlier row are drawn once.
 
   Args:
+    axes: to draw on.
     epochs: of a table.
     along: the column of the horizontal axis.
     key: the column of the vertical axis.
+    styles: of the rows.
   """
   epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
   drawn: list[pd.Series] = []
   for name, run in epochs.groupby('row', sort=False):
-    color, style = styles[name]
     mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
     path = np.exp(mean.loc[own_part(mean[key], drawn).index])
-    axes.plot(
-      path[along],
-      path[key],
-      color=color,
-      linestyle=style,
-      linewidth=1.4,
-      marker='.',
-      markersize=4,
-      label=name,
-    )
+    _plot(axes, path[along], path[key], name, styles, marker='.')
   set_logarithmic(axes.xaxis)
   set_logarithmic(axes.yaxis)
+
+
+def _plot(
+  axes: Axes, x: Any, y: Any, row: str, styles: Styles, **look: Any
+) -> None:
+  look |= {'color': styles[row][0], 'linestyle': styles[row][1], 'label': row}
+  axes.plot(x, y, linewidth=1.4, markersize=4, **look)
 
 
 def draw_reliability(
@@ -77,47 +74,16 @@ def draw_reliability(
   """Draw accuracy against confidence, with dots as large as the bins.
 
   Bins of fewer than 10 examples are left out.
-
-  Args:
-    diagrams: by row.
   """
   axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
   for row, diagram in diagrams.items():
-    color, style = styles[row]
     many = diagram.count >= 10
     points = diagram.confidence[many], diagram.accuracy[many]
-    axes.plot(*points, color=color, linestyle=style, linewidth=1.2, label=row)
+    _plot(axes, *points, row, styles)
     size = 4 + 150 * diagram.count[many] / diagram.count.sum()
-    axes.scatter(*points, s=size, color=color, alpha=0.5, linewidth=0)
-  axes.set_xlabel('confidence')
-  axes.set_ylabel('accuracy')
-  axes.set_xlim(0, 1.02)
-  axes.set_ylim(0, 1.02)
-  axes.set_aspect('equal')
-
-
-def draw_risk_coverage(
-  axes: Axes,
-  coverages: np.ndarray,
-  risks: Mapping[str, np.ndarray],
-  styles: Styles,
-  log: bool = False,
-) -> None:
-  """Draw risk against coverage, the mean over the seeds.
-
-  Args:
-    coverages: `[C]`.
-    risks: of each row `[seeds, C]`, in percent; NaN is left out.
-    log: draw coverage on a logarithmic axis.
-  """
-  for row, values in risks.items():
-    color, style = styles[row]
-    look = {'color': color, 'linestyle': style, 'linewidth': 1.4, 'label': row}
-    axes.plot(coverages, values.mean(axis=0), **look)
-  if log:
-    set_logarithmic(axes.xaxis)
-  axes.set_ylim(bottom=0)
-  axes.set_ylabel('risk [%]')
+    axes.scatter(*points, size, styles[row][0], alpha=0.5, linewidth=0)
+  axes.set(xlabel='confidence', ylabel='accuracy')
+  axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect='equal')
 
 
 def draw_suppression(
@@ -132,9 +98,9 @@ def draw_suppression(
     logits: axes for the largest logits.
     gradients: axes for the gradient that smoothing adds, and its formula.
     suppressions: of each row, one for each seed.
+    styles: of the rows.
   """
   for row, parts in suppressions.items():
-    color, style = styles[row]
     table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in parts)
     total = table.groupby('bin')['count'].sum()
 
@@ -142,10 +108,9 @@ def draw_suppression(
       sums = (table[key] * table['count']).groupby(table['bin']).sum()
       return (sums / total)[total >= 10]
 
-    look = {'color': color, 'linestyle': style, 'marker': '.', 'label': row}
     error = mean('error_probability')
-    logits.plot(error, mean('max_logit'), linewidth=1.4, **look)
-    gradients.plot(error, mean('suppression'), linewidth=1.4, **look)
+    for axes, key in ((logits, 'max_logit'), (gradients, 'suppression')):
+      _plot(axes, error, mean(key), row, styles, marker='.')
   every = (one for parts in suppressions.values() for one in parts)
   for classes in {one.num_classes for one in every}:
     ends = np.array([0, 1 - 1 / classes])
@@ -159,37 +124,30 @@ def draw_by_theta(
   baseline: pd.DataFrame,
   methods: Mapping[str, pd.DataFrame],
   metric: Metric,
+  styles: Styles,
 ) -> None:
   """Draw a metric of each method against the strength of smoothing.
 
   Args:
+    axes: to draw on.
     baseline: models without smoothing; drawn as a line across, with their
       temperature.
     methods: models of each method, by label, with 'theta' and the metric.
     metric: of calibration.
+    styles: of the methods.
   """
   across = metric.factor * baseline[metrics.SCALED + metric.key].mean()
   if np.isfinite(across):
-    axes.axhline(
-      across, color=GREY, linestyle=':', label='baseline, temperature'
-    )
-  colors = (ORANGE, BLUE, GREEN, 'black', '#CC79A7', '#56B4E9')
-  for i, (label, models) in enumerate(methods.items()):
+    look = {'color': GREY, 'linestyle': ':'}
+    axes.axhline(across, label='baseline, temperature', **look)
+  for label, models in methods.items():
     values = (metric.factor * models[metric.key]).groupby(models['theta'])
-    axes.errorbar(
-      list(values.groups),
-      values.mean(),
-      values.std().fillna(0),
-      color=colors[i % len(colors)],
-      linestyle=('-', '--')[i // len(colors) % 2],
-      marker='o',
-      markersize=4,
-      linewidth=1.4,
-      capsize=2,
-      label=label,
-    )
-  axes.set_xlabel('theta')
-  axes.set_ylabel(metric.label)
+    color, dashes = styles[label]
+    look = {'color': color, 'linestyle': dashes, 'marker': 'o', 'capsize': 2}
+    spread = values.std().fillna(0)
+    x, mean = list(values.groups), values.mean()
+    axes.errorbar(x, mean, spread, markersize=4, label=label, **look)
+  axes.set(xlabel='theta', ylabel=metric.label)
 
 
 def draw_explanations(
@@ -201,16 +159,14 @@ def draw_explanations(
     results: of a table, runs or files.
     log_coverage: draw coverage on a logarithmic axis.
   """
-  # Rows without a finished run have epochs only.
-  frames = [results.runs, results.epochs]
-  styles = figures.row_styles(pd.concat(frames, ignore_index=True))
+  epochs, styles = results.epochs, results.styles
   pictures = [
-    *_gradients(results.epochs, styles),
-    *_collapse(results.epochs, styles),
-    *_calibration(results.epochs, styles),
-    *_selection(results, styles, log_coverage),
-    *_logits(results, styles),
-    *_reliability(results, styles),
+    *_gradients(epochs, styles),
+    *_collapse(epochs, styles),
+    *_calibration(epochs, styles),
+    *_selection(results, log_coverage),
+    *_logits(results),
+    *_reliability(results),
     *_strength(results),
   ]
   for _, _, figure in pictures:
@@ -218,17 +174,32 @@ def draw_explanations(
   return pictures
 
 
+def _over_epochs(
+  epochs: pd.DataFrame,
+  family: Iterable[Metric],
+  styles: Styles,
+  *,
+  first: int = 0,
+  **look: Any,
+) -> Figure:
+  """Draw a panel of each metric of training, after some empty ones."""
+  family = list(family)
+  figure = make_figure(first + len(family))
+  for axes, metric in zip(figure.axes[first:], family, strict=True):
+    key = f'train_{metric.key}'
+    figures.draw_rows(axes, epochs, key, metric.label, styles=styles, **look)
+  return figure
+
+
 def _gradients(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   drawn = shown(metrics.GRADIENTS, 'gradients')
   if not all(len(measured(epochs, f'train_{m.key}')) for m in drawn):
     return []
-  figure = figures.make_figure(len(drawn), width=14)
+  figure = make_figure(len(drawn))
   for axes, metric in zip(figure.axes, drawn, strict=True):
-    key = f'train_{metric.key}'
-    log = metric.key != 'best_theta'
-    figures.draw_rows(
-      axes, epochs, key, metric.label, log=log, whole=True, styles=styles
-    )
+    log, key = metric.key != 'best_theta', f'train_{metric.key}'
+    look = {'log': log, 'whole': True, 'styles': styles}
+    figures.draw_rows(axes, epochs, key, metric.label, **look)
     # Smoothing lowers the variance below delta 1, and the error of the batch's
     # gradient up to twice the best theta.
     limit = 1.0 if log else epochs['theta'].max() / 2
@@ -244,42 +215,33 @@ def _gradients(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
 
 
 def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
-  labels = {
-    f'train_{metric.key}': metric.label
-    for metric in shown(metrics.COLLAPSE, 'collapse')
-  }
   # NC2 of two classes is always 0 up to rounding.
-  keys = [
-    key for key in labels if key in epochs and (epochs[key] > 1e-12).any()
+  family = [
+    metric
+    for metric in shown(metrics.COLLAPSE, 'collapse')
+    if (key := f'train_{metric.key}') in epochs and (epochs[key] > 1e-12).any()
   ]
-  if not keys or measured(epochs, keys[0])['row'].value_counts().max() < 2:
+  if not family:
     return []
-  collapse = figures.make_figure(len(keys), width=14)
-  for axes, key in zip(collapse.axes, keys, strict=True):
-    figures.draw_rows(axes, epochs, key, labels[key], log=True, styles=styles)
+  known = measured(epochs, f'train_{family[0].key}')
+  if known['row'].value_counts().max() < 2:
+    return []
   norms = shown(metrics.COLLAPSE, 'norms')
-  paths = figures.make_figure(1 + len(norms), width=14)
-  first, *others = paths.axes
-  pair = 'train_nc1', 'train_nc2_features'
-  if set(pair) <= set(keys):
-    draw_path(first, epochs, *pair, styles)
-  first.set_xlabel(labels[pair[0]])
-  first.set_ylabel(labels[pair[1]])
-  for axes, metric in zip(others, norms, strict=True):
-    key = f'train_{metric.key}'
-    figures.draw_rows(
-      axes, epochs, key, metric.label, whole=True, styles=styles
-    )
+  paths = _over_epochs(epochs, norms, styles, first=1, whole=True)
+  if {'nc1', 'nc2_features'} <= {metric.key for metric in family}:
+    pair = 'train_nc1', 'train_nc2_features'
+    draw_path(paths.axes[0], epochs, *pair, styles)
+  paths.axes[0].set(xlabel='NC1', ylabel='NC2')
   return [
     (
       'collapse',
       'Neural collapse of the training set over the epochs: geometric mean over'
       f' the seeds, and a band of one standard deviation. {_ON_CURVES}',
-      collapse,
+      _over_epochs(epochs, family, styles, log=True),
     ),
     (
       'norms',
-      'Left: NC2 against NC1 during training (from right to left), which'
+      'First: NC2 against NC1 during training (from right to left), which'
       ' compares the methods at equal NC1. Others: mean norm of the features,'
       f' and norm of the classifier. {_ON_CURVES}',
       paths,
@@ -290,17 +252,17 @@ def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
 def _calibration(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   if not len(measured(epochs, 'test_ece')):
     return []
-  figure = figures.make_figure(2)
+  figure = make_figure(2)
   gap = epochs['test_confidence'] - epochs['test_top1']
-  for axes, key, label in zip(
-    figure.axes,
-    ('test_ece', 'gap'),
-    ('test ECE [%]', 'mean confidence above accuracy [points]'),
-    strict=True,
+  left, right = figure.axes
+  frame, scale = epochs.assign(gap=gap), 100
+  label = 'confidence - accuracy [points]'
+  for axes, key, title in (
+    (left, 'test_ece', 'ECE [%]'),
+    (right, 'gap', label),
   ):
-    frame = epochs.assign(gap=gap)
-    figures.draw_rows(axes, frame, key, label, 100, styles=styles)
-  figure.axes[1].axhline(0, color=GREY, linewidth=0.8)
+    figures.draw_rows(axes, frame, key, title, scale, styles=styles)
+  right.axhline(0, color=GREY, linewidth=0.8)
   caption = (
     'Calibration on the test split over the epochs, without temperature:'
     ' expected calibration error (15 bins), and mean confidence less accuracy'
@@ -310,24 +272,23 @@ def _calibration(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   return [('calibration', caption, figure)]
 
 
-def _selection(
-  results: Results, styles: Styles, log_coverage: bool
-) -> list[Picture]:
+def _selection(results: Results, log_coverage: bool) -> list[Picture]:
   if not results.diagrams or 'aurc' not in results.runs:
     return []
-  figure = figures.make_figure(2, xlabel='coverage')
+  figure = make_figure(2, xlabel='coverage')
   for axes, kind, title in zip(
     figure.axes,
     ('risk', 'norm_risk'),
     ('by maximum softmax probability', 'by normalised logits'),
     strict=True,
   ):
-    risks = {
-      row: 100 * np.array([getattr(one, kind) for one in diagrams])
-      for row, diagrams in results.diagrams.items()
-    }
-    draw_risk_coverage(axes, COVERAGES, risks, styles, log_coverage)
-    axes.set_title(title, fontsize=10)
+    for row, diagrams in results.diagrams.items():
+      risks = 100 * np.array([getattr(one, kind) for one in diagrams])
+      _plot(axes, COVERAGES, risks.mean(axis=0), row, results.styles)
+    if log_coverage:
+      set_logarithmic(axes.xaxis)
+    axes.set(ylabel='risk [%]', title=title)
+    axes.set_ylim(bottom=0)
   caption = (
     'Risk (share of errors among the examples that are kept) against coverage'
     ' (share of examples that are kept), from 10 examples on, mean over the'
@@ -337,16 +298,16 @@ def _selection(
   return [('selection', caption, figure)]
 
 
-def _logits(results: Results, styles: Styles) -> list[Picture]:
+def _logits(results: Results) -> list[Picture]:
   suppressions = _existing(results, 'suppression')
   if not suppressions or 'aurc' not in results.runs:
     return []
-  figure = figures.make_figure(2, xlabel='predicted probability of error')
-  draw_suppression(*figure.axes, suppressions, styles)
+  figure = make_figure(2, xlabel='predicted probability of error')
+  draw_suppression(*figure.axes, suppressions, results.styles)
   caption = (
-    'Left: the largest logit, less the mean of all, against the predicted'
+    'First: the largest logit, less the mean of all, against the predicted'
     ' probability of error. Smoothing is expected to lower it most for'
-    ' confident predictions. Right: what smoothing adds to the gradient in the'
+    ' confident predictions. Second: what smoothing adds to the gradient in the'
     ' largest logit, for a theta of 1; above 0 it lowers the logit. The line is'
     ' that of a calibrated model, 1 - P(error) - 1/K. All seeds together, bins'
     ' of fewer than 10 examples left out.'
@@ -354,10 +315,10 @@ def _logits(results: Results, styles: Styles) -> list[Picture]:
   return [('logits', caption, figure)]
 
 
-def _reliability(results: Results, styles: Styles) -> list[Picture]:
+def _reliability(results: Results) -> list[Picture]:
   if not _existing(results, 'plain') or 'ece' not in results.runs:
     return []
-  figure = figures.make_figure(2, width=10)
+  figure = make_figure(2, height=3.6)
   for axes, kind, title in zip(
     figure.axes,
     ('plain', 'scaled'),
@@ -366,8 +327,8 @@ def _reliability(results: Results, styles: Styles) -> list[Picture]:
   ):
     parts = _existing(results, kind)
     pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
-    draw_reliability(axes, pooled, styles)
-    axes.set_title(title if pooled else f'{title}: none has one', fontsize=10)
+    draw_reliability(axes, pooled, results.styles)
+    axes.set_title(title if pooled else f'{title}: none has one')
   caption = (
     'Reliability: accuracy against confidence in 15 bins, all seeds together,'
     ' bins of fewer than 10 examples left out. The area of a dot is the share'
@@ -393,10 +354,15 @@ def _strength(results: Results) -> list[Picture]:
   strengths = pd.concat([baseline, *methods.values()]).get('theta')
   if not methods or strengths.nunique() < 3:
     return []
+  # A method has the colour of its rows.
+  styles = {
+    label: results.styles[models['row'].iloc[-1]]
+    for label, models in methods.items()
+  }
   panels = shown(metrics.CALIBRATION, 'strength')
-  figure = figures.make_figure(len(panels))
+  figure = make_figure(len(panels))
   for axes, metric in zip(figure.axes, panels, strict=True):
-    draw_by_theta(axes, baseline, methods, metric)
+    draw_by_theta(axes, baseline, methods, metric, styles)
   caption = (
     'Calibration against the strength of smoothing, mean and standard deviation'
     ' over the seeds; theta 0 is the baseline. The line across is the baseline'

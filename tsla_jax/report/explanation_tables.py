@@ -4,7 +4,8 @@ Rows show the mean and standard deviation of their models over the seeds.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,14 @@ import pandas as pd
 from tsla_jax.report import metrics
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Difference, Results, paired_difference
-from tsla_jax.report.tables import Cell, Layout, difference_cell
+from tsla_jax.report.tables import (
+  Cell,
+  Layout,
+  change_cells,
+  lay_out,
+  mean_and_spread,
+  number_cells,
+)
 
 _SPREAD = 'With several seeds: mean ± standard deviation.'
 _UNEQUAL = 'Not all of these are measured on the same number of examples.'
@@ -41,30 +49,61 @@ def measured(runs: pd.DataFrame, key: str) -> pd.DataFrame:
   return runs[runs[key].notna()] if key in runs else runs.iloc[:0]
 
 
-def _rows(
-  runs: pd.DataFrame, texts: Callable[[str, pd.DataFrame], Iterable[list[str]]]
-) -> list[list[Cell]]:
-  """Collect the rows that `texts` makes of the models of each row."""
-  return [
-    [Cell(text) for text in line]
-    for row, models in runs.groupby('row', sort=False)
-    for line in texts(row, models)
-  ]
+class _Line(NamedTuple):
+  """A line of a table: its name, its models, and the prefix of their keys."""
+
+  name: str
+  models: pd.DataFrame
+  prefix: str = ''
+
+
+def _lines(runs: pd.DataFrame) -> list[_Line]:
+  return [_Line(*group) for group in runs.groupby('row', sort=False)]
+
+
+def _with_tuned(
+  runs: pd.DataFrame, key: str, prefix: str, name: str
+) -> list[_Line]:
+  """Return the lines of all rows, and after each that of its tuned models."""
+  lines = []
+  for line in _lines(runs):
+    tuned = line.models[line.models[key].notna()]
+    lines.append(line)
+    if len(tuned):
+      count = f' ({len(tuned)} of {len(line.models)})'
+      some = count * (len(tuned) < len(line.models))
+      lines.append(_Line(f'{line.name}, {name}{some}', tuned, prefix))
+  return lines
+
+
+def _column(
+  lines: Sequence[_Line], key: str, form: str, factor: float = 1.0
+) -> list[Cell]:
+  """Show a metric: mean and deviation over seeds, or value and interval."""
+  numbers = []
+  for line in lines:
+    keys = [f'{line.prefix}{key}{end}' for end in ('', '_low', '_high')]
+    number = mean_and_spread(factor * line.models[keys[0]])
+    if len(line.models) == 1 and set(keys) <= set(line.models):
+      number = tuple(factor * line.models[keys].iloc[0])
+    numbers.append(number)
+  return number_cells(numbers, form, 'not measured')
+
+
+def _columns(
+  lines: Sequence[_Line], family: Iterable[Metric]
+) -> dict[str, list[Cell]]:
+  return {'Method': [line.name for line in lines]} | {
+    metric.label: _column(lines, metric.key, metric.format, metric.factor)
+    for metric in shown(family)
+  }
 
 
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
-  def texts(row: str, models: pd.DataFrame) -> Iterable[list[str]]:
-    yield [row, '1', *values(models, '')]
-    tuned = models[models['scaled_nll'].notna()]
-    if len(tuned):
-      some = f' ({len(tuned)} of {len(models)})' * (len(tuned) < len(models))
-      at = _text(tuned['temperature'], '.3g')
-      yield [f'{row}, temperature{some}', at, *values(tuned, metrics.SCALED)]
-
-  def values(models: pd.DataFrame, prefix: str) -> list[str]:
-    accuracy = _text(100 * models['evaluated_top1'], '.2f')
-    return [accuracy, *_texts(models, metrics.CALIBRATION, prefix)]
-
+  lines = _with_tuned(runs, 'scaled_nll', metrics.SCALED, 'temperature')
+  method, *others = _columns(lines, metrics.CALIBRATION).items()
+  plain = [line._replace(prefix='') for line in lines]
+  temperatures = _column(plain, 'temperature', '.3g')
   notes = [
     'T: temperature that divides the logits, fitted by likelihood to the'
     f' {_counts(runs["tuned_on"])} examples of the validation split, or of the'
@@ -88,28 +127,36 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
       ' fixed temperature. That of the ECE corrects a part of its bias, so it'
       ' lies mostly below the estimate.'
     )
-  return Layout(
+  return lay_out(
     f'Calibration on {_counts(runs["evaluated_on"])} test examples',
-    ['Method', 'T', 'top-1 [%]', *_labels(metrics.CALIBRATION)],
-    _rows(runs, texts),
+    dict([method])
+    | {
+      'T': [
+        cell if line.prefix else Cell('1')
+        for cell, line in zip(temperatures, lines, strict=True)
+      ],
+      'top-1 [%]': _column(plain, 'evaluated_top1', '.2f', 100),
+    }
+    | dict(others),
     notes,
+    'calibration',
   )
 
 
 def _selection_layout(runs: pd.DataFrame) -> Layout:
-  def texts(row: str, models: pd.DataFrame) -> Iterable[list[str]]:
-    yield [row, '', *values(models, '')]
-    norms = models['norm_p'].dropna()
-    if len(norms):
-      some = f' ({len(norms)} of {len(models)})' * (len(norms) < len(models))
-      p = ' to '.join(f'{end:g}' for end in sorted({norms.min(), norms.max()}))
-      name = f'{row}, normalised'
-      yield [name, p + some, *values(models, metrics.NORMALISED)]
+  lines = _with_tuned(
+    runs.assign(error=1 - runs['evaluated_top1']),
+    *('norm_p', metrics.NORMALISED, 'normalised'),
+  )
 
-  def values(models: pd.DataFrame, prefix: str) -> list[str]:
-    error = _text(100 * (1 - models['evaluated_top1']), '.2f')
-    return [error, *_texts(models, metrics.SELECTION, prefix)]
+  def norms(line: _Line) -> Cell:
+    if not line.prefix:
+      return Cell('softmax', missing=True)
+    ends = sorted({line.models['norm_p'].min(), line.models['norm_p'].max()})
+    return Cell(' to '.join(f'{end:g}' for end in ends))
 
+  method, *others = _columns(lines, metrics.SELECTION).items()
+  plain = [line._replace(prefix='') for line in lines]
   notes = [
     'Predictions are kept in the order of the maximum softmax probability.'
     ' normalised: in that of the largest logit over the p-norm of all centred'
@@ -131,31 +178,47 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
     )
   if runs['evaluated_on'].nunique() > 1:
     notes.append(_UNEQUAL)
-  return Layout(
+  return lay_out(
     f'Selective classification on {_counts(runs["evaluated_on"])} test'
     ' examples',
-    ['Method', 'p', 'error [%]', *_labels(metrics.SELECTION)],
-    _rows(runs, texts),
+    dict([method])
+    | {'p': list(map(norms, lines))}
+    | {'error [%]': _column(plain, 'error', '.2f', 100)}
+    | dict(others),
     notes,
+    'selection',
   )
 
 
 def _guarantee_layout(runs: pd.DataFrame) -> Layout:
-  def texts(row: str, models: pd.DataFrame) -> Iterable[list[str]]:
-    p, score = models['norm_p'], 'the better'
-    covered = _texts(models, metrics.GUARANTEE)
-    if len(models) == 1:
-      score = 'probability' if p.isna().all() else f'logits, p = {p.iloc[0]:g}'
-      for i, risk in enumerate(metrics.RISKS):
-        threshold = models[f'threshold_{risk}'].iloc[0]
-        if np.isfinite(threshold):
-          covered[i] += f' from {threshold:.4g} on'
-    yield [row, score, *covered]
+  lines, family = _lines(runs), shown(metrics.GUARANTEE)
+  single = [len(line.models) == 1 for line in lines]
 
-  return Layout(
+  def score(models: pd.DataFrame) -> str:
+    p = models['norm_p']
+    if len(models) > 1:
+      return 'the better'
+    return 'probability' if p.isna().all() else f'logits, p = {p.iloc[0]:g}'
+
+  columns = {
+    'Method': [line.name for line in lines],
+    'score': [score(line.models) for line in lines],
+  }
+  for i, metric in enumerate(family):
+    cells = _column(lines, metric.key, metric.format, metric.factor)
+    if i < len(metrics.RISKS):
+      key = f'threshold_{metrics.RISKS[i]}'
+      firsts = [line.models[key].iloc[0] for line in lines]
+      cells = [
+        Cell(f'{cell.text} from {first:.4g} on')
+        if one and np.isfinite(first)
+        else cell
+        for cell, one, first in zip(cells, single, firsts, strict=True)
+      ]
+    columns[metric.title] = cells
+  return lay_out(
     'Coverage in % whose risk is guaranteed',
-    ['Method', 'score', *(m.title for m in shown(metrics.GUARANTEE))],
-    _rows(runs, texts),
+    columns,
     [
       'A fifth of the evaluated examples gives thresholds of the better score,'
       ' and the one that is most likely to pass a test. The other four fifths'
@@ -164,6 +227,7 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
       ' risk above the threshold is no larger on other examples of the same'
       f' kind. 0: the first threshold fails its test. {_SPREAD}'
     ],
+    'selection',
   )
 
 
@@ -173,27 +237,21 @@ def _scores_layout(runs: pd.DataFrame) -> Layout:
     f'{metrics.NORMALISED}aurc': 'normalised logits',
     **{metric.key: metric.title for metric in shown(metrics.SCORES)},
   }
-  keys = [key for key in titles if len(measured(runs, key))]
-  return Layout(
+  lines = _lines(runs.filter(items=['row', *titles]))
+  known = [key for key in titles if len(measured(runs, key))]
+  return lay_out(
     'AURC in % by confidence score',
-    ['Method', *(titles[key] for key in keys)],
-    _rows(
-      runs,
-      lambda row, models: [
-        [row, *(_text(100 * models[key], '.2f') for key in keys)]
-      ],
-    ),
+    {'Method': [line.name for line in lines]}
+    | {titles[key]: _column(lines, key, '.2f', 100) for key in known},
     [f'Small is good. {_SPREAD}'],
+    'selection',
   )
 
 
 def _gradients_layout(runs: pd.DataFrame) -> Layout:
-  return Layout(
+  return lay_out(
     'Variance of the gradients of the last layer',
-    ['Method', *_labels(metrics.GRADIENTS)],
-    _rows(
-      runs, lambda row, models: [[row, *_texts(models, metrics.GRADIENTS)]]
-    ),
+    _columns(_lines(runs), metrics.GRADIENTS),
     [
       'Measured after the last epoch, on the training split in evaluation mode,'
       ' for the y_hat in use. delta: mean squared error of gradients on y_hat'
@@ -202,15 +260,15 @@ def _gradients_layout(runs: pd.DataFrame) -> Layout:
       ' the strength that brings the gradient of the minibatch nearest to that'
       f' of the one-hot loss. {_SPREAD}'
     ],
+    'gradients',
   )
 
 
 def _collapse_layout(runs: pd.DataFrame) -> Layout:
   known = [m for m in metrics.COLLAPSE if len(measured(runs, m.key))]
-  return Layout(
+  return lay_out(
     'Neural collapse',
-    ['Method', *_labels(known)],
-    _rows(runs, lambda row, models: [[row, *_texts(models, known)]]),
+    _columns(_lines(runs), known),
     [
       'Measured after the last epoch, on the features before the classifier, of'
       ' the training split (with the labels of training) in evaluation mode,'
@@ -223,6 +281,7 @@ def _collapse_layout(runs: pd.DataFrame) -> Layout:
       ' mean length of a feature, and Frobenius norm of the classifier.'
       f' {_SPREAD}'
     ],
+    'collapse',
   )
 
 
@@ -232,60 +291,68 @@ def comparison_layout(results: Results) -> Layout | None:
   Returns:
     The table; None if there is nothing to compare.
   """
-  columns: list[tuple[Metric | None, str, str]] = []  # metric, key, title
-  for key, family, prefixes in (
-    ('nc1', metrics.COLLAPSE, {'': ''}),
-    ('ece', metrics.CALIBRATION, {'': ''}),
-    ('aurc', metrics.SELECTION, {'': '', metrics.NORMALISED: ', normalised'}),
-  ):
-    for metric in family if len(measured(results.runs, key)) else ():
-      for prefix, suffix in prefixes.items() if metric.compared else ():
-        points = ' [points]' if metric.compared == 'difference' else ''
-        title = metric.title + suffix + points
-        columns.append((metric, prefix + metric.key, title))
-      if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
-        columns.append((None, '', 'NC2 at equal NC1'))
   pairs = [
     (row, reference, other)
     for row, others in results.references.items()
     for reference, other in others.items()
   ]
+
+  def changes(key: str) -> list[Difference]:
+    return [
+      paired_difference(*(_by_seed(results.runs, name, key) for name in names))
+      for names in ((row, other) for row, _, other in pairs)
+    ]
+
+  def factors(pair: Iterable[pd.Series]) -> Difference | str:
+    # Where all values are positive, a factor says more than a difference.
+    both = [np.log(values[values > 0]) for values in pair]
+    return paired_difference(*both) if all(map(len, both)) else 'not above 0'
+
+  columns: dict[str, list[Cell]] = {}
+  for key, family, prefixes in (
+    ('nc1', metrics.COLLAPSE, {'': ''}),
+    ('ece', metrics.CALIBRATION, {'': ''}),
+    ('aurc', metrics.SELECTION, {'': '', metrics.NORMALISED: ', normalised'}),
+  ):
+    known = len(measured(results.runs, key)) > 0
+    for metric in family if known else ():
+      for prefix, suffix in prefixes.items() if metric.compared else ():
+        title, name = metric.title + suffix, prefix + metric.key
+        if metric.compared == 'difference':
+          columns[f'{title} [points]'] = change_cells(changes(name))
+          continue
+        found = [
+          factors(_by_seed(results.runs, r, name) for r in (row, other))
+          for row, _, other in pairs
+        ]
+        columns[title] = change_cells(found, factors=True)
+      if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
+        found = [
+          factors(_nc2_at_equal_nc1(results, row, other))
+          for row, _, other in pairs
+        ]
+        columns['NC2 at equal NC1'] = change_cells(found, factors=True)
   if not columns or not pairs:
     return None
-
-  def cell(row: str, other: str, metric: Metric | None, key: str) -> Cell:
-    if metric is None:
-      pair = _nc2_at_equal_nc1(results, row, other)
-    else:
-      pair = (_by_seed(results.runs, name, key) for name in (row, other))
-    if metric is not None and metric.compared == 'difference':
-      return difference_cell(paired_difference(*pair))
-    # Where all values are positive, a factor says more than a difference.
-    return _factor_cell(paired_difference(*(np.log(v[v > 0]) for v in pair)))
-
   note = (
     'Geometric means of the factors by which a metric differs, with the 95 %'
-    ' interval of the paired t-test of the logarithms; bold if it excludes 1.'
-    ' Fewer than 3 seeds have no interval. Intervals are not corrected for the'
+    ' interval of the paired t-test of the logarithms. Fewer than 3 seeds have'
+    ' no interval, nor have equal changes. Intervals are not corrected for the'
     ' number of comparisons.'
   )
-  if any(metric is None for metric, *_ in columns):
+  if 'NC2 at equal NC1' in columns:
     note += (
       ' NC2 at equal NC1: NC2 of the class means where each of the two rows'
       ' first reaches the smallest NC1 that both reach.'
     )
-  if any(title.endswith('[points]') for *_, title in columns):
+  if any(title.endswith('[points]') for title in columns):
     note += ' Columns in points: differences in percentage points.'
-  return Layout(
-    'What the methods change, as factors, paired by seed',
-    ['Method', 'against', *(title for *_, title in columns)],
-    [
-      [Cell(row), Cell(reference)]
-      + [cell(row, other, metric, key) for metric, key, _ in columns]
-      for row, reference, other in pairs
-    ],
-    [note],
-  )
+  names = {
+    'Method': [row for row, *_ in pairs],
+    'against': [reference for _, reference, _ in pairs],
+  }
+  title = 'What the methods change, as factors, paired by seed'
+  return lay_out(title, names | columns, [note], 'effects')
 
 
 def _by_seed(runs: pd.DataFrame, row: str, key: str) -> pd.Series:
@@ -341,50 +408,3 @@ def value_at_level(
 
 def _counts(values: pd.Series) -> str:
   return ' or '.join(f'{n:,.0f}' for n in sorted(set(values)))
-
-
-def _labels(family: Iterable[Metric]) -> list[str]:
-  return [metric.label for metric in shown(family)]
-
-
-def _texts(
-  models: pd.DataFrame, family: Iterable[Metric], prefix: str = ''
-) -> list[str]:
-  """Show metrics, with bootstrap intervals where they exist."""
-  texts = []
-  for metric in shown(family):
-    key = prefix + metric.key
-    ends = (
-      metric.factor * models[end]
-      for end in (f'{key}_low', f'{key}_high')
-      if end in models
-    )
-    texts.append(_text(metric.factor * models[key], metric.format, *ends))
-  return texts
-
-
-def _text(values: pd.Series, form: str, *interval: pd.Series) -> str:
-  """Show mean and deviation over seeds, or one value with the interval."""
-  values = values.dropna()
-  if not len(values):
-    return '-'
-  if values.abs().max() >= 1e4:
-    form = '.3g'
-  text = format(values.mean(), form)
-  if len(values) > 1:
-    return f'{text} ± {format(values.std(ddof=1), form)}'
-  ends = [end[values.index[0]] for end in interval]
-  if ends and not np.isnan(ends).any():
-    low, high = (format(end, form) for end in ends)
-    text += f' [{low}, {high}]'
-  return text
-
-
-def _factor_cell(difference: Difference) -> Cell:
-  if not difference.count or math.isnan(difference.mean):
-    return Cell('-')
-  mean, low, high = np.exp((difference.mean, difference.low, difference.high))
-  text = f'{mean:.3g}'
-  if math.isnan(low):
-    return Cell(text)
-  return Cell(f'{text} [{low:.3g}, {high:.3g}]', low > 1 or high < 1)

@@ -6,23 +6,35 @@ Figures number epochs from 1.
 """
 
 import io
+import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
+from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.text import Text
 
 Picture = tuple[str, str, Figure]  # name, caption, figure
+Style = tuple[str, Any]  # colour and dashes of a line
+Styles = Mapping[str, Style]  # by row
 
-# The palette of Okabe and Ito, safe for colour blindness. Line styles tell the
+FONT_SIZE = 9  # points, of all text; figures are as wide as in a paper
+# The palette of Okabe and Ito, safe for colour blindness. Dashes tell the
 # curves apart in print.
 BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'
+_OTHERS = (BLUE, ORANGE, GREEN, '#CC79A7', '#8C564B', '#3A86FF')
+_DASHES = ('-', (0, (6, 1)), (0, (3, 1)), (0, (1, 1)), (0, (6, 1, 1, 1)))
+# Colours of methods that have no fixed drop epoch.
+_RULES = {'plateau': '#CC79A7', 'variance': '#B8860B', 'delta': '#3A86FF'}
 
 
 def curves_png(
@@ -41,36 +53,29 @@ def curves_png(
   figure, frame = make_figure(3, layout=None), pd.DataFrame(metrics)
   # Every run has this figure: a layout that is not computed takes a third of
   # the time.
-  figure.subplots_adjust(0.06, 0.14, 0.94, 0.86, wspace=0.25)
+  figure.subplots_adjust(0.07, 0.16, 0.93, 0.84, wspace=0.3)
   figure.suptitle(title)
   panels = figure.axes
-  for axes, draw in zip(
-    panels, (draw_losses, draw_accuracy, draw_schedules), strict=True
-  ):
+  draws = (draw_losses, draw_accuracy, draw_schedules)
+  for axes, draw in zip(panels, draws, strict=True):
     draw(axes, frame)
     if drop:
       # Between the last smoothed epoch and the first one on one-hot labels.
       axes.axvline(drop + 0.5, color=GREY, linewidth=1, linestyle='--')
-      axes.text(
-        drop + 0.5,
-        1.01,
-        f'drop after {drop:.4g}',
-        color=GREY,
-        transform=axes.get_xaxis_transform(),
-        fontsize=8,
-        ha='center',
-      )
+      at = {'transform': axes.get_xaxis_transform(), 'ha': 'center'}
+      text = f'drop after {drop:.4g}'
+      axes.text(drop + 0.5, 1.01, text, color=GREY, **at)
   return render(figure, 'png')
 
 
 def make_figure(
   panels: int,
-  width: float = 12,
   xlabel: str = 'epoch',
   layout: str | None = 'constrained',
+  height: float = 2.7,
 ) -> Figure:
-  """Make an empty figure with axes side by side."""
-  figure = Figure(figsize=(width, 3.8), layout=layout)
+  """Make an empty figure with axes side by side; the height is in inches."""
+  figure = Figure(figsize=(2.5 + 2.4 * panels, height), layout=layout)
   FigureCanvasAgg(figure)
   for axes in figure.subplots(1, panels, squeeze=False)[0]:
     axes.set_xlabel(xlabel)
@@ -79,21 +84,61 @@ def make_figure(
 
 
 def render(figure: Figure, kind: str) -> bytes:
-  """Render a figure as 'png' or 'svg'; equal figures have equal bytes."""
+  """Render as 'png', 'pdf' or 'svg'; equal figures have equal bytes."""
+  for axes in figure.axes:
+    axes.tick_params(labelsize=FONT_SIZE, which='both')
+  for text in figure.findobj(Text):
+    text.set_fontsize(FONT_SIZE)
   image = io.BytesIO()
-  metadata = {'Date': None} if kind == 'svg' else None
-  with matplotlib.rc_context({'svg.hashsalt': 'tsla_jax'}):
-    figure.savefig(image, format=kind, dpi=120, metadata=metadata)
+  metadata = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
+  # Text stays text in an SVG: it can be searched, and takes the fewest bytes.
+  # Browsers without the font have narrower ones.
+  fixed = {'svg.hashsalt': 'tsla_jax', 'svg.fonttype': 'none'}
+  with matplotlib.rc_context(fixed | {'pdf.fonttype': 42}):
+    figure.savefig(
+      image, format=kind, dpi=150, metadata=metadata, transparent=kind == 'svg'
+    )
   return image.getvalue()
 
 
 def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
-  """Render pictures as PNG and SVG, by path."""
+  """Render pictures as PNG and PDF, by path."""
   return {
     f'figures/{name}.{kind}': render(figure, kind)
     for name, _, figure in pictures
-    for kind in ('png', 'svg')
+    for kind in ('png', 'pdf')
   }
+
+
+def to_svg(name: str, figure: Figure) -> str:
+  """Render an SVG element for a page, whose ids begin with the name."""
+  text = render(figure, 'svg').decode()
+  text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+  head, _, body = text[text.find('<svg') :].partition('>')
+  body = re.sub(r'\bid="|href="#|url\(#', rf'\g<0>{name}-', body)
+  # A hundredth of a point is enough for paths, and half of the bytes.
+  body = re.sub(
+    r' d="[^"]*"', lambda d: re.sub(r'(\.\d\d)\d+', r'\1', d[0]), body
+  )
+  box = ''.join(re.findall(r'viewBox="[^"]*"', head))
+  width = round(1.5 * 72 * figure.get_figwidth())
+  return f'<svg {box} style="max-width:{width}px" aria-hidden="true">{body}'
+
+
+def stack(figure: Figure) -> None:
+  """Move the panels of a figure below each other, for narrow screens."""
+  specs = [axes.get_subplotspec() for axes in figure.axes]  # twins share one
+  count = specs[0].get_gridspec().ncols
+  grid = GridSpec(count, 1, figure)
+  for axes, spec in zip(figure.axes, specs, strict=True):
+    axes.set_subplotspec(grid[spec.colspan.start, 0])
+  height = figure.get_figheight()
+  if figure.legends:
+    height -= _legend_height(figure)
+  figure.set_size_inches(4.2, count * height)
+  if figure.legends:
+    figure.legends[0].remove()
+    share_legend(figure)
 
 
 def to_markdown(pictures: Iterable[Picture]) -> str:
@@ -104,6 +149,61 @@ def to_markdown(pictures: Iterable[Picture]) -> str:
   )
 
 
+def method_color(config: Mapping[str, Any]) -> str:
+  """Return the colour of a method: it is the same in every figure.
+
+  It depends on the method alone, and not on the strength of smoothing: black
+  for the baseline, orange for LSR; fixed drops go from dark to light as they
+  come later in training. A prior that is not uniform darkens it.
+
+  Args:
+    config: the 'config' of a `config.json`.
+  """
+  smoothing = config['smoothing']
+  if config['loss']['name'] != 'cross_entropy':
+    return GREY
+  if not smoothing['theta']:
+    return '#000000'
+  drop, rule = smoothing['drop_epoch'], smoothing['drop_rule']
+  if smoothing['drop_step'] is not None:
+    color = '#56B4E9'
+  elif drop is not None:
+    color = shade(min(drop, config['num_epochs']), config['num_epochs'] + 1)
+  elif smoothing['schedule'] != 'two_stage':
+    color = '#8C564B'
+  else:
+    color = _RULES.get(rule, ORANGE)
+  if smoothing['prior'] != 'uniform':
+    color = colors.to_hex(0.6 * np.array(colors.to_rgb(color)))
+  return color
+
+
+def row_styles(
+  rows: Iterable[str], configs: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Style]:
+  """Choose a colour and dashes for each row.
+
+  Args:
+    rows: their names, in order.
+    configs: the `config.json` of the rows that are runs, which have the colour
+      of their method. Others have a palette's, in their order.
+  """
+  palette, styles = itertools.cycle(_OTHERS), {}
+  for i, row in enumerate(dict.fromkeys(rows)):
+    known = row in (configs or {})
+    color = method_color(configs[row]['config']) if known else next(palette)
+    dashes = [_DASHES[(i + k) % len(_DASHES)] for k in range(len(_DASHES))]
+    free = [d for d in dashes if (color, d) not in styles.values()]
+    styles[row] = (color, (free or dashes)[0])
+  return styles
+
+
+def shade(i: int, count: int) -> str:
+  """Return the colour of step `i` of `count`, dark to light."""
+  at = 0.8 * i / max(count - 1, 1)
+  return colors.to_hex(matplotlib.colormaps['viridis'](at))
+
+
 def draw_losses(axes: Axes, run: pd.DataFrame) -> None:
   """Draw the minimised training loss with its floor, and one-hot losses."""
   for key, label, color, style in (
@@ -112,11 +212,11 @@ def draw_losses(axes: Axes, run: pd.DataFrame) -> None:
     ('train_entropy_floor', 'floor of the smoothed', GREY, ':'),
     ('test_onehot_loss', 'test, one-hot', ORANGE, '-'),
   ):
-    _line(axes, run['epoch'], run[key], label, color, style)
+    draw_line(axes, run['epoch'], run[key], label, (color, style))
   # The loss falls to a fraction at the drop.
   axes.set_yscale('log', nonpositive='mask')  # the floor of one-hot labels is 0
   axes.set_ylabel('loss [nats]')
-  axes.legend(fontsize=8)
+  axes.legend()
 
 
 def draw_accuracy(axes: Axes, run: pd.DataFrame) -> None:
@@ -126,34 +226,35 @@ def draw_accuracy(axes: Axes, run: pd.DataFrame) -> None:
     ('test_top1', 'test top-1', ORANGE, '-'),
     ('test_top5', 'test top-5', GREEN, '-.'),
   ):
-    _line(axes, run['epoch'], 100 * run[key], label, color, style)
+    draw_line(axes, run['epoch'], 100 * run[key], label, (color, style))
   # Low values of the first epochs would hide differences of the later ones.
   later = run.iloc[len(run) // 5 :]
   low = later[['train_top1', 'test_top1']].min(axis=None)
   axes.set_ylim(max(100 * low - 2, 0), 101)
   axes.set_ylabel('accuracy [%]')
-  axes.legend(fontsize=8)
+  axes.legend()
 
 
-def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
+def draw_schedules(
+  axes: Axes, epochs: pd.DataFrame, styles: Styles | None = None
+) -> None:
   """Draw theta on the left axis, learning rates on a logarithmic right axis.
 
   Args:
     axes: to draw on; a twin is added.
     epochs: of a run or a table. Of a table the first seed is drawn, with the
       learning rates of the first row.
+    styles: of the rows of a table.
   """
-  runs, styles = [(None, epochs)], {None: (BLUE, '-')}
-  if 'row' in epochs:
+  runs = [('theta', epochs)]
+  if styles is not None:
     seeds = epochs[epochs['seed'] == epochs['seed'].iloc[0]]
     runs = list(seeds.groupby('row', sort=False))
-    styles = row_styles(epochs)
   drawn: list[pd.Series] = []
   for name, run in runs:
-    color, style = styles[name]
-    label = 'theta' if name is None else name
     theta = own_part(run.set_index('epoch')['theta'], drawn)
-    _line(axes, theta.index, theta, label, color, style, steps=True)
+    style = styles[name] if styles else (BLUE, '-')
+    draw_line(axes, theta.index, theta, name, style, drawstyle='steps-mid')
   axes.set_ylabel('theta')
   axes.margins(y=0.15)
   axes.set_ylim(bottom=min(axes.get_ylim()[0], 0))
@@ -165,16 +266,13 @@ def draw_schedules(axes: Axes, epochs: pd.DataFrame) -> None:
   names = [f'learning rate, {g.removeprefix("learning_rate_")}' for g in groups]
   if all((run[group] == run[groups[0]]).all() for group in groups):
     groups, names = groups[:1], ['learning rate']
-  color = ORANGE if len(runs) == 1 else GREY
-  for group, name, style in zip(groups, names, ('--', '-.'), strict=False):
-    _line(twin, run['epoch'], run[group], name, color, style, steps=True)
-  # One legend for both axes, beside them if there are many lines.
-  beside = {'loc': 'upper left', 'bbox_to_anchor': (1.15, 1)}
-  axes.legend(
-    handles=[*axes.get_lines(), *twin.get_lines()],
-    fontsize=8,
-    **(beside if len(runs) > 1 else {}),
-  )
+  for group, name, dashes in zip(groups, names, ('--', '-.'), strict=False):
+    style = (GREY if styles else ORANGE, dashes)
+    draw_line(
+      twin, run['epoch'], run[group], name, style, drawstyle='steps-mid'
+    )
+  if not styles:
+    axes.legend(handles=[*axes.get_lines(), *twin.get_lines()])
 
 
 def share_legend(figure: Figure) -> None:
@@ -184,49 +282,19 @@ def share_legend(figure: Figure) -> None:
     lines, labels = axes.get_legend_handles_labels()
     for line, label in zip(lines, labels, strict=True):
       handles.setdefault(label, line)
-  # As many columns as fit, at 12 letters an inch, plus the line.
-  room = int(
-    12 * figure.get_figwidth() / (6 + max(map(len, handles), default=0))
-  )
-  figure.legend(
-    handles.values(),
-    handles.keys(),
-    loc='outside lower center',
-    ncols=max(min(len(handles), room), 1),
-    fontsize=8,
-  )
+  # As many columns as fit, at 13 letters an inch, plus the line.
+  letters = 6 + max(map(len, handles), default=0)
+  room = int(13 * figure.get_figwidth() / letters)
+  columns = max(min(len(handles), room), 1)
+  place = {'loc': 'outside lower center', 'ncols': columns}
+  figure.legend(handles.values(), handles.keys(), **place)
+  figure.set_figheight(figure.get_figheight() + _legend_height(figure))
 
 
-def row_styles(epochs: pd.DataFrame) -> dict[str, tuple[Any, str]]:
-  """Choose a colour and a line style for each row of a table.
-
-  Rows with a drop go through a palette in the order of their drops. Rows
-  without a drop have distinct colours.
-  """
-  rows = epochs.groupby('row', sort=False)['drop_epoch'].first()
-  dropped = rows[rows.notna()].sort_values(kind='stable').index
-  styles = {}
-  for i, name in enumerate(dropped):
-    style = ('-', (0, (6, 1)), (0, (3, 1)))[i % 3]
-    styles[name] = (shade(i, len(dropped)), style)
-  others = (
-    ('black', ':'),
-    (ORANGE, '--'),
-    (GREY, '-.'),
-    ('#CC79A7', '--'),
-    ('#56B4E9', '-.'),
-    ('#E69F00', '--'),
-  )
-  kept = [name for name in rows.index if name not in styles]
-  kept.sort(key=lambda name: name != 'baseline')  # equal in every figure
-  for i, name in enumerate(kept):
-    styles[name] = others[i % len(others)]
-  return {name: styles[name] for name in rows.index}
-
-
-def shade(i: int, count: int) -> Any:
-  """Return the colour of step `i` of `count`, dark to light."""
-  return matplotlib.colormaps['viridis'](0.8 * i / max(count - 1, 1))
+def _legend_height(figure: Figure) -> float:
+  """Return the height of the shared legend in inches."""
+  (legend,) = figure.legends
+  return 0.18 * math.ceil(len(legend.get_texts()) / legend._ncols)
 
 
 def draw_rows(
@@ -238,7 +306,7 @@ def draw_rows(
   *,
   log: bool = False,
   whole: bool = False,
-  styles: Mapping[str, tuple[Any, Any]] | None = None,
+  styles: Styles | None = None,
 ) -> None:
   """Draw a quantity of every row over the epochs, with a dot at each drop.
 
@@ -252,27 +320,26 @@ def draw_rows(
     scale: factor of the values.
     log: use a logarithmic axis, and mean and deviation of the logarithms.
     whole: choose limits that show the first fifth of the epochs, too.
-    styles: colour and line style of each row; None: `row_styles`.
+    styles: of the rows.
   """
   drawn: list[pd.Series] = []
-  styles = row_styles(epochs) if styles is None else styles
+  styles = styles or row_styles(epochs['row'])
   epochs = epochs[epochs[key].notna() & ((epochs[key] > 0) | (not log))]
   to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
   start = 0 if whole or log else (epochs['epoch'].max() + 1) // 5
   seen = []
   for name, run in epochs.groupby('row', sort=False):
-    color, style = styles[name]
+    color, _ = styles[name]
     values = (scale * run[key]).transform(to).groupby(run['epoch'])
     mean = own_part(values.mean(), drawn)
     spread = values.std().fillna(0)[mean.index]
     # Markers show that only some epochs were measured.
     gaps = np.diff(np.sort(run['epoch'].unique())) > 1
     marker = '.' if gaps.any() else None
-    _line(axes, mean.index, back(mean), name, color, style, marker=marker)
+    draw_line(axes, mean.index, back(mean), name, styles[name], marker=marker)
     low, high = back(mean - spread), back(mean + spread)
-    axes.fill_between(
-      mean.index + 1, low, high, color=color, alpha=0.12, linewidth=0
-    )
+    band = {'color': color, 'alpha': 0.12, 'linewidth': 0}
+    axes.fill_between(mean.index + 1, low, high, **band)
     seen += [ends[mean.index >= start] for ends in (low, high)]
     for drop in run['drop_epoch'].dropna().unique():  # seeds may differ
       at = mean.index[mean.index >= drop][:1]
@@ -295,7 +362,7 @@ def set_logarithmic(axis: Axis) -> None:
 
 
 def draw_drop(
-  axes: Axes, epochs: pd.DataFrame, kept: str, dropped: str
+  axes: Axes, epochs: pd.DataFrame, rows: Iterable[str], styles: Styles
 ) -> None:
   """Draw training losses with and without the drop, as in Figure 1.
 
@@ -304,21 +371,21 @@ def draw_drop(
   one-hot loss.
 
   Args:
+    axes: to draw on.
     epochs: of a table; lines are means over the seeds.
-    kept: the row that keeps theta.
-    dropped: the row that drops it.
+    rows: the one that keeps theta, and the one that drops it.
+    styles: of the rows.
   """
-  for key, label, style in (
+  for key, label, dashes in (
     ('train_loss', 'as minimised', '-'),
     ('train_onehot_loss', 'one-hot', '--'),
   ):
     drawn: list[pd.Series] = []
-    for name, color in ((kept, BLUE), (dropped, ORANGE)):
+    for name in rows:
       mean = epochs[epochs['row'] == name].groupby('epoch')[key].mean()
-      mean = own_part(mean, drawn)
-      _line(axes, mean.index, mean, f'{name}, {label}', color, style)
+      mean, style = own_part(mean, drawn), (styles[name][0], dashes)
+      draw_line(axes, mean.index, mean, f'{name}, {label}', style)
   axes.set_ylabel('training loss [nats]')
-  axes.legend(fontsize=8)
 
 
 def own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
@@ -340,25 +407,16 @@ def own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
   return values.iloc[min(max(shared - 1, 0), len(values) - 1) :]
 
 
-def _line(
+def draw_line(
   axes: Axes,
   epochs: pd.Series,
   values: pd.Series,
   label: str,
-  color: Any,
-  style: Any,
-  steps: bool = False,
-  marker: str | None = None,
+  style: Style,
+  **look: Any,
 ) -> None:
   """Draw values over the epochs, with gaps where they are not finite."""
-  axes.plot(
-    epochs + 1,
-    values.astype(float),
-    color=color,
-    linestyle=style,
-    linewidth=1.4,
-    label=label,
-    marker='.' if len(epochs) == 1 else marker,
-    markersize=5,
-    drawstyle='steps-mid' if steps else 'default',
-  )
+  look |= {'color': style[0], 'linestyle': style[1], 'label': label}
+  if len(epochs) == 1:
+    look['marker'] = '.'
+  axes.plot(epochs + 1, values.astype(float), linewidth=1.4, **look)

@@ -1,23 +1,36 @@
 """Draw the results of a table: CSV, tables, figures, and the report."""
 
-import base64
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from tsla_jax import fields
-from tsla_jax.io import write_all
-from tsla_jax.report import explanation_tables, figures, tables
+from tsla_jax.report import (
+  document,
+  explanation_tables,
+  figures,
+  summary,
+  tables,
+)
+from tsla_jax.report.document import Report, Section
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.results import COLUMNS, Results, read_results
-from tsla_jax.report.tables import Layout
+from tsla_jax.report.tables import Layout, lay_out
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
+
+# Sections of what was measured, and the figures that stand in them.
+_EXPLAINED = {
+  'calibration': ('Calibration', ('reliability', 'calibration', 'strength')),
+  'selection': ('Selective risk', ('selection', 'logits')),
+  'collapse': ('Neural collapse', ('collapse', 'norms')),
+  'gradients': ('Gradient variance', ('gradients',)),
+  'effects': ('Effects of the methods', ()),
+}
 
 
 def draw(workdir: str | os.PathLike[str]) -> str:
@@ -35,28 +48,20 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   """
   workdir = pathlib.Path(workdir)
   results = read_results(workdir)
-  layouts = [
-    tables.results_layout(results),
-    tables.comparison_layout(results),
-    *explanation_tables.explain(results),
-  ]
-  texts = list(map(tables.to_markdown, layouts))
+  report = make_report(results)
   notes = describe(results)
-  pictures = [*make_figures(results), *draw_explanations(results)]
+  texts = list(map(tables.to_markdown, report.layouts))
+  written = '\n'.join([f'{report.sentence}\n', *texts])
   content = {
     'results.csv': tables.to_csv(results.runs, keep=COLUMNS),
-    'table.md': '\n'.join([*texts, *(f'- {note}' for note in notes), '']),
-    'table.tex': '\n'.join(map(tables.to_latex, layouts)),
-    **figures.to_files(pictures),
+    'table.md': '\n'.join([written, *(f'- {note}' for note in notes), '']),
+    'table.tex': '\n'.join(map(tables.to_latex, report.layouts)),
   }
-  images = [
-    (name, caption, content[f'figures/{name}.png'])
-    for name, caption, _ in pictures
-  ]
-  content['report.html'] = to_html(results, layouts, notes, images)
-  write_all(workdir, content, mend='draw the results with --redraw')
-  lines = ['', *texts[:2], *(f'Note: {note}.' for note in results.notes)]
-  if len(layouts) > 2:
+  mend = 'draw the results with --redraw'
+  document.write(report, workdir, content, mend=mend)
+  lines = ['', f'{report.sentence}\n', *texts[:2]]
+  lines += [f'Note: {note}.' for note in results.notes]
+  if len(texts) > 2:
     lines.append(
       f'Calibration, selective risk, neural collapse: {workdir / "table.md"}'
     )
@@ -67,6 +72,56 @@ def draw(workdir: str | os.PathLike[str]) -> str:
       f'Report: {workdir / "report.html"}',
     ]
   )
+
+
+def make_report(results: Results) -> Report:
+  """Make the report of a table."""
+  accuracy = [tables.results_layout(results), tables.comparison_layout(results)]
+  sections = [
+    Section('accuracy', 'Accuracy', accuracy),
+    Section(
+      'curves',
+      'Curves',
+      pictures=make_figures(results),
+      charts=make_charts(results),
+    ),
+    *explained_sections(results),
+    Section(
+      'runs',
+      'Runs',
+      notes=describe(results),
+      folded=[_runs_layout(results.runs[list(COLUMNS)])],
+    ),
+    configuration_section(results),
+    versions_section(results),
+  ]
+  return Report(
+    title=f'{results.record["table"]}, {results.data}',
+    sentence=summary.describe_result(results),
+    sections=sections,
+    overview=summary.draw_overview(results),
+    remarks=[summary.RULE],
+    methods=summary.describe_methods(results.configs),
+    styles=results.styles,
+  )
+
+
+def explained_sections(
+  results: Results, *, log_coverage: bool = False
+) -> list[Section]:
+  """Return what was measured, each figure beside its table."""
+  layouts = explanation_tables.explain(results)
+  drawn = draw_explanations(results, log_coverage=log_coverage)
+  pictures = {picture[0]: picture for picture in drawn}
+  return [
+    Section(
+      key,
+      title,
+      [layout for layout in layouts if layout.section == key],
+      [pictures[name] for name in names if name in pictures],
+    )
+    for key, (title, names) in _EXPLAINED.items()
+  ]
 
 
 def describe(results: Results) -> list[str]:
@@ -195,37 +250,55 @@ def _duration(seconds: float) -> str:
 
 def make_figures(results: Results) -> list[Picture]:
   """Draw the figures of the paper."""
-  epochs, seeds = results.epochs, results.num_seeds
+  epochs, seeds, styles = results.epochs, results.num_seeds, results.styles
   if epochs.empty:
     return []
-  pictures = []
+  figure = figures.make_figure(2)
+  for axes, (key, label, scale, _) in zip(figure.axes, _CURVES, strict=True):
+    figures.draw_rows(axes, epochs, key, label, scale, styles=styles)
+  caption = (
+    f'Test top-1 and one-hot test loss, mean over {seeds} seeds; bands are one'
+    ' standard deviation, dots the first epoch after a drop. (As Figures 2 and'
+    ' 3 of the paper.)'
+  )
+  pictures = [('test', caption, figure)]
   pair = _best_drop(results)
   if pair is not None:
-    figure = figures.make_figure(1, width=6)
-    figures.draw_drop(figure.axes[0], epochs, *pair)
+    figure = figures.make_figure(1)
+    figures.draw_drop(figure.axes[0], epochs, pair, styles)
     caption = (
       f'Training loss of {pair[0]} and {pair[1]}, mean over {seeds} seeds: with'
       ' and without the drop. The minimised loss cannot reach 0 as long as'
       ' labels are smoothed. (As Figure 1 of the paper.)'
     )
     pictures.append(('drop', caption, figure))
-  figure = figures.make_figure(2)
-  accuracy, loss = figure.axes
-  figures.draw_rows(accuracy, epochs, 'test_top1', 'test top-1 [%]', 100)
-  figures.draw_rows(
-    loss, epochs, 'test_onehot_loss', 'test loss, one-hot [nats]'
-  )
-  figures.share_legend(figure)
-  caption = (
-    f'Test top-1 and one-hot test loss, mean over {seeds} seeds; bands are one'
-    ' standard deviation, dots the first epoch after a drop. (As Figures 2 and'
-    ' 3 of the paper.)'
-  )
-  pictures.append(('test', caption, figure))
-  figure = figures.make_figure(1, width=8)
-  figures.draw_schedules(figure.axes[0], epochs)
+  figure = figures.make_figure(1)
+  figures.draw_schedules(figure.axes[0], epochs, styles)
   caption = 'Smoothing strength of every row, and the learning rates.'
-  return [*pictures, ('schedules', caption, figure)]
+  pictures.append(('schedules', caption, figure))
+  for _, _, figure in pictures:
+    figures.share_legend(figure)
+  return pictures
+
+
+# Of the epochs: column, title, factor, and format of single values.
+_CURVES = (
+  ('test_top1', 'test top-1 [%]', 100, '.2f'),
+  ('test_onehot_loss', 'test loss, one-hot [nats]', 1, '.4f'),
+)
+
+
+def make_charts(results: Results) -> dict[str, list[dict[str, Any]]]:
+  """Specify the charts that take the place of figures where scripts run."""
+  epochs, styles = results.epochs, results.styles
+  if epochs.empty:
+    return {}
+  return {
+    'test': [
+      document.curve_chart(epochs, key, title, styles, scale=scale, form=form)
+      for key, title, scale, form in _CURVES
+    ]
+  }
 
 
 def _best_drop(results: Results) -> tuple[str, str] | None:
@@ -241,59 +314,21 @@ def _best_drop(results: Results) -> tuple[str, str] | None:
   return lsr, row
 
 
-def to_html(
-  results: Results,
-  layouts: Sequence[Layout],
-  notes: Sequence[str],
-  images: Sequence[tuple[str, str, bytes]],
-) -> str:
-  """Write a page that needs no other file and no network.
-
-  Args:
-    results: of the table.
-    layouts: the tables of the page.
-    notes: sentences.
-    images: name, caption and PNG of each figure.
-  """
-  loader = jinja2.PackageLoader('tsla_jax.report', '')
-  environment = jinja2.Environment(
-    loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-  )
-  runs = results.runs[list(COLUMNS)]
-  return environment.get_template('page.html').render(
-    title=f'{results.record["table"]}, {results.data}',
-    notes=notes,
-    layouts=layouts,
-    pictures=[
-      (name, caption, base64.b64encode(png).decode())
-      for name, caption, png in images
-    ],
-    columns=[name.replace('_', ' ') for name in COLUMNS],
-    runs=runs.map(_plain).to_numpy().tolist(),
-    config_file=results.record['config_file'],
-    given=[
-      (f'--config.{key}', value)
-      for key, value in results.record['fields'].items()
-    ],
-    environment=_environment(next(iter(results.configs.values()))),
-    **_configuration(results),
-  )
+def _runs_layout(runs: pd.DataFrame) -> Layout:
+  columns = {n.replace('_', ' '): runs[n].map(_plain) for n in runs}
+  title = 'Every run: accuracies as fractions, epochs from 0'
+  return tables.prune(lay_out(title, columns))
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> tables.Cell:
   """Format a value of a data frame; numbers have five digits."""
   if pd.isna(value):
-    return ''
-  return f'{value:.5g}' if isinstance(value, float) else str(value)
+    return tables.Cell('none', missing=True)
+  return tables.Cell(f'{value:.5g}' if isinstance(value, float) else str(value))
 
 
-def _configuration(results: Results) -> dict[str, list[list[str]]]:
-  """Divide the fields of the configs into common ones and those that differ.
-
-  Returns:
-    'common': name and value of each field. 'differing': a header and the values
-    of each row; empty if there are none.
-  """
+def configuration_section(results: Results) -> Section:
+  """Show the fields of the configs: those that differ, then the common ones."""
   configs = pd.DataFrame(
     {
       row: {
@@ -305,20 +340,48 @@ def _configuration(results: Results) -> dict[str, list[list[str]]]:
     }
   ).fillna('null')
   differ = configs.nunique(axis=1) > 1
-  return {
-    'common': [list(line) for line in configs[~differ].iloc[:, 0].items()],
-    'differing': [['', *configs.index[differ]]]
-    + [[row, *configs.loc[differ, row]] for row in configs]
-    if differ.any()
-    else [],
-  }
+  common = configs[~differ].iloc[:, 0].to_dict()
+  given = results.record.get('fields', {})
+  folded = [
+    lay_out('Given on the command line', _fields(given, '--config.')),
+    lay_out(
+      'Fields that differ between the rows',
+      {'Method': list(configs)}
+      | {key: list(line) for key, line in configs[differ].iterrows()},
+    ),
+    lay_out('Fields that are the same in all rows', _fields(common)),
+  ]
+  notes = []
+  if 'config_file' in results.record:
+    notes = [f'The rows are defined in {results.record["config_file"]}.']
+  used = (bool(given), bool(differ.any()), True)
+  folded = [f for f, u in zip(folded, used, strict=True) if u]
+  return Section('configuration', 'Configuration', notes=notes, folded=folded)
 
 
-def _environment(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _fields(
+  values: Mapping[str, str], prefix: str = ''
+) -> dict[str, list[str]]:
+  names = [prefix + key for key in values]
+  return {'field': names, 'value': list(values.values())}
+
+
+def versions_section(results: Results) -> Section:
+  """Show the versions and the device of the first row."""
+  record = next(iter(results.configs.values()))
   commit = record['git_commit'] or 'unknown'
   if record['git_modified']:
     commit += ', with changes'
-  return [
-    *(record['environment'] | {'devices': _devices(record)}).items(),
-    ('commit', commit),
-  ]
+  environment = record['environment'] | {'devices': _devices(record)}
+  shown = lay_out(
+    'All versions, of the first row',
+    {
+      'part': [*environment, 'commit'],
+      'version': [*map(str, environment.values()), commit],
+    },
+  )
+  note = (
+    f'jax {environment["jax"]} on {environment["devices"]}, Python'
+    f' {environment["python"]}, commit {commit}.'
+  )
+  return Section('versions', 'Versions', notes=[note], folded=[shown])

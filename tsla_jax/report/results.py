@@ -14,7 +14,7 @@ from scipy import stats
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
-from tsla_jax.report import metrics
+from tsla_jax.report import figures, metrics
 from tsla_jax.report.inputs import Predictions, read_predictions
 from tsla_jax.report.measure import Diagrams, measure
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
@@ -74,6 +74,11 @@ class Results:
   def references(self) -> dict[str, dict[str, str]]:
     """The rows that each row is compared with (`methods.reference_rows`)."""
     return {row: methods.reference_rows(self.configs, row) for row in self.rows}
+
+  @functools.cached_property
+  def styles(self) -> figures.Styles:
+    """The colour and the dashes of each row, in all figures."""
+    return figures.row_styles(self.rows, self.configs)
 
   def finished(self, row: str, column: str) -> pd.Series:
     """Return a column of the finished runs of a row, by seed."""

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from tsla_jax.report import metrics
@@ -11,6 +12,7 @@ from tsla_jax.report.metrics import Metric
 from tsla_jax.report.results import Difference, Results, paired_difference
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
+BOLD = 'Bold: the 95 % interval of the change excludes no change.'
 # Columns of CSV files that are whole numbers.
 _INTEGERS = (
   *('drop_epoch', 'best_epoch', 'epochs', 'epochs_trained'),
@@ -24,130 +26,269 @@ class Cell:
 
   Attributes:
     text: of the cell.
-    bold: whether it is set in bold.
+    bold: whether it is set in bold, see `BOLD`.
+    missing: whether the text is the reason why there is no value.
   """
 
   text: str
   bold: bool = False
+  missing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A table for reading: title, header, rows of cells, and notes."""
+  """A table for reading: title, header, rows of cells, and notes.
+
+  Attributes:
+    section: key of the section of the page that it stands in.
+  """
 
   title: str
   header: Sequence[str]
   rows: Sequence[Sequence[Cell]]
   notes: Sequence[str] = ()
+  section: str = ''
 
 
-def results_layout(results: Results) -> Layout:
-  """Lay out accuracies as in the paper, and those of the last epoch."""
-  published = results.record['published']
-  published = {row: published.get(row, {}) for row in results.rows}
-  known = [
-    key
-    for key in ('top1', 'top5')
-    if any(values.get(key) for values in published.values())
-  ]
-  best, last = metrics.shown(metrics.BEST), metrics.shown(metrics.LAST)
-  cells = {m.key: _mean_cells(results, m) for m in (*best, *last)}
-  rows = [
-    [
-      Cell(row),
-      *(cells[m.key][row] for m in best),
-      *(_published_cell(published[row].get(key)) for key in known),
-      *(cells[m.key][row] for m in last),
-      Cell(_count_runs(results, row)),
-    ]
-    for row in results.rows
-  ]
-  header = [
-    'Method',
-    *(metric.title for metric in best),
-    *(f'published top-{key[-1]}' for key in known),
-    *(metric.title for metric in last),
-    'runs',
-  ]
-  count = results.num_seeds
-  return Layout(
-    f'Test accuracy in % on {results.data}, mean and standard deviation over'
-    f' {count} seed{"s" if count > 1 else ""}',
-    header,
-    rows,
-    [
-      'best: the highest value of any epoch, separately for top-1 and top-5.'
-      ' This is what the paper reports; it selects on the test split. last: the'
-      ' value of the last epoch, which selects nothing. runs: how many are'
-      ' finished; only these are in the means.'
-    ],
+def lay_out(
+  title: str,
+  columns: Mapping[str, Sequence[Cell | str]],
+  notes: Sequence[str] = (),
+  section: str = '',
+) -> Layout:
+  """Make a table of columns, by their titles."""
+  cells = (
+    [cell if isinstance(cell, Cell) else Cell(cell) for cell in column]
+    for column in columns.values()
+  )
+  rows = list(zip(*cells, strict=True))
+  return Layout(title, list(columns), rows, notes, section)
+
+
+def lay_out_frame(
+  title: str,
+  frame: pd.DataFrame,
+  columns: Mapping[str, tuple[str, str]],
+  *notes: str,
+) -> Layout:
+  """Lay out columns of a frame, by title: a column and its format, or ''."""
+  shown = {
+    header: frame[name].map(str)
+    if not form
+    else number_cells([(value,) for value in frame[name]], form, 'none')
+    for header, (name, form) in columns.items()
+  }
+  return lay_out(title, shown, notes)
+
+
+def column_format(values: Sequence[float], form: str) -> str:
+  """Choose one precision for a column.
+
+  Args:
+    values: of the column.
+    form: of a single value. 'f' has one precision as it is. '.3g' shows three
+      digits of the smallest value, as decimals or, where sizes differ by more
+      than 1000, as powers of ten.
+
+  Returns:
+    A format for all values.
+  """
+  sizes = np.abs(np.asarray(values, float))
+  sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+  if not form.endswith('g') or not len(sizes):
+    large = form.endswith('f') and len(sizes) and sizes.max() >= 1e5
+    return '.2e' if large else form.replace('g', 'f')
+  digits, least = int(form[-2]) - 1, sizes.min()
+  if sizes.max() / least > 1e3 or not 1e-4 < least < 1e6:
+    return f'{form[:-3]}.{digits}e'
+  decimals = digits - math.floor(math.log10(least))
+  return f'{form[:-3]}.{max(decimals, 0)}f'
+
+
+def number_cells(
+  numbers: Sequence[Sequence[float]], form: str, missing: str
+) -> list[Cell]:
+  """Format a column of numbers with one precision.
+
+  Args:
+    numbers: of each row the value; or with the deviation over seeds; or with
+      the two ends of an interval. NaN: there is none.
+    form: as in `column_format`.
+    missing: why there may be no value.
+  """
+  form = column_format([value for value, *_ in numbers], form)
+  cells = []
+  for value, *rest in numbers:
+    if not math.isfinite(value):
+      cells.append(Cell(missing, missing=True))
+      continue
+    text, known = format(value, form), not any(map(math.isnan, rest))
+    if len(rest) == 1 and known:
+      text += f' ± {format(rest[0], form)}'
+    elif len(rest) == 2 and known:
+      text += f' [{format(rest[0], form)}, {format(rest[1], form)}]'
+    cells.append(Cell(text))
+  return cells
+
+
+def mean_and_spread(values: pd.Series) -> tuple[float, ...]:
+  """Return the mean, and the standard deviation of several values."""
+  values = values.dropna()
+  if len(values) > 1:
+    return values.mean(), values.std(ddof=1)
+  return (values.mean(),)
+
+
+def change_cells(
+  differences: Sequence[Difference | str], *, factors: bool = False
+) -> list[Cell]:
+  """Show changes with intervals: in percentage points, or as factors.
+
+  Args:
+    differences: of fractions; of logarithms if they are factors. A text is the
+      reason why there is none.
+    factors: show factors.
+  """
+  to = np.exp if factors else (lambda values: 100 * np.array(values))
+  found = [d for d in differences if isinstance(d, Difference) and d.count]
+  values = [to((d.mean, d.low, d.high)) for d in found]
+  form = '+.2f'
+  if factors:
+    form = column_format([v[0] for v in values], '.2g')
+    form = '.2f' if form in ('.0f', '.1f') else form
+  texts = iter(number_cells(values, form, 'not finite'))
+  cells = []
+  for d in differences:
+    if isinstance(d, str) or not d.count:
+      reason = d if isinstance(d, str) else 'no common seed'
+      cells.append(Cell(reason, missing=True))
+    else:
+      bold = d.low > 0 or d.high < 0
+      cells.append(dataclasses.replace(next(texts), bold=bold))
+  return cells
+
+
+def prune(layout: Layout) -> Layout:
+  """Leave out what says nothing.
+
+  These are columns without a value, columns with one value in every row (a note
+  says it), and rows without a value.
+  """
+
+  def empty(cells: Sequence[Cell]) -> bool:
+    return all(cell.missing or not cell.text for cell in cells)
+
+  kept, same = [0], []
+  rows = [row for row in layout.rows if not empty(row[1:])] or layout.rows
+  for i, title in enumerate(layout.header[1:], 1):
+    cells = [row[i] for row in rows]
+    if len(rows) > 1 and len(set(cells)) == 1 and not empty(cells):
+      same.append(f'{title} = {cells[0].text}')
+    elif not empty(cells):
+      kept.append(i)
+  same = [f'The same in every row: {"; ".join(same)}.'] if same else []
+  return dataclasses.replace(
+    layout,
+    header=[layout.header[i] for i in kept],
+    rows=[[row[i] for i in kept] for row in rows],
+    notes=[*same, *layout.notes],
   )
 
 
-def _mean_cells(results: Results, metric: Metric) -> dict[str, Cell]:
-  """Show the mean and deviation of each row, the highest mean in bold."""
-  values = {
-    row: metric.factor * results.finished(row, metric.key)
-    for row in results.rows
-  }
-  means = {
-    row: format(column.mean(), metric.format)
-    for row, column in values.items()
-    if len(column)
-  }
-  highest = max(means.values(), key=float, default=None)
-  cells = {}
-  for row, column in values.items():
-    text = means.get(row, '-')
-    if len(column) > 1:
-      text += f' ± {column.std(ddof=1):{metric.format}}'
-    cells[row] = Cell(text, bold=means.get(row, '-') == highest)
-  return cells
+def results_layout(results: Results) -> Layout:
+  """Lay out accuracies of the last epoch, and of the best as in the paper."""
+  published = results.record['published']
+  best, last = metrics.shown(metrics.BEST), metrics.shown(metrics.LAST)
+
+  def measured(family: Sequence[Metric]) -> dict[str, list[Cell]]:
+    return {
+      metric.title: number_cells(
+        [
+          mean_and_spread(metric.factor * results.finished(row, metric.key))
+          for row in results.rows
+        ],
+        metric.format,
+        'no finished run',
+      )
+      for metric in family
+    }
+
+  def quoted(key: str) -> list[Cell]:
+    values = (published.get(row, {}).get(key) for row in results.rows)
+    return [
+      Cell('not published', missing=True)
+      if value is None
+      else Cell(' ± '.join(f'{v:.2f}' for v in value if v is not None))
+      for value in values
+    ]
+
+  known = [k for k in ('top1', 'top5') if any(not c.missing for c in quoted(k))]
+  count = results.num_seeds
+  return lay_out(
+    f'Test accuracy in % on {results.data}, mean and standard deviation over'
+    f' {count} seed{"s" if count > 1 else ""}',
+    {
+      'Method': results.rows,
+      **measured(last),
+      **measured(best),
+      **{f'published top-{key[-1]}': quoted(key) for key in known},
+      'runs': [_count_runs(results, row) for row in results.rows],
+    },
+    [
+      'last: the value of the last epoch, which selects nothing. best: the'
+      ' highest value of any epoch, separately for top-1 and top-5. This is'
+      ' what the paper reports; it selects on the test split. runs: how many'
+      ' are finished; only these are in the means.'
+    ],
+    'accuracy',
+  )
+
+
+def compare(
+  results: Results,
+  row: str,
+  reference: str,
+  values: Callable[[str], pd.Series],
+) -> Difference | str:
+  """Compare a row with its baseline or LSR; or say why that is not possible."""
+  other = results.references[row].get(reference)
+  if other is None:
+    return 'reference' if _is(results, row, reference) else f'no {reference}'
+  return paired_difference(values(row), values(other))
+
+
+def _is(results: Results, row: str, reference: str) -> bool:
+  """Whether other rows are compared with this one."""
+  others = (found.get(reference) for found in results.references.values())
+  return row in others
 
 
 def comparison_layout(results: Results) -> Layout:
   """Lay out paired differences to the baseline and to LSR."""
+
+  def column(when: str, reference: str) -> list[Cell]:
+    def values(row: str) -> pd.Series:
+      return results.finished(row, f'{when}_top1')
+
+    return change_cells(
+      [compare(results, row, reference, values) for row in results.rows]
+    )
+
   pairs = [
-    (when, to) for when in ('best', 'last') for to in ('baseline', 'LSR')
+    (when, to) for when in ('last', 'best') for to in ('baseline', 'LSR')
   ]
-
-  def cell(row: str, when: str, reference: str) -> Cell:
-    other = results.references[row].get(reference)
-    if other is None:
-      return Cell('')
-    values = (results.finished(name, f'{when}_top1') for name in (row, other))
-    return difference_cell(paired_difference(*values))
-
-  return Layout(
+  return lay_out(
     'Differences in top-1, in percentage points, paired by seed',
-    ['Method', *(f'{when}, to {reference}' for when, reference in pairs)],
-    [
-      [Cell(row), *(cell(row, *pair) for pair in pairs)] for row in results.rows
-    ],
+    {'Method': results.rows}
+    | {f'{when}, to {to}': column(when, to) for when, to in pairs},
     [
       'LSR: the row that smooths with the same theta and prior to the end. In'
-      ' brackets: 95 % interval of the paired t-test; bold if it excludes 0.'
-      ' Fewer than 3 seeds have no interval. Intervals are not corrected for'
-      ' the number of comparisons.'
+      ' brackets: 95 % interval of the paired t-test. Fewer than 3 seeds have'
+      ' no interval, nor have equal differences. Intervals are not corrected'
+      ' for the number of comparisons.'
     ],
+    'accuracy',
   )
-
-
-def _published_cell(value: Sequence[float | None] | None) -> Cell:
-  if value is None:
-    return Cell('-')
-  return Cell(' ± '.join(f'{v:.2f}' for v in value if v is not None))
-
-
-def difference_cell(d: Difference) -> Cell:
-  """Show a difference of fractions in percentage points, with the interval."""
-  if not d.count:
-    return Cell('-')
-  text = f'{100 * d.mean:+.2f}'
-  if math.isnan(d.low):
-    return Cell(text)
-  text += f' [{100 * d.low:+.2f}, {100 * d.high:+.2f}]'
-  return Cell(text, bold=d.low > 0 or d.high < 0)
 
 
 def _count_runs(results: Results, row: str) -> str:
@@ -171,6 +312,11 @@ def to_csv(runs: pd.DataFrame, keep: Sequence[str] = ()) -> str:
   return runs.to_csv(index=False)
 
 
+def _notes(layout: Layout) -> list[str]:
+  bold = any(cell.bold for row in layout.rows for cell in row)
+  return [*layout.notes, *([BOLD] if bold else [])]
+
+
 def to_markdown(layout: Layout) -> str:
   """Write a title, a table with aligned columns, and the notes."""
 
@@ -187,7 +333,7 @@ def to_markdown(layout: Layout) -> str:
 
   rule = line(['-' * width for width in widths])
   table = [line(rows[0]), rule, *map(line, rows[1:])]
-  return '\n'.join([f'{layout.title}:', '', *table, '', *layout.notes]) + '\n'
+  return '\n'.join([f'{layout.title}:', '', *table, '', *_notes(layout)]) + '\n'
 
 
 _LATEX = str.maketrans(
@@ -218,7 +364,7 @@ def to_latex(layout: Layout) -> str:
     # LaTeX reads a bracket at the start of a row as an option of the last one.
     return f'{{}}{row}' if row.startswith('[') else row
 
-  caption = ' '.join([f'{layout.title}.', *layout.notes]).translate(_LATEX)
+  caption = ' '.join([f'{layout.title}.', *_notes(layout)]).translate(_LATEX)
   return '\n'.join(
     [
       '% needs \\usepackage{booktabs}',

@@ -1,0 +1,306 @@
+"""The first screen of a report: the result in one sentence and one figure.
+
+The result is the top-1 test accuracy of the last epoch, which selects no epoch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tsla_jax.methods import keeps_theta, method_name
+from tsla_jax.report import figures
+from tsla_jax.report.figures import GREY, Picture
+from tsla_jax.report.results import Difference, Results, paired_difference
+from tsla_jax.rundir import DIVERGED, UNFINISHED
+
+KEY = 'last_top1'
+RULE = (
+  'The row of the sentence has the highest mean test top-1 of the last epoch.'
+  ' It is chosen on the test split, so its gain is somewhat too large.'
+  ' Intervals are 95 % intervals over the seeds, of the t-test, not corrected'
+  ' for the number of rows.'
+)
+_TSLA = {'arXiv:2006.11653': 'https://arxiv.org/abs/2006.11653'}
+_COLLAPSE = {'arXiv:2402.03979': 'https://arxiv.org/abs/2402.03979'}
+_SELECTION = {'arXiv:2403.14715': 'https://arxiv.org/abs/2403.14715'}
+
+
+def describe_result(results: Results) -> str:
+  """Say in one sentence which row is best, and how it differs.
+
+  Args:
+    results: of a table or of runs.
+
+  Returns:
+    The sentence. It says if no row can be told apart from the baseline, if
+    there are too few seeds for an interval, and if there is no result.
+  """
+  values = {
+    row: found
+    for row in results.rows
+    if len(found := results.finished(row, KEY).dropna())
+  }
+  runs, many = results.runs, len(results.runs)
+  diverged = int((runs['status'] == DIVERGED).sum())
+  if not values:
+    every = f'All {many} runs' if diverged == many else f'{diverged} runs'
+    said = f'{every} diverged' if diverged else 'No run is finished yet'
+    return f'{said}: there is no result.'
+  best = max(values, key=lambda row: values[row].mean())
+  seeds = max(map(len, values.values()))
+  counted = f'{seeds} seed{"s" * (seeds > 1)}'
+  result = f'{best} {100 * values[best].mean():.2f} %'
+  changes = _changes(results, values)
+  base = results.references[best].get('baseline')
+  is_base = any(best == other for other, _ in changes.values())
+  ends = [counted]
+  if seeds < 3:
+    ends[0] += ', so there is no interval and nothing is told apart'
+  if diverged:
+    ends.append(f'{diverged} of {many} runs diverged')
+  if waiting := int((runs['status'] == UNFINISHED).sum()):
+    ends.append(f'{waiting} of {many} runs are not finished')
+  end = f'; {"; ".join(ends)}.'
+  lsr = _describe_lsr(results, changes, best)
+  if not base and not is_base:
+    if len(values) == 1:
+      return f'{result}: the only row with a finished run{end}'
+    return f'Best mean: {result}; no baseline to compare it with{end}'
+  apart = {row for row, (_, d) in changes.items() if _sign(d)}
+  if seeds < 3 or (best in apart and not is_base):
+    if is_base:
+      return f'No row has a higher mean than the {result}{lsr}{end}'
+    change = _points(changes[best][1])
+    return f'{result}, {change} over the {base}{lsr}{end}'
+  against = f'the baseline ({100 * values[base or best].mean():.2f} %)'
+  if is_base:
+    others = 'its mean is the highest'
+  else:
+    others = f'the best mean, {result}, differs by {_points(changes[best][1])}'
+  if not apart:
+    count = len(changes)
+    rows = 'the only other row' if count == 1 else f'any of {count} rows'
+    return f'Nothing is told apart: no interval of {rows} against {against}' + (
+      f' excludes 0; {others}{end}'
+    )
+  return f'No row is told apart above {against}: {others}{lsr}{end}'
+
+
+def _changes(
+  results: Results, values: Mapping[str, pd.Series]
+) -> dict[str, tuple[str, Difference]]:
+  """Return the baseline of each row, and the difference to it."""
+  return {
+    row: (base, paired_difference(values[row], values[base]))
+    for row in values
+    if (base := results.references[row].get('baseline')) in values
+  }
+
+
+def _sign(difference: Difference) -> int:
+  """Return 1 or -1 if the interval excludes 0, and else 0."""
+  return int(difference.low > 0) - int(difference.high < 0)
+
+
+def _points(difference: Difference, sign: str = '+') -> str:
+  text = f'{100 * difference.mean:{sign}.2f}'
+  if np.isfinite(difference.low):
+    low, high = 100 * difference.low, 100 * difference.high
+    text += f' [{low:{sign}.2f}, {high:{sign}.2f}]'
+  return f'{text} points'
+
+
+def _describe_lsr(
+  results: Results, changes: Mapping[str, tuple[str, Difference]], best: str
+) -> str:
+  """Say how smoothing throughout compares with the baseline, if it is a row."""
+  rows = [results.references[best].get('LSR')]
+  rows += [r for r in changes if keeps_theta(results.configs[r]['config'])]
+  row = next((r for r in rows if r in changes and r != best), None)
+  if row is None:
+    return ''
+  difference = changes[row][1]
+  if np.isfinite(difference.low) and not _sign(difference):
+    return f'; {row} is not told apart ({_points(difference)})'
+  if difference.mean < 0:
+    d = difference
+    lost = Difference(-d.mean, -d.high, -d.low, d.count)
+    return f'; {row} loses {_points(lost, sign="")}'
+  return f'; {row} gains {_points(difference, sign="")}'
+
+
+def draw_overview(results: Results) -> Picture | None:
+  """Draw the mean of each row, and its difference to the baseline.
+
+  Returns:
+    The figure; None if no run is finished.
+  """
+  rows = [r for r in results.rows if len(results.finished(r, KEY).dropna())]
+  if not rows:
+    return None
+  values = {row: results.finished(row, KEY).dropna() for row in rows}
+  changes = _changes(results, values)
+  figure = figures.make_figure(
+    2 if changes else 1, xlabel='', height=1.1 + 0.2 * len(rows)
+  )
+  for i, row in enumerate(rows):
+    found = [(values[row].mean(), *_interval(values[row]))]
+    if row in changes:
+      difference = changes[row][1]
+      found.append((difference.mean, difference.low, difference.high))
+    for axes, (mean, *ends) in zip(figure.axes, found, strict=False):
+      color = results.styles[row][0]
+      axes.plot(100 * mean, i, 'o', color=color, markersize=4)
+      axes.plot(100 * np.array(ends), [i, i], color=color, linewidth=1.8)
+  labels = ('test top-1, last epoch [%]', 'difference to baseline [points]')
+  for axes, label in zip(figure.axes, labels, strict=False):
+    axes.set_xlabel(label)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+  if changes:
+    figure.axes[1].axvline(0, color=GREY, linewidth=1)
+  few = max(map(len, values.values())) < 3
+  bars = (
+    'Fewer than 3 seeds have no interval.'
+    if few
+    else ('Bars: 95 % intervals over the seeds.')
+  )
+  caption = f'Mean test top-1 of the last epoch of each row. {bars}'
+  if changes:
+    caption += (
+      ' Second: differences to the baseline, paired by seed; an interval that'
+      ' does not touch 0 tells a row apart.'
+    )
+  return 'overview', caption, figure
+
+
+def _interval(values: pd.Series) -> tuple[float, float]:
+  if len(values) < 3:
+    return np.nan, np.nan
+  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  return values.mean() - half, values.mean() + half
+
+
+def describe_methods(
+  configs: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, str, Mapping[str, str]]]:
+  """Say what the methods of some rows are.
+
+  Args:
+    configs: the `config.json` of a run of each row.
+
+  Returns:
+    Of each method its rows, one line, and papers by name with their addresses.
+  """
+  found: dict[str, list[str]] = {}
+  papers = {}
+  for row, record in configs.items():
+    text, links = _describe_method(record['config'])
+    found.setdefault(text, []).append(row)
+    papers[text] = links
+  return [(', '.join(rows), text, papers[text]) for text, rows in found.items()]
+
+
+def _describe_method(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+  smoothing, loss = config['smoothing'], config['loss']
+  prior = {
+    'uniform': 'uniform',
+    'class': 'the frequencies of the classes',
+    'teacher': 'the prediction of a teacher',
+  }[smoothing['prior']]
+  if loss['name'] != 'cross_entropy':
+    name = loss['name'].replace('_', ' ')
+    return f'cross-entropy and the regulariser {name}.', {}
+  if not smoothing['theta']:
+    return 'one-hot labels, no smoothing.', {}
+  labels = f'labels (1 - theta) y + theta y_hat, y_hat {prior}'
+  rule = smoothing['drop_rule']
+  if smoothing['schedule'] == 'best_theta':
+    how = (
+      'in each epoch the theta that brings the gradient of a minibatch nearest'
+      ' to that of the one-hot loss; an extension of the paper.'
+    )
+    return f'{labels}; {how}', _TSLA
+  if keeps_theta(config):
+    text = f'label smoothing throughout: {labels}.'
+    return text, _TSLA | _COLLAPSE | _SELECTION
+  if rule is not None:
+    how = (
+      f'two-stage label smoothing: {labels}, one-hot labels from the epoch on'
+      f' in which the rule "{rule}" fires; an extension of the paper.'
+    )
+    return how, _TSLA
+  if smoothing['schedule'] == 'two_stage':
+    how = (
+      f'two-stage label smoothing: {labels} until the epoch (or step) in'
+      ' brackets, one-hot labels from then on.'
+    )
+    return how, _TSLA
+  return f'{labels}; theta falls by the schedule {method_name(config)}.', _TSLA
+
+
+MODELS_RULE = (
+  'Measured on test examples that nothing was tuned on. Intervals of a single'
+  ' model are 95 % bootstrap intervals over the examples, and say nothing about'
+  ' other seeds.'
+)
+
+
+def describe_models(results: Results) -> str:
+  """Say in one sentence how good the predictions of some models are.
+
+  Args:
+    results: of runs, a table or files; of several rows the best by AURC, or by
+      NC1 if nothing else was measured, is named.
+  """
+  runs = results.runs
+  key = next((k for k in ('aurc', 'nc1') if k in runs), None)
+  if key is None or runs[key].isna().all():
+    return 'Nothing was measured.'
+  means = runs.groupby('row', sort=False)[key].mean()
+  row = means.idxmin()
+  models = runs[runs['row'] == row]
+  texts = [
+    _measure(models, *measure)
+    for measure in (
+      ('evaluated_top1', 'top-1 {} %', 100),
+      ('ece', 'ECE {} %', 100),
+      ('aurc', 'AURC {} %', 100),
+      ('nc1', 'NC1 {}', 1),
+    )
+    if measure[0] in models and models[measure[0]].notna().any()
+  ]
+  count = len(models)
+  end = 'one model' if count == 1 else f'mean of {count} seeds'
+  if 'evaluated_on' in models and models['evaluated_on'].notna().any():
+    end += f', {models["evaluated_on"].max():,.0f} test examples'
+  text = f'{row}: {", ".join(texts)}; {end}.'
+  if len(means) == 1:
+    return text
+  name = {'aurc': 'selective risk (AURC)', 'nc1': 'NC1'}[key]
+  base = results.references[row].get('baseline')
+  pair = [
+    runs[runs['row'] == name].set_index('seed')[key] for name in (row, base)
+  ]
+  if base is None:
+    compared = ', and no baseline to compare it with'
+  elif key == 'aurc' and (d := paired_difference(*pair)).count:
+    said = '' if np.isfinite(d.low) else ', without an interval'
+    if np.isfinite(d.low) and not _sign(d):
+      said = ': not told apart'
+    compared = f', {_points(d)} to the baseline{said}'
+  else:
+    compared = ''
+  return f'Lowest {name} of {len(means)} rows{compared}. {text}'
+
+
+def _measure(models: pd.DataFrame, key: str, form: str, factor: float) -> str:
+  ends = [f'{key}_low', f'{key}_high']
+  values = [models[key].mean()]
+  if len(models) == 1 and set(ends) <= set(models):
+    values += models[ends].iloc[0].tolist()
+  first, *rest = (f'{factor * value:.3g}' for value in values)
+  return form.format(f'{first} [{", ".join(rest)}]' if rest else first)
