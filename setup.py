@@ -31,6 +31,7 @@ TRAIN = [
   'tensorboardX>=2.6.4',
   'tensorflow-datasets>=4.9.9,<5',
   'tqdm>=4.67',
+  'vl-convert-python>=1.7,<2',  # the JavaScript of the curves in reports
 ]
 
 setuptools.setup(
@@ -58,7 +59,7 @@ setuptools.setup(
     'tsla_jax.configs',
   ],
   package_dir={'tsla_jax.configs': 'configs'},
-  package_data={'tsla_jax': ['py.typed'], 'tsla_jax.report': ['*.html']},
+  package_data={'tsla_jax': ['py.typed'], 'tsla_jax.report': ['*.html', '*.toml']},
   entry_points={
     'console_scripts': [
       f'tsla-{name} = tsla_jax.commands.{name}:run'

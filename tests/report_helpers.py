@@ -29,8 +29,8 @@ FILES = {
   'report.html',
   *(
     f'figures/{name}.{kind}'
-    for name in ('drop', 'test', 'schedules')
-    for kind in ('png', 'svg')
+    for name in ('overview', 'drop', 'test', 'schedules')
+    for kind in ('png', 'pdf')
   ),
 }
 
@@ -226,26 +226,43 @@ def drawn(workdir):
 
 
 class Page(html.parser.HTMLParser):
-  """Checks that tags are closed; collects addresses, pictures and cells."""
+  """Checks that tags are closed and ids unique; collects what a page holds.
+
+  Attributes:
+    addresses: what it refers to, as pairs of the tag and the address.
+    figures: how many there are.
+    cells: texts of table cells and list items.
+    svgs: how many inline SVGs there are.
+    scripts: their texts.
+  """
 
   def __init__(self, text):
     super().__init__()
-    self.open, self.addresses, self.pictures, self.cells = [], [], [], []
+    self.open, self.addresses, self.cells, self.ids = [], [], [], []
+    self.scripts, self.headings, self.figures, self.svgs = [], [], 0, 0
     self.feed(text)
     assert not self.open
+    assert len(set(self.ids)) == len(self.ids)
 
   def handle_starttag(self, tag, attributes):
     if tag not in ('img', 'meta'):
       self.open.append(tag)
+    self.figures += tag == 'figure'
+    self.svgs += tag == 'svg'
     for key, value in attributes:
-      if key in ('src', 'href', 'action', 'data', 'srcset'):
-        self.addresses.append(value)
-      if tag == 'img' and key == 'src':
-        self.pictures.append(value)
+      names = ('src', 'href', 'xlink:href', 'action', 'data', 'srcset')
+      if key in names:
+        self.addresses.append((tag, value))
+      if key == 'id':
+        self.ids.append(value)
 
   def handle_endtag(self, tag):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if self.open and self.open[-1] in ('td', 'b', 'li'):
+    if self.open and self.open[-1] in ('td', 'th', 'b', 'li'):
       self.cells.append(data)
+    if self.open and self.open[-1] == 'script':
+      self.scripts.append(data)
+    if self.open[-2:] == ['h2', 'a']:
+      self.headings.append(data)

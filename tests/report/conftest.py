@@ -10,6 +10,19 @@ from tests.report_helpers import (
   write_lines,
 )
 from tsla_jax.analysis.neural_collapse import METRICS
+from tsla_jax.report import document
+
+
+@pytest.fixture(autouse=True)
+def vega(monkeypatch):
+  """Leaves the library of charts out of pages; it takes its time.
+
+  Returns:
+    The function that makes it.
+  """
+  made = document.vega
+  monkeypatch.setattr(document, 'vega', lambda: '')
+  return made
 
 
 @pytest.fixture

@@ -57,15 +57,15 @@ def test_a_table_of_both(explained):
   assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
   assert plain['T'].text == '1'
   mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
-  assert scaled['T'].text == f'{mean:.3g} ± {std:.3g}'
+  assert scaled['T'].text == f'{mean:.2f} ± {std:.2f}'
   assert plain['top-1 [%]'] == scaled['top-1 [%]']
   # The last measured epoch is the fifth.
   line = cells(collapse, 'baseline')
   values = [0.1 * (1 + 0.1 * seed) for seed in range(3)]
   assert (
-    line['NC1'].text == f'{np.mean(values):.3g} ± {np.std(values, ddof=1):.3g}'
+    line['NC1'].text == f'{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}'
   )
-  assert line['classifier norm'].text == '4 ± 0'
+  assert line['classifier norm'].text == '4.00 ± 0.00'
 
 
 def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
@@ -78,9 +78,9 @@ def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
   line = dict(zip(compared.header, compared.rows[0], strict=True))
   assert line['against'].text == 'baseline'
   # The same factor for every seed: no interval, so nothing is bold.
-  assert line['NC1'].text == '0.1' and not line['NC1'].bold
-  assert line['NC2'].text == f'{0.1**0.5:.3g}'
-  assert line['classifier norm'].text == '0.5'
+  assert line['NC1'].text == '0.100' and not line['NC1'].bold
+  assert line['NC2'].text == f'{0.1**0.5:.2f}'
+  assert line['classifier norm'].text == '0.50'
   # By construction NC2 is a function of NC1.
   assert float(line['NC2 at equal NC1'].text) == pytest.approx(1, abs=1e-3)
   # These differ from seed to seed.
@@ -114,10 +114,10 @@ def test_the_report_shows_them(explained):
   more = ('collapse', 'norms', 'calibration', 'selection', 'logits')
   more += ('reliability',)
   assert drawn(explained) == FILES | {
-    f'figures/{n}.{k}' for n in more for k in ('png', 'svg')
+    f'figures/{n}.{k}' for n in more for k in ('png', 'pdf')
   }
   text = (explained / 'report.html').read_text()
-  assert len(Page(text).pictures) == 9
+  assert Page(text).figures == 10
   for title in ('Calibration on 30 test examples', 'Neural collapse'):
     assert title in text
     assert title in (explained / 'table.md').read_text()
@@ -247,7 +247,7 @@ def test_logarithmic_curves_are_geometric_means(explained):
   assert list(x) == [1, 3, 5]  # the epochs that were measured
   centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
   np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
-  styles = figures.row_styles(epochs)
+  styles = figures.row_styles(epochs['row'])
   keys = ('train_nc1', 'train_nc2_features')
   explanation_figures.draw_path(path, epochs, *keys, styles)
   x, y = path.get_lines()[0].get_data()
@@ -316,7 +316,7 @@ def test_what_is_0_has_no_factor(explained):
     for row in compared.rows
     if [cell.text for cell in row[:2]] == ['TSLA(2)', 'baseline']
   )
-  assert line['NC1'].text == '0.05'  # of the other two seeds
+  assert line['NC1'].text == '0.050'  # of the other two seeds
 
 
 def test_rows_that_measure_other_things_are_still_compared(workdir):

@@ -1,20 +1,22 @@
 """The report: needs nothing beside itself, and lacks nothing."""
 
-import base64
-import io
+import copy
+import dataclasses
 import itertools
 import json
+import math
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from tests.report_helpers import FILES, Page, drawn, lines_of
 from tsla_jax.errors import InputError
-from tsla_jax.report import figures, page, tables
+from tsla_jax.report import explain, figures, page, tables
+from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
+from tsla_jax.report.tables import Cell
 from tsla_jax.rundir import RunDir
 
 
@@ -23,22 +25,29 @@ def test_report_is_whole_and_needs_no_network(workdir):
   assert drawn(workdir) == FILES
   text = (workdir / 'report.html').read_text()
   parsed = Page(text)
-  assert len(parsed.pictures) == 3
-  assert all(a.startswith('data:image/png;base64,') for a in parsed.addresses)
-  assert not re.search(r'https?:|url\(|@import|<script|<link', text)
-  for picture in parsed.pictures:
-    image = Image.open(
-      io.BytesIO(base64.b64decode(picture.partition(',')[2], validate=True))
-    )
-    image.load()
-    assert image.width > 500
-    assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20
+  assert parsed.figures == 4
+  # The papers are linked, and nothing else is outside the page.
+  outside = {at for at in parsed.addresses if not at[1].startswith('#')}
+  assert outside and all(
+    tag == 'a' and address.startswith('https://arxiv.org/abs/')
+    for tag, address in outside
+  )
+  assert not re.search(r'url\((?!#)|@import|<link|<iframe', text)
+  for _, address in parsed.addresses:
+    assert not address.startswith('#') or address[1:] in parsed.ids
+  # Each figure has an SVG for wide screens, and one for narrow ones.
+  assert parsed.svgs == 8
+  for name in ('overview', 'drop', 'test', 'schedules'):
+    with Image.open(workdir / 'figures' / f'{name}.png') as image:
+      image.load()
+      assert image.width > 500
+      assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20
   results = read_results(workdir)
   for layout in (
     tables.results_layout(results),
     tables.comparison_layout(results),
   ):
-    for row in layout.rows:
+    for row in tables.prune(layout).rows:
       assert all(cell.text in parsed.cells for cell in row if cell.text)
   # Every run, field, version and device.
   assert parsed.cells.count('TSLA(2)') == 2 + 3 + 1
@@ -122,7 +131,7 @@ def test_a_table_of_diverged_runs_is_drawn(workdir):
     (path / 'summary.json').unlink()
     RunDir(path).diverge('x', 1, {})
   assert '0, 3 diverged' in page.draw(workdir)
-  assert Page((workdir / 'report.html').read_text()).pictures == []
+  assert Page((workdir / 'report.html').read_text()).figures == 0
 
 
 def test_curves_that_part_are_drawn_from_there(workdir):
@@ -149,18 +158,136 @@ def test_the_test_figure_shows_the_test_split(workdir):
 
 
 def test_nine_rows_are_told_apart(workdir):
-  epochs = read_results(workdir).epochs
-  copies = [
-    epochs[epochs['row'] == 'TSLA(2)'].assign(row=f'TSLA({s})', drop_epoch=s)
-    for s in range(20, 90, 10)
-  ]
-  many = pd.concat([epochs[epochs['row'] != 'TSLA(2)'], *copies])
-  styles = figures.row_styles(many)
+  results = read_results(workdir)
+  configs = dict(results.configs)
+  for drop in range(20, 90, 10):
+    record = copy.deepcopy(configs['TSLA(2)'])
+    record['config']['smoothing']['drop_epoch'] = drop
+    record['config']['num_epochs'] = 90
+    configs[f'TSLA({drop})'] = record
+  del configs['TSLA(2)']
+  styles = figures.row_styles(configs, configs)
   assert len(styles) == 9
-  assert len({str(style) for style in styles.values()}) == 9
+  assert len({color for color, _ in styles.values()}) == 9
   # In print: neighbours among the drops differ in their dashes too.
   drops = [styles[f'TSLA({s})'][1] for s in range(20, 90, 10)]
   assert all(a != b for a, b in itertools.pairwise(drops))
+
+
+def colors_of(figure):
+  """The colours of the lines of a figure, by label."""
+  lines = {k: v for axes in figure.axes for k, v in lines_of(axes).items()}
+  return {label: line.get_color() for label, line in lines.items()}
+
+
+def test_a_method_has_one_colour(explained, tmp_path):
+  """In all figures of a table and its charts, and in single analyses."""
+  results = read_results(explained)
+  report = page.make_report(results)
+  expected = {row: color for row, (color, _) in results.styles.items()}
+  assert len(set(expected.values())) == 3
+  seen = set()
+  for name, _, figure in report.pictures:
+    for label, color in colors_of(figure).items():
+      row = label.removesuffix(', as minimised').removesuffix(', one-hot')
+      if row in expected:
+        seen.add(name)
+        assert color == expected[row], (name, label)
+  assert {'test', 'drop', 'schedules', 'selection', 'collapse'} <= seen
+  overview = {n: figure for n, _, figure in report.pictures}['overview']
+  for axes in overview.axes:
+    dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    for dot in dots:
+      row = names[int(dot.get_ydata()[0])]
+      assert dot.get_color() == expected[row]
+  for chart in page.make_charts(results)['test']:
+    scale = chart['layer'][0]['encoding']['color']['scale']
+    assert scale['range'] == list(expected.values())
+  path = explained / 'runs' / 'tsla_drop_2' / 'seed0'
+  alone = explain.measure_runs(explain.name_runs([path]))
+  for name, _, figure in draw_explanations(alone):
+    ((row, _),) = alone.styles.items()
+    assert colors_of(figure)[row] == expected['TSLA(2)'], name
+
+
+def test_charts_hold_the_curves_and_pages_their_library(workdir, vega):
+  results = read_results(workdir)
+  (accuracy, _) = page.make_charts(results)['test']
+  values = accuracy['data']['values']
+  baseline = [50 + 2, 70 + 2, 75 + 2, 70 + 2, 70 + 2]  # mean of the seeds
+  assert [line['r0'] for line in values] == pytest.approx(baseline)
+  tips = accuracy['layer'][1]['encoding']['tooltip']
+  assert [tip['title'] for tip in tips] == ['epoch', *results.rows]
+  assert 'vegaEmbed' in vega() and '</script' not in vega()
+  page.draw(workdir)
+  text = (workdir / 'report.html').read_text()
+  # The static figure is there until the chart takes its place.
+  at = text.index('data-chart="test"')
+  assert '<svg' in text[at : text.index('</figure>', at)]
+  assert 'hidden data-chart' in text
+
+
+def test_texts_of_a_table_are_no_markup(workdir):
+  bad = '<script>alert(1)</script>&"'
+  record = json.loads((workdir / 'table.json').read_text())
+  record['rows'][1]['name'] = record['table'] = bad
+  record['fields'] = {'data.name': bad}
+  (workdir / 'table.json').write_text(json.dumps(record))
+  for path in (workdir / 'runs').rglob('config.json'):
+    record = json.loads(path.read_text())
+    record['config']['model']['name'] = record['dataset']['name'] = bad
+    path.write_text(json.dumps(record))
+  page.draw(workdir)
+  text = (workdir / 'report.html').read_text()
+  assert 'alert(1)' in text and '<script>alert' not in text
+  assert len(Page(text).scripts) == 2  # the specifications and the start
+
+
+def test_sections_are_numbered_and_linked(explained):
+  page.draw(explained)
+  parsed = Page((explained / 'report.html').read_text())
+  titles = ['Accuracy', 'Curves', 'Calibration', 'Selective risk']
+  titles += ['Neural collapse', 'Effects of the methods', 'Runs']
+  titles += ['Configuration', 'Versions']
+  assert parsed.headings == [f'{i}. {t}' for i, t in enumerate(titles, 1)]
+  assert ('a', '#selection') in parsed.addresses
+
+
+def test_what_says_nothing_is_left_out():
+  layout = tables.lay_out(
+    'T',
+    {
+      'Method': ['a', 'b', 'c'],
+      'x': ['1', '2', Cell('not measured', missing=True)],
+      'empty': [Cell('none', missing=True)] * 3,
+      'same': ['5', '5', '5'],
+    },
+    ['A note.'],
+  )
+  pruned = tables.prune(layout)
+  # The row without a value goes first: nothing but x tells a from b.
+  assert pruned.header == ['Method', 'x']
+  assert [[cell.text for cell in row] for row in pruned.rows] == [
+    ['a', '1'],
+    ['b', '2'],
+    ['c', 'not measured'],
+  ]
+  assert pruned.notes == ['The same in every row: same = 5.', 'A note.']
+  # A single row is shown whole.
+  one = tables.prune(dataclasses.replace(layout, rows=layout.rows[:1]))
+  assert one.header == ['Method', 'x', 'same'] and one.notes == ['A note.']
+
+
+def test_a_column_has_one_precision():
+  def texts(values, form):
+    cells = tables.number_cells([(v,) for v in values], form, 'none')
+    return [cell.text for cell in cells]
+
+  assert texts([0.00123, 4.5], '.3g') == ['1.23e-03', '4.50e+00']
+  assert texts([0.123, 4.5, 12], '.3g') == ['0.123', '4.500', '12.000']
+  assert texts([123, 4567], '.3g') == ['123', '4567']
+  assert texts([1.5, math.nan], '.2f') == ['1.50', 'none']
 
 
 def test_an_empty_directory_is_refused(tmp_path):

@@ -59,9 +59,9 @@ def test_means_deviations_and_the_best(workdir):
   assert lsr['best top-1'] == Cell('80.00 ± 4.00')
   values = 100 * np.array(LAST['tsla,drop=2'])
   text = f'{values.mean():.2f} ± {values.std(ddof=1):.2f}'
-  assert tsla['last top-1'] == Cell(text, bold=True)
+  assert tsla['last top-1'] == Cell(text)
   assert lsr['published top-1'] == Cell('81.50 ± 0.25')
-  assert tsla['published top-1'] == Cell('-')
+  assert tsla['published top-1'] == Cell('not published', missing=True)
   assert 'published top-5' not in layout.header
   assert lsr['runs'] == Cell('3')
 
@@ -82,9 +82,11 @@ def test_comparisons_are_paired_by_seed(workdir):
   lsr = cells(layout, 'LSR, theta 0.1')
   assert lsr['last, to baseline'].text.startswith('+3.00 [-1.97,')
   assert not lsr['last, to baseline'].bold
-  for header in layout.header[1:]:
-    assert cells(layout, 'baseline')[header] == Cell('')
-  assert cells(layout, 'LSR, theta 0.1')['last, to LSR'] == Cell('')
+  reference = Cell('reference', missing=True)
+  baseline = cells(layout, 'baseline')
+  assert baseline['last, to baseline'] == reference
+  assert baseline['last, to LSR'] == Cell('no LSR', missing=True)
+  assert cells(layout, 'LSR, theta 0.1')['last, to LSR'] == reference
 
 
 def test_few_seeds_have_no_interval():
@@ -149,7 +151,7 @@ def test_runs_that_are_not_finished_are_said_and_not_counted(workdir):
     file.unlink()
   line = cells(tables.results_layout(read_results(workdir)), 'baseline')
   assert line['runs'] == Cell('0, 3 not finished')
-  assert line['last top-1'] == Cell('-')
+  assert line['last top-1'] == Cell('no finished run', missing=True)
 
 
 @pytest.mark.parametrize(

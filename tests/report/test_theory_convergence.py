@@ -36,8 +36,9 @@ def test_everything_is_written(drawn):
     p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()
   } == {
     'convergence.md',
+    'report.html',
     *(f'{name}.csv' for name in NAMES),
-    *(f'figures/{name}.{kind}' for name in NAMES for kind in ('png', 'svg')),
+    *(f'figures/{name}.{kind}' for name in NAMES for kind in ('png', 'pdf')),
   }
   assert text.splitlines()[-1] == f'Results: {folder}'
   for title in (
@@ -88,14 +89,13 @@ def make_frames():
 
 
 def test_conclusions_say_what_the_frames_say():
-  text = theory_convergence.conclude(*make_frames())
-  assert text.splitlines() == [
-    '- Bounds: 2 of 2 hold, within three standard errors; measured / bound is'
+  assert theory_convergence.conclude(*make_frames()) == [
+    'Bounds: 2 of 2 hold, within three standard errors; measured / bound is'
     ' 0.60 to 0.62.',
-    '- TSLA, aligned noise: fewer iterations than SGD at delta 0.1, 0.3 (by the'
+    'TSLA, aligned noise: fewer iterations than SGD at delta 0.1, 0.3 (by the'
     ' theorems: none), and than SGD in two stages at delta none (by the'
     ' theorems: none).',
-    '- Theorem 5, digits: the assumption min F^ <= F_S(w_S*) + lambda/2'
+    'Theorem 5, digits: the assumption min F^ <= F_S(w_S*) + lambda/2'
     ' ||w_t||^2 holds at no more than 12% of the iterates of TSLA. At n = 64'
     ' eq. 6 of TSLA is 3.0000, of which 2.0000 is the term that the assumption'
     ' excludes. The rest, times sqrt(n), is 2 for SGD, 4 for LSR, 8 for TSLA.',
@@ -106,8 +106,8 @@ def test_a_broken_bound_is_said():
   bounds, iterations, errors = make_frames()
   bounds.loc[0, 'measured'] = 0.16 + 0.029
   frames = bounds, iterations, errors
-  assert 'BROKEN' not in theory_convergence.conclude(*frames)
+  assert 'BROKEN' not in ' '.join(theory_convergence.conclude(*frames))
   bounds.loc[0, 'measured'] = 0.16 + 0.031
-  text = theory_convergence.conclude(*frames)
-  assert '1 of 2 hold' in text
-  assert '- BROKEN: A = I, SGD, delta 0.1, eps 0.4.' in text
+  first, second, *_ = theory_convergence.conclude(*frames)
+  assert '1 of 2 hold' in first
+  assert second == 'BROKEN: A = I, SGD, delta 0.1, eps 0.4.'

@@ -31,7 +31,8 @@ def test_everything_is_written(tmp_path):
   names = ('minimisers', 'condition_numbers', 'descent')
   assert {p.name for p in (tmp_path / 'ufm').rglob('*') if p.is_file()} == {
     'ufm.md',
-    *(f'{name}.{kind}' for name in names for kind in ('csv', 'png', 'svg')),
+    'report.html',
+    *(f'{name}.{kind}' for name in names for kind in ('csv', 'png', 'pdf')),
   }
   assert text.splitlines()[-1] == f'Results: {tmp_path / "ufm"}'
   for title in (

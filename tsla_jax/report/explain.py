@@ -329,6 +329,7 @@ def make_report(
     title=f'Analysis of {", ".join(results.rows)}',
     sentence=summary.describe_models(results),
     sections=sections,
+    overview=summary.draw_overview(results, 'aurc', 'AURC [%]'),
     remarks=[summary.MODELS_RULE],
     methods=summary.describe_methods(results.configs),
     styles=results.styles,

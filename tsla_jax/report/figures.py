@@ -286,7 +286,7 @@ def share_legend(figure: Figure) -> None:
   letters = 6 + max(map(len, handles), default=0)
   room = int(13 * figure.get_figwidth() / letters)
   columns = max(min(len(handles), room), 1)
-  place = {'loc': 'outside lower center', 'ncols': columns}
+  place = {'loc': 'outside lower center', 'ncols': columns, 'frameon': False}
   figure.legend(handles.values(), handles.keys(), **place)
   figure.set_figheight(figure.get_figheight() + _legend_height(figure))
 

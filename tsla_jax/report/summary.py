@@ -38,11 +38,7 @@ def describe_result(results: Results) -> str:
     The sentence. It says if no row can be told apart from the baseline, if
     there are too few seeds for an interval, and if there is no result.
   """
-  values = {
-    row: found
-    for row in results.rows
-    if len(found := results.finished(row, KEY).dropna())
-  }
+  values = _values(results, KEY)
   runs, many = results.runs, len(results.runs)
   diverged = int((runs['status'] == DIVERGED).sum())
   if not values:
@@ -132,22 +128,33 @@ def _describe_lsr(
   return f'; {row} gains {_points(difference, sign="")}'
 
 
-def draw_overview(results: Results) -> Picture | None:
+def draw_overview(
+  results: Results,
+  key: str = KEY,
+  label: str = 'test top-1, last epoch [%]',
+) -> Picture | None:
   """Draw the mean of each row, and its difference to the baseline.
 
+  Args:
+    results: of a table, runs or files.
+    key: of a metric that is a fraction.
+    label: of the metric, in percent.
+
   Returns:
-    The figure; None if no run is finished.
+    The figure; None if no row has the metric.
   """
-  rows = [r for r in results.rows if len(results.finished(r, KEY).dropna())]
-  if not rows:
+  values = _values(results, key)
+  if not values:
     return None
-  values = {row: results.finished(row, KEY).dropna() for row in rows}
-  changes = _changes(results, values)
-  figure = figures.make_figure(
-    2 if changes else 1, xlabel='', height=1.1 + 0.2 * len(rows)
-  )
-  for i, row in enumerate(rows):
-    found = [(values[row].mean(), *_interval(values[row]))]
+  changes, count = _changes(results, values), len(values)
+  panels, height = 2 if changes else 1, 1.1 + 0.2 * count
+  figure = figures.make_figure(panels, xlabel='', height=height)
+  labels = (label, 'difference to baseline [points]')
+  for axes, title in zip(figure.axes, labels, strict=False):
+    axes.set(xlabel=title, ylim=(count - 0.5, -0.5))
+    axes.set_yticks(range(count), list(values))
+  for i, row in enumerate(values):
+    found = [(values[row].mean(), *_interval(results, row, key))]
     if row in changes:
       difference = changes[row][1]
       found.append((difference.mean, difference.low, difference.high))
@@ -155,21 +162,12 @@ def draw_overview(results: Results) -> Picture | None:
       color = results.styles[row][0]
       axes.plot(100 * mean, i, 'o', color=color, markersize=4)
       axes.plot(100 * np.array(ends), [i, i], color=color, linewidth=1.8)
-  labels = ('test top-1, last epoch [%]', 'difference to baseline [points]')
-  for axes, label in zip(figure.axes, labels, strict=False):
-    axes.set_xlabel(label)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+  caption = (
+    f'Means of the rows: {label}. Bars: 95 % intervals over the seeds, from 3'
+    ' seeds on; of a single model over the test examples, by the bootstrap.'
+  )
   if changes:
     figure.axes[1].axvline(0, color=GREY, linewidth=1)
-  few = max(map(len, values.values())) < 3
-  bars = (
-    'Fewer than 3 seeds have no interval.'
-    if few
-    else ('Bars: 95 % intervals over the seeds.')
-  )
-  caption = f'Mean test top-1 of the last epoch of each row. {bars}'
-  if changes:
     caption += (
       ' Second: differences to the baseline, paired by seed; an interval that'
       ' does not touch 0 tells a row apart.'
@@ -177,7 +175,20 @@ def draw_overview(results: Results) -> Picture | None:
   return 'overview', caption, figure
 
 
-def _interval(values: pd.Series) -> tuple[float, float]:
+def _values(results: Results, key: str) -> dict[str, pd.Series]:
+  """Return a metric by row and seed, of the rows that have it."""
+  runs = results.runs
+  known = runs[runs[key].notna()] if key in runs else runs.iloc[:0]
+  rows = known.set_index('seed').groupby('row', sort=False)[key]
+  return {row: values.astype(float) for row, values in rows}
+
+
+def _interval(results: Results, row: str, key: str) -> tuple[float, float]:
+  models = results.runs[results.runs['row'] == row]
+  ends = [f'{key}_low', f'{key}_high']
+  if len(models) == 1 and set(ends) <= set(models):
+    return tuple(models[ends].iloc[0])
+  values = models[key].dropna()
   if len(values) < 3:
     return np.nan, np.nan
   half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -260,8 +271,8 @@ def describe_models(results: Results) -> str:
   key = next((k for k in ('aurc', 'nc1') if k in runs), None)
   if key is None or runs[key].isna().all():
     return 'Nothing was measured.'
-  means = runs.groupby('row', sort=False)[key].mean()
-  row = means.idxmin()
+  values = _values(results, key)
+  row = min(values, key=lambda name: values[name].mean())
   models = runs[runs['row'] == row]
   texts = [
     _measure(models, *measure)
@@ -278,23 +289,19 @@ def describe_models(results: Results) -> str:
   if 'evaluated_on' in models and models['evaluated_on'].notna().any():
     end += f', {models["evaluated_on"].max():,.0f} test examples'
   text = f'{row}: {", ".join(texts)}; {end}.'
-  if len(means) == 1:
+  if len(values) == 1:
     return text
   name = {'aurc': 'selective risk (AURC)', 'nc1': 'NC1'}[key]
-  base = results.references[row].get('baseline')
-  pair = [
-    runs[runs['row'] == name].set_index('seed')[key] for name in (row, base)
-  ]
-  if base is None:
+  compared = ''
+  if key == 'aurc':
+    change = _changes(results, values).get(row)
     compared = ', and no baseline to compare it with'
-  elif key == 'aurc' and (d := paired_difference(*pair)).count:
-    said = '' if np.isfinite(d.low) else ', without an interval'
-    if np.isfinite(d.low) and not _sign(d):
-      said = ': not told apart'
-    compared = f', {_points(d)} to the baseline{said}'
-  else:
-    compared = ''
-  return f'Lowest {name} of {len(means)} rows{compared}. {text}'
+    if change is not None:
+      said = '' if _sign(change[1]) else ': not told apart'
+      compared = f', {_points(change[1])} to the baseline{said}'
+    elif any(row == base for base, _ in _changes(results, values).values()):
+      compared = ', that of the baseline'
+  return f'Lowest {name} of {len(values)} rows{compared}. {text}'
 
 
 def _measure(models: pd.DataFrame, key: str, form: str, factor: float) -> str:

@@ -5,54 +5,30 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tsla_jax.io import write_all
-from tsla_jax.report import figures
-from tsla_jax.report.figures import Picture
-from tsla_jax.report.tables import Cell, Layout
-
-
-def lay_out(
-  title: str,
-  frame: pd.DataFrame,
-  columns: Mapping[str, tuple[str, str]],
-  note: str,
-) -> Layout:
-  """Lay out a frame.
-
-  Args:
-    title: of the table.
-    frame: a line for each row.
-    columns: the column of the frame and its format, for each header.
-    note: below the table.
-
-  Returns:
-    The table; NaN is shown as '-'.
-  """
-  rows = [
-    [
-      Cell('-' if pd.isna(line[name]) else format(line[name], spec))
-      for name, spec in columns.values()
-    ]
-    for line in frame.to_dict('records')
-  ]
-  return Layout(title, list(columns), rows, [note])
+from tsla_jax.report import document, figures, tables
+from tsla_jax.report.document import Report, Section
 
 
 def write_theory(
   name: str,
   output: pathlib.Path,
-  text: str,
+  title: str,
+  sentence: str,
+  remarks: Sequence[str],
+  sections: Sequence[Section],
   frames: Mapping[str, pd.DataFrame],
-  pictures: Sequence[Picture],
 ) -> str:
   """Write what a command has computed.
 
   Args:
     name: of the command.
-    output: directory for `NAME.md`, a CSV file of each frame and `figures/`.
-    text: the tables, as Markdown.
+    output: directory for `report.html`, `NAME.md`, a CSV file of each frame and
+      `figures/`.
+    title: of the page.
+    sentence: the result.
+    remarks: what was computed, in paragraphs.
+    sections: a table and a figure each.
     frames: by the names of their files.
-    pictures: figures with their captions.
 
   Returns:
     The text and the paths of the results, for a terminal.
@@ -60,10 +36,14 @@ def write_theory(
   Raises:
     InputError: if the directory cannot be written.
   """
+  report = Report(title, sentence, sections, remarks=remarks)
+  parts = [f'{sentence}\n', *(f'{remark}\n' for remark in remarks)]
+  parts += map(tables.to_markdown, report.layouts)
+  notes = (note for section in sections for note in section.notes)
+  text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
   content = {
-    f'{name}.md': text + figures.to_markdown(pictures),
+    f'{name}.md': text + figures.to_markdown(report.pictures),
     **{f'{key}.csv': of.to_csv(index=False) for key, of in frames.items()},
-    **figures.to_files(pictures),
   }
-  write_all(output, content, mend='give another --output')
-  return f'\n{text}\nFigures: {output / "figures"}\nResults: {output}'
+  document.write(report, output, content, mend='give another --output')
+  return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'

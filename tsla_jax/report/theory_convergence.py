@@ -9,20 +9,22 @@ import pathlib
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from tsla_jax.io import lock_directory
 from tsla_jax.report import convergence_experiments as experiments
-from tsla_jax.report import figures, tables
+from tsla_jax.report import figures
 from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
-from tsla_jax.report.tables import Layout
-from tsla_jax.report.theory import lay_out, write_theory
+from tsla_jax.report.document import Section
+from tsla_jax.report.figures import Picture
+from tsla_jax.report.tables import Layout, lay_out_frame
+from tsla_jax.report.theory import write_theory
 
+# The colours that reports of runs have for the baseline, LSR and TSLA.
 _STYLES = {
-  SGD: (figures.BLUE, '-'),
+  SGD: ('#000000', '-'),
   TWO_STAGE: (figures.GREY, '-.'),
   LSR: (figures.ORANGE, ':'),
-  TSLA: (figures.GREEN, '--'),
+  TSLA: (figures.shade(1, 3), '--'),
 }
 
 
@@ -44,56 +46,53 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
     bounds = experiments.check_bounds(setting)
     iterations = experiments.count_iterations(setting)
     errors = experiments.measure_test_errors(setting)
-    pictures = [
-      (
-        'bounds',
-        'Measured values over bounds, with bars of two standard errors.',
-        _bounds_figure(bounds),
+    sentence, *conclusions = conclude(bounds, iterations, errors)
+    sections = [
+      Section('conclusions', 'Conclusions', notes=conclusions),
+      _section('Bounds', _bounds_layout(bounds), _draw_bounds(bounds)),
+      _section(
+        'Iterations',
+        _iterations_layout(iterations),
+        _draw_iterations(iterations),
       ),
-      (
-        'iterations',
-        'Iterations to eps on the quadratic with A = I. Lines: the theorems.'
-        ' Dots: measured, open for aligned noise.',
-        _iterations_figure(iterations),
-      ),
-      (
-        'test_error',
-        'Theorem 5: the test error of eq. 6 (with error bars of two standard'
-        ' errors), and without decay, which the assumption excludes (dots).',
-        _errors_figure(errors),
-      ),
+      _section('Test error', _errors_layout(errors), _draw_errors(errors)),
     ]
-    layouts = (
-      _bounds_layout(bounds),
-      _iterations_layout(iterations),
-      _errors_layout(errors),
-    )
-    parts = [_describe(setting), *map(tables.to_markdown, layouts)]
-    text = '\n'.join([*parts, conclude(bounds, iterations, errors)])
     frames = {'bounds': bounds, 'iterations': iterations, 'test_error': errors}
-    return write_theory('convergence', output, text, frames, pictures)
+    return write_theory(
+      'convergence',
+      output,
+      'The convergence theorems of TSLA against trials',
+      sentence,
+      _describe(setting),
+      sections,
+      frames,
+    )
 
 
-def _describe(setting: experiments.Setting) -> str:
+def _section(title: str, layout: Layout, picture: Picture) -> Section:
+  return Section(picture[0], title, [layout], [picture])
+
+
+def _describe(setting: experiments.Setting) -> list[str]:
   n, d = setting.regression.features.shape
-  return (
+  return [
     'The convergence theorems of the TSLA paper, with their own step sizes and'
     f' horizons, on {setting.trials} independent runs. SGD uses one-hot labels,'
     ' LSR smoothed labels, and TSLA smoothed labels in its first stage only.'
     ' w_R is an iterate drawn uniformly from the run (TSLA: from its second'
     ' stage). sigma2 bounds the variance of the gradient on one-hot labels, and'
-    ' delta sigma2 the mean squared error of the gradient on labels y_hat.\n\n'
+    ' delta sigma2 the mean squared error of the gradient on labels y_hat.',
     'Problems: quadratics 1/2 w^T A w in 4 dimensions with A = I, and with'
     ' eigenvalues from 0.1 to 1, with Gaussian gradient noise, sigma2 = 1, and'
     ' mu F(w0) = 2 sigma2 (half of delta sigma2 is bias). And multinomial'
     f' regression on {n} examples of {setting.name} (3 classes, {d} principal'
-    f' components), one example a step, with uniform y_hat.\n'
-  )
+    f' components), one example a step, with uniform y_hat.',
+  ]
 
 
 def _bounds_layout(frame: pd.DataFrame) -> Layout:
   of = frame.groupby('problem', sort=False).max(numeric_only=True).iloc[-1]
-  return lay_out(
+  return lay_out_frame(
     'Measured E||grad F(w_R)||^2 against the bounds',
     # SGD does not depend on delta.
     frame.assign(delta=frame['delta'].where(frame['algorithm'] != SGD)),
@@ -101,13 +100,13 @@ def _bounds_layout(frame: pd.DataFrame) -> Layout:
       'problem': ('problem', ''),
       'algorithm': ('algorithm', ''),
       'delta': ('delta', '.3g'),
-      'eps': ('eps', 'g'),
+      'eps': ('eps', '.3g'),
       'T1': ('first_steps', '.0f'),
       'eta': ('rate', '.3g'),
       'T': ('steps', '.0f'),
-      'measured': ('measured', '.4g'),
-      'standard error': ('standard_error', '.1g'),
-      'bound': ('bound', '.4g'),
+      'measured': ('measured', '.3g'),
+      'standard error': ('standard_error', '.1e'),
+      'bound': ('bound', '.3g'),
       'measured / bound': ('slack', '.3f'),
     },
     'eta and T: of the stage that w_R is drawn from. Without eps: Theorem 1'
@@ -134,11 +133,11 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
       ' / '.join('-' if np.isnan(v) else format(v, spec) for v in values)
       for values in lines[[column, f'measured_{column}']].to_numpy()
     ]
-  return lay_out(
+  return lay_out_frame(
     'Iterations T to eps on the quadratic with A = I: theorem / measured',
     lines,
     {'algorithm': ('algorithm', ''), 'noise': ('noise', '')}
-    | {'delta': ('delta', 'g')}
+    | {'delta': ('delta', '.3g')}
     | {column: (column, '') for column in specs},
     'theorem: -, where it does not promise eps^2. measured: the first T at'
     ' which the mean of E||grad F||^2 over the iterates of the stage of w_R is'
@@ -153,17 +152,17 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
 
 
 def _errors_layout(frame: pd.DataFrame) -> Layout:
-  return lay_out(
+  return lay_out_frame(
     'Theorem 5: test error E[F(w_R)] - E[F_S(w_S*)] (eq. 6)',
     frame.assign(scaled=(frame['eq6'] - frame['decay']) * np.sqrt(frame['n'])),
     {
       'population': ('population', ''),
       'algorithm': ('algorithm', ''),
-      'n': ('n', 'd'),
+      'n': ('n', '.0f'),
       'delta': ('delta', '.3g'),
-      'iterations': ('iterations', 'd'),
+      'iterations': ('iterations', '.0f'),
       'eq. 6': ('eq6', '.4f'),
-      'standard error': ('standard_error', '.1g'),
+      'standard error': ('standard_error', '.1e'),
       'generalization': ('generalization', '.4f'),
       'optimization': ('optimization', '.4f'),
       'decay': ('decay', '.4f'),
@@ -184,8 +183,8 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
 
 def conclude(
   bounds: pd.DataFrame, iterations: pd.DataFrame, errors: pd.DataFrame
-) -> str:
-  """State in words what the numbers say."""
+) -> list[str]:
+  """State in words what the numbers say, the bounds first."""
   # Chance alone exceeds three standard errors once in 700 runs.
   low = bounds['measured'] - 3 * bounds['standard_error']
   broken = bounds[low > bounds['bound']]
@@ -222,12 +221,12 @@ def conclude(
       ' excludes. The rest, times sqrt(n), is'
       f' {", ".join(f"{rest[k]:.2g} for {k}" for k in (SGD, LSR, TSLA))}.'
     )
-  return '\n'.join(f'- {line}' for line in lines) + '\n'
+  return lines
 
 
-def _bounds_figure(frame: pd.DataFrame) -> Figure:
+def _draw_bounds(frame: pd.DataFrame) -> Picture:
   problems = frame['problem'].unique()
-  figure = figures.make_figure(len(problems), width=14, xlabel='')
+  figure = figures.make_figure(len(problems), xlabel='')
   for axes, problem in zip(figure.axes, problems, strict=True):
     part = frame[frame['problem'] == problem].reset_index(drop=True)
     for name, of in part.groupby('algorithm', sort=False):
@@ -239,18 +238,19 @@ def _bounds_figure(frame: pd.DataFrame) -> Figure:
       + ('' if line['algorithm'] == SGD else f'\ndelta {line["delta"]:.3g}')
       for line in part.to_dict('records')
     ]
-    axes.set_xticks(part.index, labels, fontsize=7, rotation=90)
+    axes.set_xticks(part.index, labels, rotation=90)
     axes.axhline(1, color='black', linewidth=1)
     axes.set_ylim(0, max(1.1, 1.1 * part['slack'].max()))
-    axes.set_title(problem, fontsize=10)
+    axes.set_title(problem)
     axes.set_ylabel('measured / bound')
   figures.share_legend(figure)
-  return figure
+  caption = 'Measured values over bounds, with bars of two standard errors.'
+  return 'bounds', caption, figure
 
 
-def _iterations_figure(frame: pd.DataFrame) -> Figure:
+def _draw_iterations(frame: pd.DataFrame) -> Picture:
   deltas = frame['delta'].dropna().unique()
-  figure = figures.make_figure(len(deltas), width=18, xlabel='eps')
+  figure = figures.make_figure(len(deltas), xlabel='eps')
   for axes, delta in zip(figure.axes, deltas, strict=True):
     part = frame[frame['delta'].isna() | (frame['delta'] == delta)]
     for key, curve in part.groupby(experiments.CURVE, dropna=False, sort=False):
@@ -261,15 +261,19 @@ def _iterations_figure(frame: pd.DataFrame) -> Figure:
       axes.plot(eps, measured, 'o', color=color, markerfacecolor=fill)
       if not aligned:
         axes.plot(eps, curve['steps'], style, color=color, label=key[0])
-    axes.set_title(f'delta {delta:g}', fontsize=10)
+    axes.set_title(f'delta {delta:g}')
     axes.set_ylabel('iterations')
     axes.set_yscale('log')
     figures.set_logarithmic(axes.xaxis)
   figures.share_legend(figure)
-  return figure
+  caption = (
+    'Iterations to eps on the quadratic with A = I. Lines: the theorems. Dots:'
+    ' measured, open for aligned noise.'
+  )
+  return 'iterations', caption, figure
 
 
-def _errors_figure(frame: pd.DataFrame) -> Figure:
+def _draw_errors(frame: pd.DataFrame) -> Picture:
   populations = frame.groupby('population', sort=False)
   figure = figures.make_figure(len(populations), xlabel='n')
   for axes, (population, part) in zip(figure.axes, populations, strict=True):
@@ -281,9 +285,13 @@ def _errors_figure(frame: pd.DataFrame) -> Figure:
       axes.plot(of['n'], rest.where(rest > 0), '.', color=color)
     reference = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
     axes.plot(of['n'], reference, color=figures.GREY, label='1 / sqrt(n)')
-    axes.set_title(population, fontsize=10)
+    axes.set_title(population)
     axes.set_ylabel('test error, eq. 6 [nats]')
     figures.set_logarithmic(axes.xaxis)
     axes.set_yscale('log')
   figures.share_legend(figure)
-  return figure
+  caption = (
+    'Theorem 5: the test error of eq. 6 (with error bars of two standard'
+    ' errors), and without decay, which the assumption excludes (dots).'
+  )
+  return 'test_error', caption, figure

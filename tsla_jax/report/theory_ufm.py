@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import tqdm
-from matplotlib.figure import Figure
 
 from tsla_jax.analysis.unconstrained_features import (
   LARGEST_JOINT,
@@ -19,9 +18,11 @@ from tsla_jax.analysis.unconstrained_features import (
 )
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory
-from tsla_jax.report import figures, tables
-from tsla_jax.report.tables import Layout
-from tsla_jax.report.theory import lay_out, write_theory
+from tsla_jax.report import figures
+from tsla_jax.report.document import Section
+from tsla_jax.report.figures import Picture
+from tsla_jax.report.tables import Layout, lay_out_frame
+from tsla_jax.report.theory import write_theory
 
 # Factors of the learning rates that tuned descents choose from.
 _RATES = tuple(2.0**power for power in range(-3, 6))
@@ -88,46 +89,62 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
         ' smaller one'
       )
     means = mean_paths(descents, setting)
-    pictures = [
-      ('minimisers', 'Minimisers.', _minimisers_figure(minimisers)),
-      (
-        'condition_numbers',
-        'Condition numbers at the minimiser.',
-        _conditions_figure(conditions),
-      ),
-      (
-        'descent',
-        'Collapse along gradient descent with momentum: geometric means over'
-        f' the starts, with values below {_FLOOR:g} shown as {_FLOOR:g}.',
-        _descents_figure(means),
-      ),
+    sections = [
+      _section(_minimisers_layout(minimisers), _draw_minimisers(minimisers)),
+      _section(_conditions_layout(conditions), _draw_conditions(conditions)),
+      _section(_descents_layout(means), _draw_descents(means)),
     ]
-    layouts = [
-      _minimisers_layout(minimisers),
-      _conditions_layout(conditions),
-      _descents_layout(means),
-    ]
-    text = '\n'.join([_describe(setting), *map(tables.to_markdown, layouts)])
     frames = {
       'minimisers': minimisers,
       'condition_numbers': conditions,
       'descent': descents,
     }
-    return write_theory('ufm', output, text, frames, pictures)
+    return write_theory(
+      'ufm',
+      output,
+      'Label smoothing in the unconstrained feature model',
+      _conclude(minimisers, conditions, means),
+      _describe(setting),
+      sections,
+      frames,
+    )
 
 
-def _describe(setting: Setting) -> str:
-  model = setting.model
+def _section(layout: Layout, picture: Picture) -> Section:
+  return Section(picture[0], layout.title, [layout], [picture])
+
+
+def _conclude(
+  minimisers: pd.DataFrame, conditions: pd.DataFrame, means: pd.DataFrame
+) -> str:
+  """Say in one sentence what the numbers say."""
+  apart = (minimisers['solver_loss'] - minimisers['loss']).abs().max()
+  first, last = conditions.iloc[0], conditions.iloc[-1]
+  steps = _collapse_steps(means)['tuned']
+  descents = ', '.join(
+    f'{"never" if np.isnan(count) else f"{count:.0f} steps"} at delta {delta:g}'
+    for delta, count in steps.items()
+  )
   return (
+    f'L-BFGS finds the closed-form minimum within {apart:.1g} nats; smoothing'
+    f' of {last["smoothing"]:g} changes the condition number of the loss from'
+    f' {first["loss"]:.3g} to {last["loss"]:.3g}; NC1 falls to {_COLLAPSED:g}'
+    f' at tuned rates after: {descents}.'
+  )
+
+
+def _describe(setting: Setting) -> list[str]:
+  model = setting.model
+  return [
     'The unconstrained feature model (arXiv:2402.03979) of'
     f' K = {model.num_classes} classes with n = {model.samples_per_class}'
     f' features each, of d = {model.feature_dim} dimensions. Weights W,'
-    ' features H and bias b are free variables, and minimise\n\n'
-    '    mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)'
-    ' + lw/2 |W|^2 + lh/2 |H|^2\n\n'
-    f'with lw = {model.weight_decay_w:g} and lh = {model.weight_decay_h:g}.'
-    ' delta is the strength of label smoothing, the theta of training.\n'
-  )
+    ' features H and bias b are free variables, and minimise'
+    ' mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)'
+    ' + lw/2 |W|^2 + lh/2 |H|^2'
+    f' with lw = {model.weight_decay_w:g} and lh = {model.weight_decay_h:g}.',
+    'delta is the strength of label smoothing, the theta of training.',
+  ]
 
 
 def compare_with_solver(setting: Setting) -> pd.DataFrame:
@@ -244,14 +261,14 @@ def _minimisers_layout(frame: pd.DataFrame) -> Layout:
     f'{name}_difference': frame[f'solver_{name}'] - frame[name]
     for name in names
   }
-  return lay_out(
+  return lay_out_frame(
     'Minimisers',
     frame.assign(**differences),
     {
-      'delta': ('smoothing', '.6g'),
-      'a': ('logit_scale', '.6g'),
-      'p': ('probability', '.6g'),
-      **{name.replace('_', ' '): (name, '.6g') for name in names},
+      'delta': ('smoothing', '.1f'),
+      'a': ('logit_scale', '.5g'),
+      'p': ('probability', '.5g'),
+      **{name.replace('_', ' '): (name, '.5g') for name in names},
       'gradient norm': ('gradient_norm', '.1e'),
       **{
         f'solver, {name.replace("_", " ")}': (f'{name}_difference', '+.1e')
@@ -269,10 +286,10 @@ def _conditions_layout(frame: pd.DataFrame) -> Layout:
   tenths = 10 * frame['smoothing']
   columns = {
     'delta': ('smoothing', '.1f'),
-    **{title: (name, '.5g') for name, title in _CONDITIONS.items()},
+    **{title: (name, '.3g') for name, title in _CONDITIONS.items()},
     'nullity of the last': ('joint_nullity', '.0f'),
   }
-  return lay_out(
+  return lay_out_frame(
     'Condition numbers at the minimiser',
     frame[np.isclose(tenths, tenths.round())],
     {title: column for title, column in columns.items() if column[0] in frame},
@@ -284,18 +301,24 @@ def _conditions_layout(frame: pd.DataFrame) -> Layout:
   )
 
 
+def _collapse_steps(means: pd.DataFrame) -> pd.Series:
+  """Return the steps to collapse, by rates and delta; NaN if never."""
+  keys = ['rates', 'smoothing']
+  every = means.groupby(keys)['step'].max().index
+  collapsed = means[means['nc1'] <= _COLLAPSED].groupby(keys)['step'].min()
+  return collapsed.reindex(every)
+
+
 def _descents_layout(means: pd.DataFrame) -> Layout:
-  groups = means.groupby(['rates', 'smoothing'])
-  last = groups.tail(1).set_index(['rates', 'smoothing']).sort_index()
-  collapsed = means[means['nc1'] <= _COLLAPSED].groupby(['rates', 'smoothing'])
-  last['collapsed'] = collapsed['step'].min()
-  return lay_out(
+  last = means.groupby(['rates', 'smoothing']).tail(1)
+  last = last.set_index(['rates', 'smoothing']).sort_index()
+  return lay_out_frame(
     f'Gradient descent with momentum 0.9, {means["step"].max()} steps',
-    last.reset_index(),
+    last.assign(collapsed=_collapse_steps(means)).reset_index(),
     {
       'rates': ('rates', ''),
-      'delta': ('smoothing', 'g'),
-      'learning rate': ('learning_rate', 'g'),
+      'delta': ('smoothing', '.3g'),
+      'learning rate': ('learning_rate', '.3g'),
       f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
       'NC1': ('nc1', '.3g'),
       'NC2': ('nc2', '.3g'),
@@ -308,63 +331,52 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
   )
 
 
-def _minimisers_figure(frame: pd.DataFrame) -> Figure:
-  figure = figures.make_figure(3, width=13, xlabel='delta')
+def _draw_minimisers(frame: pd.DataFrame) -> Picture:
+  figure = figures.make_figure(3, xlabel='delta')
   for axes, name, label in zip(
     figure.axes,
     ('loss', 'weight_norm', 'feature_norm'),
     ('objective [nats]', 'norm of W', 'norm of a feature'),
     strict=True,
   ):
-    line = {'color': figures.BLUE, 'label': 'closed form'}
-    axes.plot(frame['smoothing'], frame[name], **line)
-    dots = {'color': figures.ORANGE, 'label': 'L-BFGS', 'linestyle': 'none'}
-    axes.plot(frame['smoothing'], frame[f'solver_{name}'], marker='o', **dots)
+    x, dots = frame['smoothing'], {'label': 'L-BFGS', 'linestyle': 'none'}
+    axes.plot(x, frame[name], color=figures.BLUE, label='closed form')
+    dots |= {'color': figures.ORANGE, 'marker': 'o'}
+    axes.plot(x, frame[f'solver_{name}'], **dots)
     axes.set_ylabel(label)
   figures.share_legend(figure)
-  return figure
+  return 'minimisers', 'Minimisers.', figure
 
 
-def _conditions_figure(frame: pd.DataFrame) -> Figure:
-  figure = figures.make_figure(1, width=8, xlabel='delta')
+def _draw_conditions(frame: pd.DataFrame) -> Picture:
+  figure = figures.make_figure(1, xlabel='delta')
   (axes,) = figure.axes
-  colors = (figures.BLUE, figures.ORANGE, figures.GREEN, 'black')
-  for (name, label), color, style in zip(
-    _CONDITIONS.items(), colors, ('-', '--', '-.', ':'), strict=True
-  ):
-    if name not in frame:
-      continue
-    axes.plot(
-      frame['smoothing'],
-      frame[name],
-      color=color,
-      linestyle=style,
-      label=label,
-    )
+  styles = figures.row_styles(_CONDITIONS)
+  for name in filter(frame.columns.__contains__, _CONDITIONS):
+    look = dict(zip(('color', 'linestyle'), styles[name], strict=True))
+    label = _CONDITIONS[name]
+    axes.plot(frame['smoothing'], frame[name], label=label, **look)
   axes.set_ylabel('condition number')
   figures.set_logarithmic(axes.yaxis)
   figures.share_legend(figure)
-  return figure
+  return 'condition_numbers', 'Condition numbers at the minimiser.', figure
 
 
-def _descents_figure(means: pd.DataFrame) -> Figure:
-  figure = figures.make_figure(4, width=18, xlabel='step')
+def _draw_descents(means: pd.DataFrame) -> Picture:
+  figure = figures.make_figure(4, xlabel='step')
   panels = itertools.product(('equal', 'tuned'), ('nc1', 'nc2'))
-  smoothings = means['smoothing'].unique()
+  strengths = means['smoothing'].unique()
   for axes, (rates, name) in zip(figure.axes, panels, strict=True):
-    for i, smoothing in enumerate(smoothings):
-      path = means[
-        (means['smoothing'] == smoothing) & (means['rates'] == rates)
-      ]
-      axes.plot(
-        path['step'],
-        path[name],
-        color=figures.shade(i, len(smoothings)),
-        linestyle=('-', '--', '-.', ':')[i % 4],
-        label=f'delta {smoothing:g}',
-      )
-    axes.set_yscale('log')
-    axes.set_ylabel(name.upper())
-    axes.set_title(f'{rates} learning rates', fontsize=10)
+    paths = means[means['rates'] == rates].groupby('smoothing')
+    for i, (smoothing, path) in enumerate(paths):
+      look = {'color': figures.shade(i, len(strengths))}
+      look |= {'linestyle': ('-', '--', '-.', ':')[i % 4]}
+      label = f'delta {smoothing:g}'
+      axes.plot(path['step'], path[name], label=label, **look)
+    axes.set(yscale='log', ylabel=name.upper(), title=f'{rates} learning rates')
   figures.share_legend(figure)
-  return figure
+  caption = (
+    'Collapse along gradient descent with momentum: geometric means over the'
+    f' starts, with values below {_FLOOR:g} shown as {_FLOOR:g}.'
+  )
+  return 'descent', caption, figure

@@ -1,0 +1,141 @@
+"""The sentence on the first screen says what the runs say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.report_helpers import make_predictions, make_table
+from tsla_jax.report import explain, summary
+from tsla_jax.report.results import read_results
+from tsla_jax.rundir import RunDir
+
+
+def sentence(path, **lasts):
+  """The sentence of a table with these accuracies of the last epoch."""
+  names = {'baseline': 'baseline', 'lsr': 'lsr', 'tsla': 'tsla,drop=2'}
+  make_table(path, {names[key]: values for key, values in lasts.items()})
+  record = json.loads((path / 'table.json').read_text())
+  record['seeds'] = list(range(max(map(len, lasts.values()))))
+  (path / 'table.json').write_text(json.dumps(record))
+  return summary.describe_result(read_results(path))
+
+
+BASE = (0.70, 0.72, 0.74)
+
+
+def shifted(*steps):
+  return tuple(b + s for b, s in zip(BASE, steps, strict=True))
+
+
+def test_a_row_that_is_told_apart(tmp_path):
+  tsla, lsr = shifted(0.10, 0.11, 0.12), shifted(-0.02, -0.03, -0.04)
+  # The t-quantile of two degrees of freedom, times 0.01 / sqrt(3).
+  assert sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla) == (
+    'TSLA(2) 83.00 %, +11.00 [+8.52, +13.48] points over the baseline;'
+    ' LSR, theta 0.1 loses 3.00 [0.52, 5.48] points; 3 seeds.'
+  )
+
+
+def test_nothing_is_told_apart(tmp_path):
+  tsla, lsr = shifted(0.03, -0.01, 0.02), shifted(0.02, -0.02, 0.01)
+  text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
+  assert text.startswith(
+    'Nothing is told apart: no interval of any of 2 rows against the baseline'
+    ' (72.00 %) excludes 0; the best mean, TSLA(2) 73.33 %, differs by +1.33 ['
+  )
+  assert text.endswith('; 3 seeds.')
+
+
+def test_only_a_loss_is_told_apart(tmp_path):
+  tsla, lsr = shifted(0.03, -0.01, 0.02), shifted(-0.10, -0.11, -0.12)
+  text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
+  assert text.startswith(
+    'No row is told apart above the baseline (72.00 %): the best mean, TSLA(2)'
+  )
+  assert '; LSR, theta 0.1 loses 11.00 [' in text
+
+
+def test_the_baseline_is_best(tmp_path):
+  text = sentence(tmp_path, baseline=BASE, lsr=shifted(-0.10, -0.11, -0.12))
+  assert text.startswith('No row is told apart above the baseline (72.00 %)')
+  assert '; LSR, theta 0.1 loses 11.00 [8.52, 13.48] points; 3 seeds.' in text
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_few_seeds_have_no_interval(tmp_path, count):
+  text = sentence(tmp_path, baseline=BASE[:count], tsla=(0.80, 0.82)[:count])
+  assert text == (
+    f'TSLA(2) {80 + count - 1:.2f} %, +10.00 points over the baseline;'
+    f' {count} seed{"s" * (count > 1)}, so there is no interval and nothing is'
+    ' told apart.'
+  )
+
+
+def test_a_table_without_a_baseline(tmp_path):
+  text = sentence(tmp_path, lsr=BASE, tsla=shifted(0.1, 0.1, 0.1))
+  assert text == (
+    'Best mean: TSLA(2) 82.00 %; no baseline to compare it with; 3 seeds.'
+  )
+
+
+def test_diverged_and_unfinished_runs_are_said(workdir):
+  lsr = workdir / 'runs' / 'lsr'
+  (lsr / 'seed0' / 'summary.json').unlink()
+  (lsr / 'seed1' / 'summary.json').unlink()
+  RunDir(lsr / 'seed0').diverge('x', 1, {})
+  text = summary.describe_result(read_results(workdir))
+  assert text.startswith('TSLA(2) 82.00 %, +10.00 [')
+  end = '; 3 seeds; 1 of 9 runs diverged; 1 of 9 runs are not finished.'
+  assert text.endswith(end)
+  for path in (workdir / 'runs').glob('*/seed*'):
+    (path / 'summary.json').unlink(missing_ok=True)
+    if not (path / 'diverged.json').exists():
+      RunDir(path).diverge('x', 1, {})
+  text = summary.describe_result(read_results(workdir))
+  assert text == 'All 9 runs diverged: there is no result.'
+  assert summary.draw_overview(read_results(workdir)) is None
+
+
+def test_the_figure_shows_means_and_differences(workdir):
+  _, _, figure = summary.draw_overview(read_results(workdir))
+  means, differences = figure.axes
+  dots = [line for line in means.get_lines() if line.get_marker() == 'o']
+  assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([72, 75, 82])
+  dots = [line for line in differences.get_lines() if line.get_marker() == 'o']
+  assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([3, 10])
+  # The interval of LSR, as in the table of differences.
+  bars = [
+    line for line in differences.get_lines() if len(line.get_xdata()) == 2
+  ]
+  assert bars[0].get_xdata()[0] == pytest.approx(-1.97, abs=0.005)
+
+
+def test_methods_are_those_of_the_table(workdir):
+  methods = summary.describe_methods(read_results(workdir).configs)
+  assert [rows for rows, *_ in methods] == [
+    'baseline',
+    'LSR, theta 0.1',
+    'TSLA(2)',
+  ]
+  papers = {paper for *_, links in methods for paper in links}
+  assert papers == {'arXiv:2006.11653', 'arXiv:2402.03979', 'arXiv:2403.14715'}
+  assert 'until the epoch' in methods[2][1]
+
+
+def test_models_are_summed_up(tmp_path):
+  paths = {}
+  for name, sharpness in (('sharp', 6.0), ('soft', 1.0)):
+    paths[name] = tmp_path / f'{name}.npz'
+    np.savez(paths[name], **make_predictions(sharpness=sharpness))
+  one = explain.measure_files({'sharp': paths['sharp']})
+  text = summary.describe_models(one)
+  run = one.runs.iloc[0]
+  assert text.startswith(
+    f'sharp: top-1 {100 * run["evaluated_top1"]:.3g} %, ECE'
+  )
+  aurc = [100 * run[f'aurc{end}'] for end in ('', '_low', '_high')]
+  assert 'AURC {:.3g} [{:.3g}, {:.3g}] %'.format(*aurc) in text
+  assert text.endswith('; one model, 30 test examples.')
+  both = summary.describe_models(explain.measure_files(paths))
+  assert both.startswith('Lowest selective risk (AURC) of 2 rows, and no')
