@@ -72,6 +72,25 @@ def test_few_seeds_have_no_interval(tmp_path, count):
   )
 
 
+def test_the_best_mean_need_not_be_told_apart(tmp_path):
+  """Another row may be, with a smaller spread."""
+  tsla, lsr = shifted(0.09, -0.01, 0.04), shifted(0.02, 0.021, 0.019)
+  text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
+  assert text.startswith('LSR, theta 0.1 74.00 %, +2.00 [+1.75, +2.25] points')
+  assert '; the best mean, TSLA(2) 76.00 %, differs by +4.00 [' in text
+  assert ' points: not told apart; ' in text
+
+
+def test_seeds_that_are_not_shared_are_not_compared(workdir):
+  for seed in (0, 1, 2):
+    (workdir / f'runs/baseline/seed{seed}/summary.json').unlink()
+    text = summary.describe_result(read_results(workdir))
+    if seed < 2:
+      assert 'over the baseline; LSR, theta 0.1 gains' in text
+      assert f'{2 - seed} seed' in text and 'no interval' in text
+  assert text.startswith('Best mean: TSLA(2) 82.00 %; no baseline to compare')
+
+
 def test_a_table_without_a_baseline(tmp_path):
   text = sentence(tmp_path, lsr=BASE, tsla=shifted(0.1, 0.1, 0.1))
   assert text == (

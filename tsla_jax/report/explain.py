@@ -20,6 +20,7 @@ from tsla_jax.report.results import (
   read_results,
   read_runs,
 )
+from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, NEW, RunDir
 
 Path = str | os.PathLike[str]
@@ -330,7 +331,7 @@ def make_report(
     sentence=summary.describe_models(results),
     sections=sections,
     overview=summary.draw_overview(results, 'aurc', 'AURC [%]'),
-    remarks=[summary.MODELS_RULE],
+    remarks=[say('remarks.models')],
     methods=summary.describe_methods(results.configs),
     styles=results.styles,
   )

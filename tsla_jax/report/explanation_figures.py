@@ -29,11 +29,7 @@ from tsla_jax.report.figures import (
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
-
-_ON_CURVES = (
-  'Dots: first measurement after a drop, where a row leaves the row with which'
-  ' it shares the epochs before.'
-)
+from tsla_jax.report.words import say
 
 
 def draw_path(
@@ -204,13 +200,7 @@ def _gradients(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
     # gradient up to twice the best theta.
     limit = 1.0 if log else epochs['theta'].max() / 2
     axes.axhline(limit, color=GREY, linewidth=0.8, linestyle='--')
-  caption = (
-    'Gradients of the last layer on the training set, over the epochs: delta of'
-    ' single examples (equation 4) and of batches, where smoothing lowers the'
-    ' variance below 1, and the theta* that brings the gradient of the batch'
-    ' nearest to that of the loss, with half of the largest theta (dashed):'
-    f' above theta = 2 theta*, smoothing adds error. {_ON_CURVES}'
-  )
+  caption = say('captions.gradients', 'captions.dots')
   return [('gradients', caption, figure)]
 
 
@@ -235,17 +225,10 @@ def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   return [
     (
       'collapse',
-      'Neural collapse of the training set over the epochs: geometric mean over'
-      f' the seeds, and a band of one standard deviation. {_ON_CURVES}',
+      say('captions.collapse', 'captions.dots'),
       _over_epochs(epochs, family, styles, log=True),
     ),
-    (
-      'norms',
-      'First: NC2 against NC1 during training (from right to left), which'
-      ' compares the methods at equal NC1. Others: mean norm of the features,'
-      f' and norm of the classifier. {_ON_CURVES}',
-      paths,
-    ),
+    ('norms', say('captions.norms', 'captions.dots'), paths),
   ]
 
 
@@ -263,12 +246,7 @@ def _calibration(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   ):
     figures.draw_rows(axes, frame, key, title, scale, styles=styles)
   right.axhline(0, color=GREY, linewidth=0.8)
-  caption = (
-    'Calibration on the test split over the epochs, without temperature:'
-    ' expected calibration error (15 bins), and mean confidence less accuracy'
-    ' (above 0 the model is overconfident). The first fifth of the epochs may'
-    f' lie outside. {_ON_CURVES}'
-  )
+  caption = say('captions.calibration', 'captions.dots')
   return [('calibration', caption, figure)]
 
 
@@ -289,12 +267,7 @@ def _selection(results: Results, log_coverage: bool) -> list[Picture]:
       set_logarithmic(axes.xaxis)
     axes.set(ylabel='risk [%]', title=title)
     axes.set_ylim(bottom=0)
-  caption = (
-    'Risk (share of errors among the examples that are kept) against coverage'
-    ' (share of examples that are kept), from 10 examples on, mean over the'
-    ' seeds. Models for which no norm is better than the softmax have the'
-    ' softmax on both sides.'
-  )
+  caption = say('captions.selection')
   return [('selection', caption, figure)]
 
 
@@ -304,14 +277,7 @@ def _logits(results: Results) -> list[Picture]:
     return []
   figure = make_figure(2, xlabel='predicted probability of error')
   draw_suppression(*figure.axes, suppressions, results.styles)
-  caption = (
-    'First: the largest logit, less the mean of all, against the predicted'
-    ' probability of error. Smoothing is expected to lower it most for'
-    ' confident predictions. Second: what smoothing adds to the gradient in the'
-    ' largest logit, for a theta of 1; above 0 it lowers the logit. The line is'
-    ' that of a calibrated model, 1 - P(error) - 1/K. All seeds together, bins'
-    ' of fewer than 10 examples left out.'
-  )
+  caption = say('captions.logits')
   return [('logits', caption, figure)]
 
 
@@ -329,11 +295,7 @@ def _reliability(results: Results) -> list[Picture]:
     pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
     draw_reliability(axes, pooled, results.styles)
     axes.set_title(title if pooled else f'{title}: none has one')
-  caption = (
-    'Reliability: accuracy against confidence in 15 bins, all seeds together,'
-    ' bins of fewer than 10 examples left out. The area of a dot is the share'
-    ' of its bin in the examples. Below the diagonal a model is overconfident.'
-  )
+  caption = say('captions.reliability')
   return [('reliability', caption, figure)]
 
 
@@ -363,11 +325,7 @@ def _strength(results: Results) -> list[Picture]:
   figure = make_figure(len(panels))
   for axes, metric in zip(figure.axes, panels, strict=True):
     draw_by_theta(axes, baseline, methods, metric, styles)
-  caption = (
-    'Calibration against the strength of smoothing, mean and standard deviation'
-    ' over the seeds; theta 0 is the baseline. The line across is the baseline'
-    ' with its temperature.'
-  )
+  caption = say('captions.strength')
   return [('strength', caption, figure)]
 
 

@@ -21,9 +21,19 @@ from tsla_jax.report.tables import (
   mean_and_spread,
   number_cells,
 )
+from tsla_jax.report.words import say
 
-_SPREAD = 'With several seeds: mean ± standard deviation.'
-_UNEQUAL = 'Not all of these are measured on the same number of examples.'
+# Tables with a column for each metric: a key that tells if it was measured, the
+# section and name of its note, the title, and the metrics.
+_PLAIN = (
+  ('nc1', 'collapse', 'Neural collapse', 'COLLAPSE'),
+  (
+    'best_theta',
+    'gradients',
+    'Variance of the gradients of the last layer',
+    'GRADIENTS',
+  ),
+)
 
 
 def explain(results: Results) -> list[Layout]:
@@ -35,11 +45,19 @@ def explain(results: Results) -> list[Layout]:
       ('aurc', _selection_layout),
       ('aurc', _scores_layout),
       (metrics.GUARANTEE[0].key, _guarantee_layout),
-      ('nc1', _collapse_layout),
-      ('best_theta', _gradients_layout),
     )
     if len(models := measured(results.runs, key))
   ]
+  for key, section, title, family in _PLAIN:
+    if len(models := measured(results.runs, key)):
+      known = [
+        metric
+        for metric in getattr(metrics, family)
+        if len(measured(models, metric.key))
+      ]
+      columns = _columns(_lines(models), known)
+      notes = [say(f'notes.{section}', 'notes.spread')]
+      layouts.append(lay_out(title, columns, notes, section))
   compared = comparison_layout(results)
   return [*layouts, *([] if compared is None else [compared])]
 
@@ -104,29 +122,14 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
   method, *others = _columns(lines, metrics.CALIBRATION).items()
   plain = [line._replace(prefix='') for line in lines]
   temperatures = _column(plain, 'temperature', '.3g')
-  notes = [
-    'T: temperature that divides the logits, fitted by likelihood to the'
-    f' {_counts(runs["tuned_on"])} examples of the validation split, or of the'
-    ' other half of the test split; nothing is evaluated on them. ECE: expected'
-    ' calibration error of the predicted class in 15 bins of equal width, or of'
-    ' equal mass; classwise: the mean over the classes. A finite sample biases'
-    f' every ECE upwards. {_SPREAD}'
-  ]
-  untuned = runs['scaled_nll'].isna().sum()
-  if untuned:
-    notes.append(
-      f'{untuned} of {len(runs)} models have no temperature and are in no such'
-      ' row: the likelihood is highest at a temperature of 0 if no example is'
-      ' wrong, and at infinity if guessing is as good.'
-    )
+  tuned = _counts(runs['tuned_on'])
+  notes = [say('notes.calibration', 'notes.spread', tuned=tuned)]
+  if untuned := runs['scaled_nll'].isna().sum():
+    notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
   if runs['evaluated_on'].nunique() > 1:
-    notes.append(_UNEQUAL)
+    notes.append(say('notes.unequal'))
   if len(measured(runs, 'ece_low')):
-    notes.append(
-      'In brackets: 95 % bootstrap intervals over the evaluated examples, at a'
-      ' fixed temperature. That of the ECE corrects a part of its bias, so it'
-      ' lies mostly below the estimate.'
-    )
+    notes.append(say('notes.bootstrap'))
   return lay_out(
     f'Calibration on {_counts(runs["evaluated_on"])} test examples',
     dict([method])
@@ -157,27 +160,14 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
 
   method, *others = _columns(lines, metrics.SELECTION).items()
   plain = [line._replace(prefix='') for line in lines]
-  notes = [
-    'Predictions are kept in the order of the maximum softmax probability.'
-    ' normalised: in that of the largest logit over the p-norm of all centred'
-    ' logits, with p tuned on the same examples as temperatures; if no p is'
-    ' better than the softmax there, the softmax is used. AURC: area under the'
-    ' risk-coverage curve; AUGRC: area under the curve of the generalised risk;'
-    ' both are small if errors come last. Coverage at a risk: the largest share'
-    ' of examples with that share of errors, found on the evaluated examples.'
-    f' {_SPREAD}'
-  ]
+  notes = [say('notes.selection', 'notes.spread')]
   share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
   if share.max() > 0.01:
-    worst = runs.loc[share.idxmax()]
-    notes.append(
-      'Equal confidences are one point of the curve. Another order of them'
-      f' could move the AURC of {worst["row"]} by'
-      f' {100 * worst["aurc_ties"]:.2g} points, of {100 * worst["aurc"]:.2g}:'
-      ' the confidence is too coarse for a closer comparison.'
-    )
+    row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
+    ties, area = (100 * area for area in areas)
+    notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
   if runs['evaluated_on'].nunique() > 1:
-    notes.append(_UNEQUAL)
+    notes.append(say('notes.unequal'))
   return lay_out(
     f'Selective classification on {_counts(runs["evaluated_on"])} test'
     ' examples',
@@ -219,14 +209,7 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
   return lay_out(
     'Coverage in % whose risk is guaranteed',
     columns,
-    [
-      'A fifth of the evaluated examples gives thresholds of the better score,'
-      ' and the one that is most likely to pass a test. The other four fifths'
-      ' test that one and then lower ones by exact binomial tests, until one'
-      ' fails; coverage is measured on these. With a probability of 95 % the'
-      ' risk above the threshold is no larger on other examples of the same'
-      f' kind. 0: the first threshold fails its test. {_SPREAD}'
-    ],
+    [say('notes.guarantee', 'notes.spread')],
     'selection',
   )
 
@@ -243,45 +226,8 @@ def _scores_layout(runs: pd.DataFrame) -> Layout:
     'AURC in % by confidence score',
     {'Method': [line.name for line in lines]}
     | {titles[key]: _column(lines, key, '.2f', 100) for key in known},
-    [f'Small is good. {_SPREAD}'],
+    [say('notes.scores', 'notes.spread')],
     'selection',
-  )
-
-
-def _gradients_layout(runs: pd.DataFrame) -> Layout:
-  return lay_out(
-    'Variance of the gradients of the last layer',
-    _columns(_lines(runs), metrics.GRADIENTS),
-    [
-      'Measured after the last epoch, on the training split in evaluation mode,'
-      ' for the y_hat in use. delta: mean squared error of gradients on y_hat'
-      ' over the variance of one-hot gradients (equation 4); of the batch: the'
-      ' same of means over a minibatch, which keep the bias of y_hat. theta*:'
-      ' the strength that brings the gradient of the minibatch nearest to that'
-      f' of the one-hot loss. {_SPREAD}'
-    ],
-    'gradients',
-  )
-
-
-def _collapse_layout(runs: pd.DataFrame) -> Layout:
-  known = [m for m in metrics.COLLAPSE if len(measured(runs, m.key))]
-  return lay_out(
-    'Neural collapse',
-    _columns(_lines(runs), known),
-    [
-      'Measured after the last epoch, on the features before the classifier, of'
-      ' the training split (with the labels of training) in evaluation mode,'
-      ' unless said otherwise. 0 is full collapse, except for the norms. NC1:'
-      ' variability within classes relative to that between them; NC2: distance'
-      ' of the class means, or of the rows of the classifier, to a simplex'
-      ' frame; NC3: the same distance of both together; NC4: share of examples'
-      ' whose nearest class mean is not the predicted class. Equinorm and'
-      ' equiangle: spread of lengths and of cosines of the class means. Norms:'
-      ' mean length of a feature, and Frobenius norm of the classifier.'
-      f' {_SPREAD}'
-    ],
-    'collapse',
   )
 
 
@@ -297,16 +243,20 @@ def comparison_layout(results: Results) -> Layout | None:
     for reference, other in others.items()
   ]
 
-  def changes(key: str) -> list[Difference]:
-    return [
-      paired_difference(*(_by_seed(results.runs, name, key) for name in names))
-      for names in ((row, other) for row, _, other in pairs)
-    ]
-
-  def factors(pair: Iterable[pd.Series]) -> Difference | str:
-    # Where all values are positive, a factor says more than a difference.
-    both = [np.log(values[values > 0]) for values in pair]
-    return paired_difference(*both) if all(map(len, both)) else 'not above 0'
+  def cells(metric: Metric | None, key: str = '') -> list[Cell]:
+    points = metric is not None and metric.compared == 'difference'
+    changes: list[Difference | str] = []
+    for row, _, other in pairs:
+      if metric is None:
+        both = _nc2_at_equal_nc1(results, row, other)
+      else:
+        both = [_by_seed(results.runs, name, key) for name in (row, other)]
+      if not points:
+        # Where all values are positive, a factor says more than a difference.
+        both = [np.log(values[values > 0]) for values in both]
+      known = points or all(map(len, both))
+      changes.append(paired_difference(*both) if known else 'not above 0')
+    return change_cells(changes, factors=not points)
 
   columns: dict[str, list[Cell]] = {}
   for key, family, prefixes in (
@@ -317,42 +267,22 @@ def comparison_layout(results: Results) -> Layout | None:
     known = len(measured(results.runs, key)) > 0
     for metric in family if known else ():
       for prefix, suffix in prefixes.items() if metric.compared else ():
-        title, name = metric.title + suffix, prefix + metric.key
-        if metric.compared == 'difference':
-          columns[f'{title} [points]'] = change_cells(changes(name))
-          continue
-        found = [
-          factors(_by_seed(results.runs, r, name) for r in (row, other))
-          for row, _, other in pairs
-        ]
-        columns[title] = change_cells(found, factors=True)
+        unit = ' [points]' * (metric.compared == 'difference')
+        title = metric.title + suffix + unit
+        columns[title] = cells(metric, prefix + metric.key)
       if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
-        found = [
-          factors(_nc2_at_equal_nc1(results, row, other))
-          for row, _, other in pairs
-        ]
-        columns['NC2 at equal NC1'] = change_cells(found, factors=True)
+        columns['NC2 at equal NC1'] = cells(None)
   if not columns or not pairs:
     return None
-  note = (
-    'Geometric means of the factors by which a metric differs, with the 95 %'
-    ' interval of the paired t-test of the logarithms. Fewer than 3 seeds have'
-    ' no interval, nor have equal changes. Intervals are not corrected for the'
-    ' number of comparisons.'
-  )
-  if 'NC2 at equal NC1' in columns:
-    note += (
-      ' NC2 at equal NC1: NC2 of the class means where each of the two rows'
-      ' first reaches the smallest NC1 that both reach.'
-    )
-  if any(title.endswith('[points]') for title in columns):
-    note += ' Columns in points: differences in percentage points.'
+  at_equal = ['notes.nc2'] * ('NC2 at equal NC1' in columns)
   names = {
     'Method': [row for row, *_ in pairs],
     'against': [reference for _, reference, _ in pairs],
   }
   title = 'What the methods change, as factors, paired by seed'
-  return lay_out(title, names | columns, [note], 'effects')
+  return lay_out(
+    title, names | columns, [say('notes.effects', *at_equal)], 'effects'
+  )
 
 
 def _by_seed(runs: pd.DataFrame, row: str, key: str) -> pd.Series:

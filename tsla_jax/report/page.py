@@ -21,6 +21,7 @@ from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.results import COLUMNS, Results, read_results
 from tsla_jax.report.tables import Layout, lay_out
+from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
 # Sections of what was measured, and the figures that stand in them.
@@ -100,7 +101,7 @@ def make_report(results: Results) -> Report:
     sentence=summary.describe_result(results),
     sections=sections,
     overview=summary.draw_overview(results),
-    remarks=[summary.RULE],
+    remarks=[say('remarks.result')],
     methods=summary.describe_methods(results.configs),
     styles=results.styles,
   )
@@ -250,31 +251,23 @@ def _duration(seconds: float) -> str:
 
 def make_figures(results: Results) -> list[Picture]:
   """Draw the figures of the paper."""
-  epochs, seeds, styles = results.epochs, results.num_seeds, results.styles
+  epochs, styles = results.epochs, results.styles
   if epochs.empty:
     return []
   figure = figures.make_figure(2)
   for axes, (key, label, scale, _) in zip(figure.axes, _CURVES, strict=True):
     figures.draw_rows(axes, epochs, key, label, scale, styles=styles)
-  caption = (
-    f'Test top-1 and one-hot test loss, mean over {seeds} seeds; bands are one'
-    ' standard deviation, dots the first epoch after a drop. (As Figures 2 and'
-    ' 3 of the paper.)'
-  )
+  caption = say('captions.test')
   pictures = [('test', caption, figure)]
   pair = _best_drop(results)
   if pair is not None:
     figure = figures.make_figure(1)
     figures.draw_drop(figure.axes[0], epochs, pair, styles)
-    caption = (
-      f'Training loss of {pair[0]} and {pair[1]}, mean over {seeds} seeds: with'
-      ' and without the drop. The minimised loss cannot reach 0 as long as'
-      ' labels are smoothed. (As Figure 1 of the paper.)'
-    )
+    caption = say('captions.drop', kept=pair[0], dropped=pair[1])
     pictures.append(('drop', caption, figure))
   figure = figures.make_figure(1)
   figures.draw_schedules(figure.axes[0], epochs, styles)
-  caption = 'Smoothing strength of every row, and the learning rates.'
+  caption = say('captions.schedules')
   pictures.append(('schedules', caption, figure))
   for _, _, figure in pictures:
     figures.share_legend(figure)
@@ -315,16 +308,11 @@ def _best_drop(results: Results) -> tuple[str, str] | None:
 
 
 def _runs_layout(runs: pd.DataFrame) -> Layout:
-  columns = {n.replace('_', ' '): runs[n].map(_plain) for n in runs}
+  columns = {
+    n.replace('_', ' '): list(map(tables.plain_cell, runs[n])) for n in runs
+  }
   title = 'Every run: accuracies as fractions, epochs from 0'
   return tables.prune(lay_out(title, columns))
-
-
-def _plain(value: Any) -> tables.Cell:
-  """Format a value of a data frame; numbers have five digits."""
-  if pd.isna(value):
-    return tables.Cell('none', missing=True)
-  return tables.Cell(f'{value:.5g}' if isinstance(value, float) else str(value))
 
 
 def configuration_section(results: Results) -> Section:

@@ -14,15 +14,15 @@ from tsla_jax.methods import keeps_theta, method_name
 from tsla_jax.report import figures
 from tsla_jax.report.figures import GREY, Picture
 from tsla_jax.report.results import Difference, Results, paired_difference
+from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, UNFINISHED
 
 KEY = 'last_top1'
-RULE = (
-  'The row of the sentence has the highest mean test top-1 of the last epoch.'
-  ' It is chosen on the test split, so its gain is somewhat too large.'
-  ' Intervals are 95 % intervals over the seeds, of the t-test, not corrected'
-  ' for the number of rows.'
-)
+_PRIORS = {
+  'uniform': 'uniform',
+  'class': 'the frequencies of the classes',
+  'teacher': 'the prediction of a teacher',
+}
 _TSLA = {'arXiv:2006.11653': 'https://arxiv.org/abs/2006.11653'}
 _COLLAPSE = {'arXiv:2402.03979': 'https://arxiv.org/abs/2402.03979'}
 _SELECTION = {'arXiv:2403.14715': 'https://arxiv.org/abs/2403.14715'}
@@ -46,13 +46,17 @@ def describe_result(results: Results) -> str:
     said = f'{every} diverged' if diverged else 'No run is finished yet'
     return f'{said}: there is no result.'
   best = max(values, key=lambda row: values[row].mean())
-  seeds = max(map(len, values.values()))
-  counted = f'{seeds} seed{"s" * (seeds > 1)}'
   result = f'{best} {100 * values[best].mean():.2f} %'
   changes = _changes(results, values)
-  base = results.references[best].get('baseline')
-  is_base = any(best == other for other, _ in changes.values())
-  ends = [counted]
+  is_base = any(best == base for base, _ in changes.values())
+  base, change = changes.get(best, (best, None))
+  # Of the comparison, or where there is none of the row.
+  seeds = (
+    max(d.count for _, d in changes.values())
+    if is_base
+    else (change.count if change else len(values[best]))
+  )
+  ends = [f'{seeds} seed{"s" * (seeds > 1)}']
   if seeds < 3:
     ends[0] += ', so there is no interval and nothing is told apart'
   if diverged:
@@ -60,40 +64,46 @@ def describe_result(results: Results) -> str:
   if waiting := int((runs['status'] == UNFINISHED).sum()):
     ends.append(f'{waiting} of {many} runs are not finished')
   end = f'; {"; ".join(ends)}.'
-  lsr = _describe_lsr(results, changes, best)
-  if not base and not is_base:
+  if not change and not is_base:
     if len(values) == 1:
       return f'{result}: the only row with a finished run{end}'
     return f'Best mean: {result}; no baseline to compare it with{end}'
-  apart = {row for row, (_, d) in changes.items() if _sign(d)}
-  if seeds < 3 or (best in apart and not is_base):
-    if is_base:
-      return f'No row has a higher mean than the {result}{lsr}{end}'
-    change = _points(changes[best][1])
-    return f'{result}, {change} over the {base}{lsr}{end}'
-  against = f'the baseline ({100 * values[base or best].mean():.2f} %)'
-  if is_base:
-    others = 'its mean is the highest'
-  else:
-    others = f'the best mean, {result}, differs by {_points(changes[best][1])}'
-  if not apart:
-    count = len(changes)
-    rows = 'the only other row' if count == 1 else f'any of {count} rows'
-    return f'Nothing is told apart: no interval of {rows} against {against}' + (
-      f' excludes 0; {others}{end}'
-    )
-  return f'No row is told apart above {against}: {others}{lsr}{end}'
+  end = _describe_lsr(results, changes, best) + end
+  if seeds < 3 and is_base:
+    return f'No row has a higher mean than the {result}{end}'
+  if change and (seeds < 3 or _sign(change)):
+    return f'{result}, {_points(change)} over the {base}{end}'
+  against = f'the baseline ({100 * values[base].mean():.2f} %)'
+  said = 'its mean is the highest'
+  if change:
+    said = f'the best mean, {result}, differs by {_points(change)}'
+  apart = [row for row, (_, d) in changes.items() if _sign(d)]
+  above = [row for row in apart if _sign(changes[row][1]) > 0]
+  if above:
+    row = max(above, key=lambda row: values[row].mean())
+    text = f'{row} {100 * values[row].mean():.2f} %'
+    points = _points(changes[row][1])
+    return f'{text}, {points} over {against}; {said}: not told apart{end}'
+  if apart:
+    return f'No row is told apart above {against}: {said}{end}'
+  count = len(changes)
+  rows = 'the only other row' if count == 1 else f'any of {count} rows'
+  return (
+    f'Nothing is told apart: no interval of {rows} against {against} excludes'
+    f' 0; {said}; {"; ".join(ends)}.'
+  )
 
 
 def _changes(
   results: Results, values: Mapping[str, pd.Series]
 ) -> dict[str, tuple[str, Difference]]:
   """Return the baseline of each row, and the difference to it."""
-  return {
+  changes = {
     row: (base, paired_difference(values[row], values[base]))
     for row in values
     if (base := results.references[row].get('baseline')) in values
   }
+  return {row: found for row, found in changes.items() if found[1].count}
 
 
 def _sign(difference: Difference) -> int:
@@ -106,7 +116,9 @@ def _points(difference: Difference, sign: str = '+') -> str:
   if np.isfinite(difference.low):
     low, high = 100 * difference.low, 100 * difference.high
     text += f' [{low:{sign}.2f}, {high:{sign}.2f}]'
-  return f'{text} points'
+  same = ' (the same in every seed)'
+  known = np.isfinite(difference.low) or difference.count < 3
+  return f'{text} points{"" if known else same}'
 
 
 def _describe_lsr(
@@ -119,7 +131,8 @@ def _describe_lsr(
   if row is None:
     return ''
   difference = changes[row][1]
-  if np.isfinite(difference.low) and not _sign(difference):
+  unknown = np.isfinite(difference.low) and not _sign(difference)
+  if unknown or not difference.mean:
     return f'; {row} is not told apart ({_points(difference)})'
   if difference.mean < 0:
     d = difference
@@ -162,17 +175,11 @@ def draw_overview(
       color = results.styles[row][0]
       axes.plot(100 * mean, i, 'o', color=color, markersize=4)
       axes.plot(100 * np.array(ends), [i, i], color=color, linewidth=1.8)
-  caption = (
-    f'Means of the rows: {label}. Bars: 95 % intervals over the seeds, from 3'
-    ' seeds on; of a single model over the test examples, by the bootstrap.'
-  )
+  names = ['captions.overview']
   if changes:
     figure.axes[1].axvline(0, color=GREY, linewidth=1)
-    caption += (
-      ' Second: differences to the baseline, paired by seed; an interval that'
-      ' does not touch 0 tells a row apart.'
-    )
-  return 'overview', caption, figure
+    names.append('captions.differences')
+  return 'overview', say(*names, label=label), figure
 
 
 def _values(results: Results, key: str) -> dict[str, pd.Series]:
@@ -216,48 +223,27 @@ def describe_methods(
 
 
 def _describe_method(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-  smoothing, loss = config['smoothing'], config['loss']
-  prior = {
-    'uniform': 'uniform',
-    'class': 'the frequencies of the classes',
-    'teacher': 'the prediction of a teacher',
-  }[smoothing['prior']]
-  if loss['name'] != 'cross_entropy':
-    name = loss['name'].replace('_', ' ')
-    return f'cross-entropy and the regulariser {name}.', {}
+  smoothing, name = config['smoothing'], config['loss']['name']
+  if name != 'cross_entropy':
+    return say('methods.regulariser', name=name.replace('_', ' ')), {}
   if not smoothing['theta']:
-    return 'one-hot labels, no smoothing.', {}
-  labels = f'labels (1 - theta) y + theta y_hat, y_hat {prior}'
-  rule = smoothing['drop_rule']
-  if smoothing['schedule'] == 'best_theta':
-    how = (
-      'in each epoch the theta that brings the gradient of a minibatch nearest'
-      ' to that of the one-hot loss; an extension of the paper.'
-    )
-    return f'{labels}; {how}', _TSLA
-  if keeps_theta(config):
-    text = f'label smoothing throughout: {labels}.'
-    return text, _TSLA | _COLLAPSE | _SELECTION
-  if rule is not None:
-    how = (
-      f'two-stage label smoothing: {labels}, one-hot labels from the epoch on'
-      f' in which the rule "{rule}" fires; an extension of the paper.'
-    )
-    return how, _TSLA
-  if smoothing['schedule'] == 'two_stage':
-    how = (
-      f'two-stage label smoothing: {labels} until the epoch (or step) in'
-      ' brackets, one-hot labels from then on.'
-    )
-    return how, _TSLA
-  return f'{labels}; theta falls by the schedule {method_name(config)}.', _TSLA
-
-
-MODELS_RULE = (
-  'Measured on test examples that nothing was tuned on. Intervals of a single'
-  ' model are 95 % bootstrap intervals over the examples, and say nothing about'
-  ' other seeds.'
-)
+    return say('methods.baseline'), {}
+  key, links = 'tsla', _TSLA
+  if smoothing['schedule'] != 'two_stage':
+    key = 'schedule'
+    if smoothing['schedule'] == 'best_theta':
+      key = 'best_theta'
+  elif keeps_theta(config):
+    key, links = 'lsr', _TSLA | _COLLAPSE | _SELECTION
+  elif smoothing['drop_rule'] is not None:
+    key = 'rule'
+  text = say(
+    f'methods.{key}',
+    prior=_PRIORS[smoothing['prior']],
+    rule=smoothing['drop_rule'],
+    schedule=method_name(config),
+  )
+  return text, links
 
 
 def describe_models(results: Results) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from tsla_jax.report import metrics
 from tsla_jax.report.metrics import Metric
 from tsla_jax.report.results import Difference, Results, paired_difference
+from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
 BOLD = 'Bold: the 95 % interval of the change excludes no change.'
@@ -71,14 +73,29 @@ def lay_out_frame(
   columns: Mapping[str, tuple[str, str]],
   *notes: str,
 ) -> Layout:
-  """Lay out columns of a frame, by title: a column and its format, or ''."""
+  """Lay out columns of a frame, by title.
+
+  Args:
+    title: of the table.
+    frame: a line for each row.
+    columns: by title the column of the frame and the format of its values. An
+      empty format shows texts and settings as they are.
+    *notes: below the table.
+  """
   shown = {
-    header: frame[name].map(str)
+    header: list(map(plain_cell, frame[name]))
     if not form
     else number_cells([(value,) for value in frame[name]], form, 'none')
     for header, (name, form) in columns.items()
   }
   return lay_out(title, shown, notes)
+
+
+def plain_cell(value: Any) -> Cell:
+  """Show a value as it is; numbers have five digits."""
+  if pd.isna(value):
+    return Cell('none', missing=True)
+  return Cell(f'{value:.5g}' if isinstance(value, float) else str(value))
 
 
 def column_format(values: Sequence[float], form: str) -> str:
@@ -234,12 +251,7 @@ def results_layout(results: Results) -> Layout:
       **{f'published top-{key[-1]}': quoted(key) for key in known},
       'runs': [_count_runs(results, row) for row in results.rows],
     },
-    [
-      'last: the value of the last epoch, which selects nothing. best: the'
-      ' highest value of any epoch, separately for top-1 and top-5. This is'
-      ' what the paper reports; it selects on the test split. runs: how many'
-      ' are finished; only these are in the means.'
-    ],
+    [say('notes.results')],
     'accuracy',
   )
 
@@ -281,12 +293,7 @@ def comparison_layout(results: Results) -> Layout:
     'Differences in top-1, in percentage points, paired by seed',
     {'Method': results.rows}
     | {f'{when}, to {to}': column(when, to) for when, to in pairs},
-    [
-      'LSR: the row that smooths with the same theta and prior to the end. In'
-      ' brackets: 95 % interval of the paired t-test. Fewer than 3 seeds have'
-      ' no interval, nor have equal differences. Intervals are not corrected'
-      ' for the number of comparisons.'
-    ],
+    [say('notes.comparison')],
     'accuracy',
   )
 

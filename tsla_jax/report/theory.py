@@ -1,5 +1,6 @@
 """What the commands of `experiments/theory.py` have in common."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +37,13 @@ def write_theory(
   Raises:
     InputError: if the directory cannot be written.
   """
-  report = Report(title, sentence, sections, remarks=remarks)
+  # The figure of the first table is that of the first screen.
+  (overview,) = next(s.pictures for s in sections if s.pictures)
+  later = [
+    dataclasses.replace(s, pictures=[p for p in s.pictures if p != overview])
+    for s in sections
+  ]
+  report = Report(title, sentence, later, overview, remarks)
   parts = [f'{sentence}\n', *(f'{remark}\n' for remark in remarks)]
   parts += map(tables.to_markdown, report.layouts)
   notes = (note for section in sections for note in section.notes)

@@ -18,6 +18,7 @@ from tsla_jax.report.document import Section
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
+from tsla_jax.report.words import say
 
 # The colours that reports of runs have for the baseline, LSR and TSLA.
 _STYLES = {
@@ -76,17 +77,8 @@ def _section(title: str, layout: Layout, picture: Picture) -> Section:
 def _describe(setting: experiments.Setting) -> list[str]:
   n, d = setting.regression.features.shape
   return [
-    'The convergence theorems of the TSLA paper, with their own step sizes and'
-    f' horizons, on {setting.trials} independent runs. SGD uses one-hot labels,'
-    ' LSR smoothed labels, and TSLA smoothed labels in its first stage only.'
-    ' w_R is an iterate drawn uniformly from the run (TSLA: from its second'
-    ' stage). sigma2 bounds the variance of the gradient on one-hot labels, and'
-    ' delta sigma2 the mean squared error of the gradient on labels y_hat.',
-    'Problems: quadratics 1/2 w^T A w in 4 dimensions with A = I, and with'
-    ' eigenvalues from 0.1 to 1, with Gaussian gradient noise, sigma2 = 1, and'
-    ' mu F(w0) = 2 sigma2 (half of delta sigma2 is bias). And multinomial'
-    f' regression on {n} examples of {setting.name} (3 classes, {d} principal'
-    f' components), one example a step, with uniform y_hat.',
+    say('remarks.theorems', trials=setting.trials),
+    say('remarks.problems', n=n, d=d, name=setting.name),
   ]
 
 
@@ -99,8 +91,8 @@ def _bounds_layout(frame: pd.DataFrame) -> Layout:
     {
       'problem': ('problem', ''),
       'algorithm': ('algorithm', ''),
-      'delta': ('delta', '.3g'),
-      'eps': ('eps', '.3g'),
+      'delta': ('delta', ''),
+      'eps': ('eps', ''),
       'T1': ('first_steps', '.0f'),
       'eta': ('rate', '.3g'),
       'T': ('steps', '.0f'),
@@ -109,14 +101,7 @@ def _bounds_layout(frame: pd.DataFrame) -> Layout:
       'bound': ('bound', '.3g'),
       'measured / bound': ('slack', '.3f'),
     },
-    'eta and T: of the stage that w_R is drawn from. Without eps: Theorem 1'
-    ' with eta = 1/L and T = 100. LSR has the bound 4 delta sigma2 instead of'
-    ' eps^2 where delta > eps^2 / (4 sigma2). The regression has'
-    f' F(w0) = {of["initial_loss"]:.4g}, L = {of["smoothness"]:.4g},'
-    f' mu = {of["pl"]:.4g}, sigma2 = {of["variance"]:.4g} and'
-    f' delta = {of["delta"]:.4g}; the largest values at every'
-    f' {experiments.EVERY}th iterate of all runs are sigma2 ='
-    f' {of["seen_variance"]:.4g} and delta = {of["seen_delta"]:.4g}.',
+    say('notes.bounds', every=experiments.EVERY, **of),
   )
 
 
@@ -137,17 +122,9 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
     'Iterations T to eps on the quadratic with A = I: theorem / measured',
     lines,
     {'algorithm': ('algorithm', ''), 'noise': ('noise', '')}
-    | {'delta': ('delta', '.3g')}
+    | {'delta': ('delta', '')}
     | {column: (column, '') for column in specs},
-    'theorem: -, where it does not promise eps^2. measured: the first T at'
-    ' which the mean of E||grad F||^2 over the iterates of the stage of w_R is'
-    f' at most eps^2; -, if never (for LSR in {experiments.LSR_STEPS} steps).'
-    ' slope: of T ~ eps^-slope, by least squares over at least 3 eps. Ratios:'
-    ' at the smallest eps. noise: of the gradient gh on the labels y_hat.'
-    ' independent: half of delta sigma2 is bias, and the noise is independent'
-    ' of that of g. aligned: gh - grad F = sqrt(delta) (g - grad F). SGD in two'
-    ' stages is TSLA with y_hat = y, so delta = 1. It uses the PL condition and'
-    ' two step sizes as TSLA does, but no smoothing.',
+    say('notes.iterations', steps=experiments.LSR_STEPS),
   )
 
 
@@ -159,7 +136,7 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
       'population': ('population', ''),
       'algorithm': ('algorithm', ''),
       'n': ('n', '.0f'),
-      'delta': ('delta', '.3g'),
+      'delta': ('delta', ''),
       'iterations': ('iterations', '.0f'),
       'eq. 6': ('eq6', '.4f'),
       'standard error': ('standard_error', '.1e'),
@@ -169,15 +146,7 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
       '(eq. 6 - decay) sqrt(n)': ('scaled', '.3g'),
       'assumption holds': ('holds', '.0%'),
     },
-    'eq. 6 is the sum of three terms, with F^ = F_S + lambda/2 ||w||^2 and'
-    ' lambda = 2L: generalization F(w_R) - F_S(w_R), optimization F^(w_R) -'
-    ' min F^, and decay min F^ - F_S(w_S*) - lambda/2 ||w_R||^2. The theorem'
-    ' assumes that decay is at most 0. assumption holds: the share of iterates'
-    ' at which it is. eta2 = eta1 / sqrt(n). SGD takes n steps of eta2, LSR'
-    f' sqrt(n) steps of eta1 = {experiments.ETA:g}/(3L), TSLA T1 steps of eta1'
-    ' and delta n of eta2. delta: 1.05 times the largest along TSLA on the'
-    ' training set where it is largest at w0; other runs may exceed it. Where a'
-    ' training set is separable, F_S has no minimiser and its infimum is used.',
+    say('notes.test_error', eta=experiments.ETA),
   )
 
 
@@ -244,8 +213,7 @@ def _draw_bounds(frame: pd.DataFrame) -> Picture:
     axes.set_title(problem)
     axes.set_ylabel('measured / bound')
   figures.share_legend(figure)
-  caption = 'Measured values over bounds, with bars of two standard errors.'
-  return 'bounds', caption, figure
+  return 'bounds', say('captions.bounds'), figure
 
 
 def _draw_iterations(frame: pd.DataFrame) -> Picture:
@@ -266,11 +234,7 @@ def _draw_iterations(frame: pd.DataFrame) -> Picture:
     axes.set_yscale('log')
     figures.set_logarithmic(axes.xaxis)
   figures.share_legend(figure)
-  caption = (
-    'Iterations to eps on the quadratic with A = I. Lines: the theorems. Dots:'
-    ' measured, open for aligned noise.'
-  )
-  return 'iterations', caption, figure
+  return 'iterations', say('captions.iterations'), figure
 
 
 def _draw_errors(frame: pd.DataFrame) -> Picture:
@@ -290,8 +254,4 @@ def _draw_errors(frame: pd.DataFrame) -> Picture:
     figures.set_logarithmic(axes.xaxis)
     axes.set_yscale('log')
   figures.share_legend(figure)
-  caption = (
-    'Theorem 5: the test error of eq. 6 (with error bars of two standard'
-    ' errors), and without decay, which the assumption excludes (dots).'
-  )
-  return 'test_error', caption, figure
+  return 'test_error', say('captions.test_error'), figure

@@ -23,6 +23,7 @@ from tsla_jax.report.document import Section
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
+from tsla_jax.report.words import say
 
 # Factors of the learning rates that tuned descents choose from.
 _RATES = tuple(2.0**power for power in range(-3, 6))
@@ -104,7 +105,7 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
       output,
       'Label smoothing in the unconstrained feature model',
       _conclude(minimisers, conditions, means),
-      _describe(setting),
+      [_describe(setting)],
       sections,
       frames,
     )
@@ -133,18 +134,16 @@ def _conclude(
   )
 
 
-def _describe(setting: Setting) -> list[str]:
+def _describe(setting: Setting) -> str:
   model = setting.model
-  return [
-    'The unconstrained feature model (arXiv:2402.03979) of'
-    f' K = {model.num_classes} classes with n = {model.samples_per_class}'
-    f' features each, of d = {model.feature_dim} dimensions. Weights W,'
-    ' features H and bias b are free variables, and minimise'
-    ' mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)'
-    ' + lw/2 |W|^2 + lh/2 |H|^2'
-    f' with lw = {model.weight_decay_w:g} and lh = {model.weight_decay_h:g}.',
-    'delta is the strength of label smoothing, the theta of training.',
-  ]
+  return say(
+    'remarks.ufm',
+    classes=model.num_classes,
+    samples=model.samples_per_class,
+    dim=model.feature_dim,
+    lw=model.weight_decay_w,
+    lh=model.weight_decay_h,
+  )
 
 
 def compare_with_solver(setting: Setting) -> pd.DataFrame:
@@ -275,10 +274,7 @@ def _minimisers_layout(frame: pd.DataFrame) -> Layout:
         for name in names
       },
     },
-    "Closed form: logits a (I - 11'/K), probability p of the label, the"
-    ' objective, the norm of W, that of each feature and that of the gradient.'
-    ' Solver: the value found by L-BFGS from a random start, minus the closed'
-    ' form.',
+    say('notes.minimisers'),
   )
 
 
@@ -293,11 +289,7 @@ def _conditions_layout(frame: pd.DataFrame) -> Layout:
     'Condition numbers at the minimiser',
     frame[np.isclose(tenths, tenths.round())],
     {title: column for title, column in columns.items() if column[0] in frame},
-    'Over the non-zero spectrum of four Hessians: of the loss in the logits,'
-    ' which always falls with delta; of the objective in the features at fixed'
-    ' W, within their span and in all dimensions; and of the objective in W, H'
-    ' and b (if it is not too large). The first three are 1 where the decay is'
-    ' so strong that W = H = 0.',
+    say('notes.conditions'),
   )
 
 
@@ -317,17 +309,14 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
     last.assign(collapsed=_collapse_steps(means)).reset_index(),
     {
       'rates': ('rates', ''),
-      'delta': ('smoothing', '.3g'),
-      'learning rate': ('learning_rate', '.3g'),
+      'delta': ('smoothing', ''),
+      'learning rate': ('learning_rate', ''),
       f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
       'NC1': ('nc1', '.3g'),
       'NC2': ('nc2', '.3g'),
       'excess loss': ('excess_loss', '.3g'),
     },
-    'Geometric means over the starts; NC1, NC2 and excess loss are those of the'
-    ' last step. equal: the same learning rate for all. tuned: for each delta'
-    ' the rate of a grid (factors of 2) with the least mean excess loss over'
-    ' all steps.',
+    say('notes.descents'),
   )
 
 
@@ -345,7 +334,7 @@ def _draw_minimisers(frame: pd.DataFrame) -> Picture:
     axes.plot(x, frame[f'solver_{name}'], **dots)
     axes.set_ylabel(label)
   figures.share_legend(figure)
-  return 'minimisers', 'Minimisers.', figure
+  return 'minimisers', say('captions.minimisers'), figure
 
 
 def _draw_conditions(frame: pd.DataFrame) -> Picture:
@@ -359,7 +348,7 @@ def _draw_conditions(frame: pd.DataFrame) -> Picture:
   axes.set_ylabel('condition number')
   figures.set_logarithmic(axes.yaxis)
   figures.share_legend(figure)
-  return 'condition_numbers', 'Condition numbers at the minimiser.', figure
+  return 'condition_numbers', say('captions.condition_numbers'), figure
 
 
 def _draw_descents(means: pd.DataFrame) -> Picture:
@@ -375,8 +364,5 @@ def _draw_descents(means: pd.DataFrame) -> Picture:
       axes.plot(path['step'], path[name], label=label, **look)
     axes.set(yscale='log', ylabel=name.upper(), title=f'{rates} learning rates')
   figures.share_legend(figure)
-  caption = (
-    'Collapse along gradient descent with momentum: geometric means over the'
-    f' starts, with values below {_FLOOR:g} shown as {_FLOOR:g}.'
-  )
+  caption = say('captions.descent', floor=_FLOOR)
   return 'descent', caption, figure

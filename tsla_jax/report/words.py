@@ -1,0 +1,14 @@
+"""The sentences of reports (`words.toml`)."""
+
+import importlib.resources
+import tomllib
+from typing import Any
+
+_FILE = importlib.resources.files(__package__) / 'words.toml'
+_WORDS = tomllib.loads(_FILE.read_text(encoding='utf-8'))
+
+
+def say(*names: str, **values: Any) -> str:
+  """Return sentences, as 'notes.results', filled in with values."""
+  parts = (name.split('.') for name in names)
+  return ' '.join(_WORDS[group][key].format(**values) for group, key in parts)
