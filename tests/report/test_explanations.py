@@ -57,13 +57,13 @@ def test_a_table_of_both(explained):
   assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
   assert plain['T'].text == '1'
   mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
-  assert scaled['T'].text == f'{mean:.2f} ± {std:.2f}'
+  assert scaled['T'].text == f'{mean:.3f} ± {std:.3f}'
   assert plain['top-1 [%]'] == scaled['top-1 [%]']
   # The last measured epoch is the fifth.
   line = cells(collapse, 'baseline')
   values = [0.1 * (1 + 0.1 * seed) for seed in range(3)]
   assert (
-    line['NC1'].text == f'{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}'
+    line['NC1'].text == f'{np.mean(values):.5f} ± {np.std(values, ddof=1):.5f}'
   )
   assert line['classifier norm'].text == '4.00 ± 0.00'
 

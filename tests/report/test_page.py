@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report_helpers import FILES, Page, drawn, lines_of
+from tests.report_helpers import (
+  FILES,
+  Page,
+  drawn,
+  lines_of,
+  render_nothing,
+)
 from tsla_jax.errors import InputError
 from tsla_jax.report import explain, figures, page, tables
 from tsla_jax.report.explanation_figures import draw_explanations
@@ -98,7 +104,8 @@ def test_notes_say_what_the_numbers_are(workdir):
   assert '8 of 9 runs are finished' in text
 
 
-def test_runs_that_are_left_out_are_named(workdir):
+def test_runs_that_are_left_out_are_named(workdir, monkeypatch):
+  render_nothing(monkeypatch)
   lsr = workdir / 'runs' / 'lsr'
   (lsr / 'seed1' / 'predictions.npz').unlink()
   (lsr / 'seed2' / 'config.json').unlink()
@@ -124,7 +131,8 @@ def test_a_table_under_way_can_be_drawn(workdir):
   Page((workdir / 'report.html').read_text())
 
 
-def test_a_table_of_diverged_runs_is_drawn(workdir):
+def test_a_table_of_diverged_runs_is_drawn(workdir, monkeypatch):
+  render_nothing(monkeypatch)
   for path in (workdir / 'runs').glob('*/seed*'):
     for name in ('metrics.jsonl', 'timing.jsonl'):
       (path / name).write_text('')
@@ -228,7 +236,8 @@ def test_charts_hold_the_curves_and_pages_their_library(workdir, vega):
   assert 'hidden data-chart' in text
 
 
-def test_texts_of_a_table_are_no_markup(workdir):
+def test_texts_of_a_table_are_no_markup(workdir, monkeypatch):
+  render_nothing(monkeypatch)
   bad = '<script>alert(1)</script>&"'
   record = json.loads((workdir / 'table.json').read_text())
   record['rows'][1]['name'] = record['table'] = bad
@@ -244,7 +253,8 @@ def test_texts_of_a_table_are_no_markup(workdir):
   assert len(Page(text).scripts) == 2  # the specifications and the start
 
 
-def test_sections_are_numbered_and_linked(explained):
+def test_sections_are_numbered_and_linked(explained, monkeypatch):
+  render_nothing(monkeypatch)
   page.draw(explained)
   parsed = Page((explained / 'report.html').read_text())
   titles = ['Accuracy', 'Curves', 'Calibration', 'Selective risk']

@@ -129,7 +129,7 @@ def to_html(report: Report) -> str:
 
 
 def _svgs(name: str, figure: figures.Figure) -> dict[str, str]:
-  """Return the figure for wide screens, and for narrow ones."""
+  """Return the figure for wide screens, and for narrow ones; stacks it."""
   wide = figures.to_svg(f'{name}-wide', figure)
   figures.stack(figure)
   return {'wide': wide, 'narrow': figures.to_svg(f'{name}-narrow', figure)}

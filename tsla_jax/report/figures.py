@@ -98,6 +98,8 @@ def render(figure: Figure, kind: str) -> bytes:
     figure.savefig(
       image, format=kind, dpi=150, metadata=metadata, transparent=kind == 'svg'
     )
+  # A layout takes its time and is the same for all kinds.
+  figure.set_layout_engine('none')
   return image.getvalue()
 
 
@@ -135,6 +137,7 @@ def stack(figure: Figure) -> None:
   height = figure.get_figheight()
   if figure.legends:
     height -= _legend_height(figure)
+  figure.set_layout_engine('constrained')
   figure.set_size_inches(4.2, count * height)
   if figure.legends:
     figure.legends[0].remove()

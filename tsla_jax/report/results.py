@@ -78,7 +78,8 @@ class Results:
   @functools.cached_property
   def styles(self) -> figures.Styles:
     """The colour and the dashes of each row, in all figures."""
-    return figures.row_styles(self.rows, self.configs)
+    # Rows without a finished run may have epochs.
+    return figures.row_styles([*self.configs, *self.rows], self.configs)
 
   def finished(self, row: str, column: str) -> pd.Series:
     """Return a column of the finished runs of a row, by seed."""
