@@ -301,10 +301,10 @@ def test_markdown_and_latex_of_a_layout():
     '| ---------- | --------------- |\n'
     '| LSR        | **1.00 ± 0.10** |\n'
     '| [2pt] a\\|b |                 |\n\n'
-    'A note.\n'
+    f'A note.\n{tables.BOLD}\n'
   )
   latex = tables.to_latex(layout)
-  assert r'\caption{A \& B, in \%. A note.}' in latex
+  assert r'\caption{A \& B, in \%. A note. Bold: the 95 \% interval' in latex
   assert r'LSR & \textbf{1.00 $\pm$ 0.10} \\' in latex
   assert r'Method & x\_1 \\' in latex
   assert '\n{}[2pt] a$|$b & ' in latex

@@ -89,6 +89,8 @@ def render(figure: Figure, kind: str) -> bytes:
     axes.tick_params(labelsize=FONT_SIZE, which='both')
   for text in figure.findobj(Text):
     text.set_fontsize(FONT_SIZE)
+  if figure.get_layout_engine() is not None:
+    figure.draw_without_rendering()  # a layout settles at the second time
   image = io.BytesIO()
   metadata = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
   # Text stays text in an SVG: it can be searched, and takes the fewest bytes.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tsla_jax import fields
+from tsla_jax import fields, methods
 from tsla_jax.report import (
   document,
   explanation_tables,
@@ -299,7 +299,8 @@ def _best_drop(results: Results) -> tuple[str, str] | None:
   pairs = []
   for row, references in results.references.items():
     values = results.finished(row, 'last_top1')
-    if 'LSR' in references and len(values):
+    known = 'LSR' in references and len(values)
+    if known and methods.has_drop(results.configs[row]['config']):
       pairs.append((values.mean(), references['LSR'], row))
   if not pairs:
     return None
