@@ -49,6 +49,7 @@ def test_a_run(root, runs):
     'collapse.png',
     'logits.png',
     'norms.png',
+    'overview.png',
     'reliability.png',
     'selection.png',
   }
@@ -174,6 +175,7 @@ def test_selective_classification_of_a_table_and_of_pixels(
   assert list(table['row']) == ['baseline', 'baseline', 'lsr', 'lsr', 'pixels']
   assert table['aurc'].notna().all() and 'ece' not in table
   assert {p.name for p in (tmp_path / 'out').rglob('*.png')} == {
+    'overview.png',
     'selection.png',
     'logits.png',
   }
