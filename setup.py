@@ -59,7 +59,10 @@ setuptools.setup(
     'tsla_jax.configs',
   ],
   package_dir={'tsla_jax.configs': 'configs'},
-  package_data={'tsla_jax': ['py.typed'], 'tsla_jax.report': ['*.html', '*.toml']},
+  package_data={
+    'tsla_jax': ['py.typed'],
+    'tsla_jax.report': ['*.html', '*.toml'],
+  },
   entry_points={
     'console_scripts': [
       f'tsla-{name} = tsla_jax.commands.{name}:run'
