@@ -184,8 +184,9 @@ def draw_overview(
 
 def _values(results: Results, key: str) -> dict[str, pd.Series]:
   """Return a metric by row and seed, of the rows that have it."""
-  runs = results.runs
-  known = runs[runs[key].notna()] if key in runs else runs.iloc[:0]
+  if key not in results.runs:
+    return {}
+  known = results.runs.dropna(subset=key)
   rows = known.set_index('seed').groupby('row', sort=False)[key]
   return {row: values.astype(float) for row, values in rows}
 
