@@ -80,9 +80,13 @@ def _lines(runs: pd.DataFrame) -> list[_Line]:
 
 
 def _with_tuned(
-  runs: pd.DataFrame, key: str, prefix: str, name: str
+  runs: pd.DataFrame, key: str, prefix: str, name: str, fallback: bool = False
 ) -> list[_Line]:
-  """Return the lines of all rows, and after each that of its tuned models."""
+  """Return the lines of all rows, and after each that of its tuned models.
+
+  With a fallback, models that could not be tuned have values, too, and are in
+  the line, so that it is of the same models as the line above it.
+  """
   lines = []
   for line in _lines(runs):
     tuned = line.models[line.models[key].notna()]
@@ -90,7 +94,8 @@ def _with_tuned(
     if len(tuned):
       count = f' ({len(tuned)} of {len(line.models)})'
       some = count * (len(tuned) < len(line.models))
-      lines.append(_Line(f'{line.name}, {name}{some}', tuned, prefix))
+      models = line.models if fallback else tuned
+      lines.append(_Line(f'{line.name}, {name}{some}', models, prefix))
   return lines
 
 
@@ -150,6 +155,7 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
   lines = _with_tuned(
     runs.assign(error=1 - runs['evaluated_top1']),
     *('norm_p', metrics.NORMALISED, 'normalised'),
+    fallback=True,
   )
 
   def norms(line: _Line) -> Cell:
