@@ -44,6 +44,14 @@ def test_ece_by_hand():
   assert mass == pytest.approx((0.075 + 0.25 + 0.575) / 3, abs=1e-15)
 
 
+def test_values_of_torch_uncertainty():
+  """From its tests/metrics/classification/test_calibration.py, 1d0988b."""
+  p = np.array([[0.7, 0.3], [0.76, 0.24], [0.75, 0.25], [0.2, 0.8], [0.8, 0.2]])
+  error = expected_calibration_error(p, [0, 0, 0, 1, 1], 2, binning='mass')
+  expected = 3 / 5 * (1 - (0.7 + 0.76 + 0.75) / 3) + 2 / 5 * (0.8 - 0.5)
+  assert error == pytest.approx(expected, abs=1e-15)
+
+
 def test_classwise_by_hand():
   p = np.array([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.1, 0.1, 0.8]])
   # With one bin a gap is that of a class' mean probability and its frequency.
@@ -81,6 +89,42 @@ def test_equal_confidences_stay_together_whatever_their_order():
   assert len(errors) == 1
   bins = reliability(*of_top_label([0.7] * 9, [1] * 9), 4, 'mass')
   assert bins.count.tolist() == [9]
+
+
+def test_bins_of_equal_mass_differ_by_at_most_one_example():
+  """Edges of rounded ranks, i / 20 * 100, made bins of 4 and of 6."""
+  for count, num_bins in ((100, 20), (700, 14), (1470, 14), (7, 15)):
+    p = of_top_label(np.linspace(0.51, 0.99, count), np.ones(count, int))
+    found = reliability(*p, num_bins, 'mass').count
+    assert len(found) == min(count, num_bins)
+    assert np.ptp(found) <= 1
+
+
+def test_probabilities_may_exceed_1_by_rounding():
+  ulp = np.nextafter(np.float32(1), np.float32(2))
+  p = np.array([[ulp, 0.0], [0.25, 0.75]], np.float32)
+  assert brier_score(p, [0, 1]) == 0.0625
+  assert expected_calibration_error(p, [0, 1]) == 0.125
+  assert calibration_error(p.max(1), [1, 1]) == pytest.approx(0.125, abs=1e-6)
+  with pytest.raises(InputError, match=r'values from -0.02 to 1.02'):
+    brier_score(np.array([[1.02, -0.02]]), [0])
+
+
+def test_masked_classes_have_no_say():
+  """As on ImageNet-R, whose 200 classes leave 800 logits at minus infinity."""
+  logits, labels = some_predictions(400)
+  masked = np.insert(logits, 2, -np.inf, axis=1)
+  moved = np.where(labels >= 2, labels + 1, labels)
+  for metric in (negative_log_likelihood, fit_temperature):
+    expected = metric(logits, labels)
+    assert metric(masked, moved) == pytest.approx(expected, rel=1e-12)
+  bounds = temperature_bounds(logits)
+  assert temperature_bounds(masked) == pytest.approx(bounds, rel=1e-12)
+  with pytest.raises(InputError, match='labels: 2 in row 0 .* minus infinity'):
+    negative_log_likelihood(masked, np.full(400, 2))
+  masked[1] = -np.inf
+  with pytest.raises(InputError, match='logits: row 1 is not finite'):
+    negative_log_likelihood(masked, moved)
 
 
 def test_one_class():
@@ -274,10 +318,12 @@ def test_bad_input_is_named(probabilities, labels, message):
 def test_given_confidences():
   assert calibration_error([0.5, 1.0], [True, True]) == 0.25
   for confidence, correct, message in (
-    ([0.5], [1, 1], r'of shape \[1\] and \[2\]; both'),
-    ([], [], 'for at least one example'),
-    ([1.5], [1], 'must be from 0 to 1'),
-    ([np.nan], [1], 'must be from 0 to 1'),
+    ([0.5], [1, 1], r'correct: .* \[2\] for 1 examples'),
+    ([], [], 'at least one example'),
+    ([1.5], [1], r'1.5 in row 0 .* must be from 0 to 1'),
+    ([np.nan], [1], 'confidence: nan in row 0'),
+    ([0.5], [3], 'correct: must be true or false'),
+    ([0.5], [0.5], 'correct: must be true or false'),
   ):
     with pytest.raises(InputError, match=message):
       calibration_error(confidence, correct)

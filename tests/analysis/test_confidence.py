@@ -1,5 +1,8 @@
 """Confidence scores, and the choice of a norm."""
 
+import functools
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,6 +61,44 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
   assert confidence.normalized_max_logit(np.array([[0.1, 0.1 + 1e-9]]), 2) > 0.7
   with pytest.raises(InputError, match='p: 0; must be at least 0.01'):
     confidence.normalized_max_logit(logits, 0)
+
+
+def test_masked_classes_have_no_say():
+  rng = np.random.default_rng(0)
+  logits = rng.standard_normal((20, 5)) - 3  # the largest may be below 0
+  masked = np.insert(logits, [1, 4], -np.inf, axis=1)
+  scores = [*confidence.SCORES, confidence.log_odds]
+  for centered in (False, True):
+    for p in (0.5, 2, np.inf):
+      scores.append(
+        functools.partial(
+          confidence.normalized_max_logit, p=p, centered=centered
+        )
+      )
+  for score in scores:
+    np.testing.assert_allclose(score(masked), score(logits), rtol=1e-12)
+
+
+def test_scores_take_half_precision():
+  logits = np.array([[3.0, 1.0, 0.0], [0.5, 0.25, 0.0]])
+  for score in confidence.SCORES:
+    half = score(jnp.asarray(logits, jnp.bfloat16))
+    np.testing.assert_array_equal(half, score(logits))
+    assert selective.aurc(jnp.asarray(half, jnp.bfloat16), [0, 1]) == 0.125
+
+
+def test_the_best_norm_can_be_taken_where_none_is_better():
+  logits = np.array([[3.0, 0.0, 0.0], [9.0, 8.0, 0.0], [0.1, 0.0, 0.0]])
+  labels = np.array([0, 0, 1])  # ranked last by the softmax alone
+  plain = confidence.select_p(logits, labels, share=1)
+  assert plain.p is None
+  paper = confidence.select_p(logits, labels, share=1, fallback=False)
+  assert paper.p == min(paper.aurc, key=paper.aurc.get)
+  assert paper.aurc[paper.p] >= paper.aurc_msp
+  expected = confidence.normalized_max_logit(logits, paper.p)
+  np.testing.assert_array_equal(paper.score(logits), expected)
+  with pytest.raises(InputError, match='grid: empty'):
+    confidence.select_p(logits, labels, (), share=1, fallback=False)
 
 
 def planted(p, count=4000, seed=0):

@@ -1,7 +1,9 @@
 """Neural collapse by hand, by construction, and in batches."""
 
 import dataclasses
+import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,6 +96,109 @@ def test_by_hand():
   # class 0's, and is taken for class 1.
   assert c.nc4 == pytest.approx(1 / 6)
   assert (c.classes, c.empty_classes, c.single_classes) == (3, 0, 0)
+
+
+def test_means_may_be_compared_with_the_mean_of_all_examples():
+  """By the formulas of the code of Zhu et al. (tding1/Neural-Collapse)."""
+  features, labels, weights, bias = some_features(num_classes=4)
+  means = np.stack([features[labels == k].mean(0) for k in range(4)])
+  centre = features.mean(0)
+  centred = means - centre
+  within = features - means[labels]
+  within = within.T @ within / len(labels)
+  between = centred.T @ centred / 4
+  found = neural_collapse(features, labels, weights, bias, centre='samples')
+  assert found.nc1 == pytest.approx(
+    np.trace(within @ np.linalg.pinv(between)) / 4, rel=1e-9
+  )
+  gram = weights @ centred.T
+  frame = (np.eye(4) - 1 / 4) / np.sqrt(3)
+  nc3 = np.linalg.norm(gram / np.linalg.norm(gram) - frame)
+  assert found.nc3 == pytest.approx(nc3, rel=1e-12)
+  alignment = np.linalg.norm(weights @ centre + bias)
+  assert found.bias_alignment == pytest.approx(alignment, rel=1e-12)
+  # Classes of equal size have one centre.
+  keep = np.concatenate([np.flatnonzero(labels == k)[:20] for k in range(4)])
+  arrays = features[keep], labels[keep], weights, bias
+  by_class = neural_collapse(*arrays).metrics()
+  by_sample = neural_collapse(*arrays, centre='samples').metrics()
+  assert by_sample == pytest.approx(by_class, rel=1e-12)
+  with pytest.raises(InputError, match="centre: 'mean'; must be 'classes' or"):
+    neural_collapse(*arrays, centre='mean')
+
+
+@pytest.mark.parametrize('dim', [2, 9])
+def test_variability_without_an_inverse(dim):
+  """Of fewer dimensions than K-1, and of more."""
+  features, labels, *_ = some_features(num_classes=6)
+  features = features[:, :dim]
+  moments = ClassMoments.zeros(6, dim)
+  for rows in np.array_split(np.arange(len(labels)), 3):
+    moments = moments.update(features[rows], labels[rows])
+  of_class = [features[labels == k] for k in range(6)]
+  means = np.stack([h.mean(0) for h in of_class])
+  variances = [np.square(h - h.mean(0)).sum(1).mean() for h in of_class]
+  pairs = [
+    (variances[i] + variances[j]) / (2 * np.sum((means[i] - means[j]) ** 2))
+    for i, j in itertools.combinations(range(6), 2)
+  ]
+  assert moments.cdnv() == pytest.approx(np.mean(pairs), rel=1e-11)
+  within = np.square(features - means[labels]).sum(1).mean()
+  for centre, mean in (
+    ('classes', means.mean(0)),
+    ('samples', features.mean(0)),
+  ):
+    between = np.square(means - mean).sum(1).mean()
+    found = moments.trace_quotient(centre)
+    assert found == pytest.approx(within / between, rel=1e-11)
+  same = ClassMoments.zeros(2, 1).update([[0.1], [0.1]], [0, 1])
+  assert np.isnan(same.trace_quotient()) and np.isnan(same.cdnv())
+  apart = ClassMoments.zeros(2, 1).update([[0.0], [2.0], [1.0]], [0, 0, 1])
+  assert apart.cdnv() == np.inf
+  with pytest.raises(InputError, match='of 1 of 2 classes'):
+    ClassMoments.zeros(2, 1).update([[0.0]], [0]).cdnv()
+
+
+def test_constant_features_are_dead():
+  """Means of equal float64 numbers differ by rounding."""
+  labels = np.arange(70) % 7
+  constant = np.full((70, 9), 0.3)
+  found = neural_collapse(constant, labels, None, num_classes=7)
+  assert np.isnan([found.nc1, found.nc2_features]).all()
+  assert 'all class means are equal' in ' '.join(found.remarks)
+  # Beside features that vary, they change nothing.
+  rng = np.random.default_rng(0)
+  varying = np.eye(7, 3)[labels] + rng.standard_normal((70, 3)) / 10
+  alone = neural_collapse(varying, labels, None, num_classes=7)
+  both = np.concatenate([varying, 1e6 * constant], axis=1)
+  found = neural_collapse(both, labels, None, num_classes=7)
+  assert found.nc1 == pytest.approx(alone.nc1, rel=1e-9)
+  assert found.nc2_features == pytest.approx(alone.nc2_features, rel=1e-9)
+
+
+@pytest.mark.parametrize('scale', [1e-99, 1e-80, 1e78, 1e99])
+def test_fourth_powers_neither_overflow_nor_vanish(scale):
+  features, labels, weights, bias = some_features()
+  expected = neural_collapse(features, labels, weights, bias).metrics()
+  scale /= 10  # some features are larger than 1
+  found = neural_collapse(scale * features, labels, scale * weights).metrics()
+  for name in set(expected) - {'nc4', 'bias_alignment'}:
+    factor = scale if name.endswith('_norm') else 1
+    value = found[name] / factor
+    assert value == pytest.approx(expected[name], rel=1e-9), name
+
+
+def test_bfloat16_features():
+  features, labels, weights, bias = some_features()
+  half = [
+    jnp.asarray(array, jnp.bfloat16) for array in (features, weights, bias)
+  ]
+  rounded = [np.asarray(array, np.float64) for array in half]
+  found = neural_collapse(half[0], labels, *half[1:])
+  assert found == neural_collapse(rounded[0], labels, *rounded[1:])
+  half[0] = half[0].at[3, 0].set(jnp.inf)
+  with pytest.raises(InputError, match='features: row 3 is not finite'):
+    neural_collapse(half[0], labels, *half[1:])
 
 
 def test_the_classifier_may_be_centred_first():

@@ -56,6 +56,50 @@ def test_golden_values():
   assert selective.risk_at_coverage(*both, 0.8) == pytest.approx(0.4)
 
 
+HALF = np.arange(100) % 2
+
+
+@pytest.mark.parametrize(
+  ('confidence', 'right', 'aurc', 'excess', 'augrc'),
+  [
+    (np.ones(100), np.ones(100), 0, 0, 0),
+    (np.ones(100), np.zeros(100), 1, 0, 0.5),
+    (np.ones(100), HALF, 0.5, 0.3465735902799724, 0.25),
+    (HALF, np.ones(100), 0, 0, 0),
+    (HALF, np.zeros(100), 1, 0, 0.5),
+    (HALF, HALF, 0.125, -0.02842640972002758, 0.125),
+    (1 - HALF, HALF, 0.875, 0.7215735902799725, 0.375),
+    (np.arange(100), np.ones(100), 0, 0, 0),
+    (np.arange(100), np.zeros(100), 1, 0, 0.5),
+    (np.arange(100), HALF, 0.48281112575762547, 0.3293847160375979, 0.2475),
+    (
+      np.repeat([0.2, 0.4, 0.6, 0.8], 25),
+      HALF,
+      0.49083333333333334,
+      0.33740692361330576,
+      0.2475,
+    ),
+  ],
+)
+def test_values_of_fd_shifts(confidence, right, aurc, excess, augrc):
+  """The binary cases of fd_shifts/tests/utils.py, IML-DKFZ/fd-shifts 56b11fc.
+
+  Its oracle is that of infinitely many examples, ours that of these 100.
+  """
+  curve = selective.risk_coverage(confidence, 1 - right)
+  assert curve.aurc() == pytest.approx(aurc, abs=1e-12)
+  assert curve.augrc() == pytest.approx(augrc, abs=1e-12)
+  assert curve.excess_aurc() == pytest.approx(excess, abs=2e-5)
+
+
+def test_values_of_torch_uncertainty():
+  """From the docstrings of its metrics/classification/risk_coverage.py."""
+  area = selective.aurc([0.7, 0.6, 0.8], [0, 1, 0], 'torch_uncertainty')
+  assert area == pytest.approx(0.0833, abs=5e-5)
+  predictions = [0.9, 0.6, 0.8, 0.5, 0.7], [0, 1, 0, 1, 0]
+  assert selective.coverage_at_risk(*predictions, 0.3) == 0.8
+
+
 @settings(max_examples=300, deadline=None)
 @given(cases)
 def test_curves_and_areas_are_those_of_their_definitions(case):
@@ -335,5 +379,8 @@ def test_bad_options_are_named():
     selective.aurc(CONFIDENCE, ERRORS, 'sum')
   with pytest.raises(InputError, match='coverage: 0; must be above 0'):
     selective.risk_at_coverage(CONFIDENCE, ERRORS, 0)
+  for risk in (-0.1, np.nan):
+    with pytest.raises(InputError, match='risk: .*; must be from 0 to 1'):
+      selective.coverage_at_risk(CONFIDENCE, ERRORS, risk)
   with pytest.raises(InputError, match='risk: 1.5; must be between 0 and 1'):
     selective.guaranteed_threshold(CONFIDENCE, ERRORS, 1.5)

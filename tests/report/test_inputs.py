@@ -119,6 +119,29 @@ def test_what_a_metric_needs_and_is_not_there_is_named(
   assert measure(predictions)[0]['ece'] > 0
 
 
+def test_masked_classes_have_no_say(tmp_path):
+  """Logits of minus infinity, as of the classes that ImageNet-R lacks."""
+  arrays = make_predictions()
+  plain = read_predictions(save(tmp_path / 'p.npz'))
+  logits = np.insert(arrays['logits'], 3, -np.inf, axis=1)
+  path = save(
+    tmp_path / 'm.npz', logits=logits, features=None, weights=None, bias=None
+  )
+  found, expected = (
+    measure(predictions)[0] for predictions in (read_predictions(path), plain)
+  )
+  # Classwise errors are averaged over all classes.
+  for key in expected:
+    if not key.endswith('classwise'):
+      assert found[key] == pytest.approx(expected[key], nan_ok=True), key
+  # The classifier says what the mask hides.
+  weights = np.insert(arrays['weights'], 3, 1.0, axis=0)
+  bias = np.insert(arrays['bias'], 3, 0.0)
+  path = save(tmp_path / 'n.npz', logits=logits, weights=weights, bias=bias)
+  _, notes = measure_collapse(read_predictions(path))
+  assert not any('differ by up to' in note for note in notes)
+
+
 def test_intervals_of_the_calibration_error_end_at_0(tmp_path):
   """The basic bootstrap of a calibrated model goes below it."""
   rng = np.random.default_rng(0)
@@ -163,8 +186,9 @@ HOLE[4, 1] = np.nan
     ({'split': np.array([b'\xff'] * 60)}, "split: '.*'; must be 'train'"),
     ({'split': np.zeros(60)}, 'split: of type float64; must be texts'),
     ({'logits': softmax(HOLE[:3].repeat(20, 0))}, 'are probabilities; give'),
-    ({'logits': np.full((60, 3), 'a')}, 'logits: of type <U1; must be numbers'),
+    ({'logits': np.full((60, 3), 'a')}, 'logits: of type <U1; must be real'),
     ({'features': np.full((60, 4), 1j)}, 'features: of type complex128'),
+    ({'features': np.zeros((60, 4), 'V2')}, 'save bfloat16 as float32'),
     ({'features': np.zeros((60, 0))}, 'with a dimension at least'),
     ({'weights': np.full((3, 4), np.nan)}, 'weights: row 0 is not finite'),
     ({'bias': np.array([0, np.inf, 0])}, 'bias: row 1 is not finite'),
@@ -193,7 +217,7 @@ def test_what_is_no_archive_is_named(tmp_path):
   with zipfile.ZipFile(tmp_path / 'zipped.npz', 'w') as archive:
     archive.writestr('logits', b'hello')
     archive.writestr('labels', b'hello')
-  with pytest.raises(InputError, match='zipped.npz.*must be numbers'):
+  with pytest.raises(InputError, match='zipped.npz.*must be real numbers'):
     read_predictions(tmp_path / 'zipped.npz')
 
 

@@ -12,9 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from tsla_jax.analysis.predictions import (
+  check_choice,
+  check_confidence,
+  check_logits,
   check_probabilities,
-  check_scores,
   log_softmax,
+  to_logits,
 )
 from tsla_jax.errors import InputError
 
@@ -32,7 +35,7 @@ def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
   Log-probabilities may stand in for logits.
   """
-  logits, labels = check_scores(logits, labels)
+  logits, labels = check_logits(logits, labels)
   return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
@@ -80,7 +83,7 @@ def expected_calibration_error(
     The error, from 0 to 1, with bins weighted by their number of examples.
   """
   probabilities, labels = check_probabilities(probabilities, labels)
-  if _check_choice('kind', kind, Kind) == 'top_label':
+  if check_choice('kind', kind, Kind) == 'top_label':
     confidence, correct = _top_label(probabilities, labels)
     return calibration_error(confidence, correct, num_bins, binning)
   errors = [
@@ -107,16 +110,13 @@ def calibration_error(
   Returns:
     The error, from 0 to 1.
   """
-  confidence = np.asarray(confidence, np.float64)
-  correct = np.asarray(correct, np.float64)
-  if confidence.shape != correct.shape or confidence.ndim != 1:
+  confidence, correct = check_confidence(confidence, correct, 'correct')
+  # Those of float32 may exceed 1 by rounding.
+  wrong = np.flatnonzero((confidence < 0) | (confidence > 1 + 1e-6))
+  if len(wrong):
     raise InputError(
-      f'confidence, correct: arrays of shape {list(confidence.shape)} and'
-      f' {list(correct.shape)}; both must be [N]'
-    )
-  if not np.all((confidence >= 0) & (confidence <= 1)) or not len(confidence):
-    raise InputError(
-      'confidence: must be from 0 to 1, for at least one example'
+      f'confidence: {confidence[wrong[0]]} in row {wrong[0]} ({len(wrong)} such'
+      ' rows); must be from 0 to 1'
     )
   bins = _reliability(confidence, correct, num_bins, binning)
   gaps = np.abs(bins.confidence - bins.accuracy)
@@ -176,8 +176,9 @@ def temperature_bounds(logits: np.ndarray) -> tuple[float, float]:
     The mean distance from the largest to the average logit of an example,
     divided and multiplied by 1000. The range is extended to include 1.
   """
-  logits = np.asarray(logits, np.float64)
-  height = float(np.mean(logits.max(axis=1) - logits.mean(axis=1)))
+  logits = to_logits(logits)
+  mean = logits.mean(axis=1, where=np.isfinite(logits))
+  height = float(np.mean(logits.max(axis=1) - mean))
   return min(height / 1000, 1.0) or 1.0, max(1000 * height, 1.0)
 
 
@@ -202,20 +203,21 @@ def fit_temperature(
     T. It is a bound where the optimum is 0 (no prediction is wrong) or infinite
     (the logits do not help), and 1 where all logits of an example are equal.
   """
-  logits, labels = check_scores(logits, labels)
+  logits, labels = check_logits(logits, labels)
   bounds = temperature_bounds(logits) if bounds is None else bounds
   if not 0 < bounds[0] <= 1 <= bounds[1] < np.inf:
     raise InputError(f'bounds: {bounds}; must be above 0 and include 1')
   # Only differences matter; those to the largest logit cannot overflow.
   logits = logits - logits.max(axis=1, keepdims=True)
   of_label = logits[np.arange(len(labels)), labels]
+  finite = np.where(np.isfinite(logits), logits, 0)  # masked classes have p = 0
 
   def slope(inverse: float) -> float:
     p = np.exp(log_softmax(logits, 1 / inverse))
-    return float(np.mean(np.sum(p * logits, axis=1) - of_label))
+    return float(np.mean(np.sum(p * finite, axis=1) - of_label))
 
   low, high = 1 / bounds[1], 1 / bounds[0]
-  if not np.ptp(logits, axis=1).any():
+  if not finite.any():
     return 1.0
   if slope(low) >= 0:
     return bounds[1]
@@ -231,13 +233,6 @@ def fit_temperature(
   return 1 / inverse
 
 
-def _check_choice(name: str, value: str, accepted: Any) -> str:
-  if value not in accepted.__args__:
-    choices = ' or '.join(repr(choice) for choice in accepted.__args__)
-    raise InputError(f'{name}: {value!r}; must be {choices}')
-  return value
-
-
 def _top_label(
   probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -251,9 +246,11 @@ def _reliability(
   if num_bins < 1:
     raise InputError(f'num_bins: {num_bins}; must be at least 1')
   edges = np.arange(num_bins + 1) / num_bins
-  if _check_choice('binning', binning, Binning) == 'mass':
+  if check_choice('binning', binning, Binning) == 'mass':
     # Edges are confidences that occur, so bins (low, high] never split ties.
-    edges = np.quantile(confidence, edges, method='inverted_cdf')
+    # Ranks are integers: rounding would make bins uneven.
+    ranks = -(-np.arange(num_bins + 1) * len(confidence) // num_bins)
+    edges = np.sort(confidence)[np.maximum(ranks - 1, 0)]
   index = np.searchsorted(edges[1:-1], confidence, side='left')
   count = np.bincount(index, minlength=num_bins)
   used = count > 0
@@ -267,5 +264,5 @@ def _reliability(
     high=edges[1:][used],
     count=count[used],
     confidence=mean(confidence),
-    accuracy=mean(np.asarray(correct, np.float64)),
+    accuracy=mean(correct),
   )

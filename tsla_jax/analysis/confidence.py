@@ -12,23 +12,15 @@ import numpy as np
 from scipy import special
 
 from tsla_jax.analysis.predictions import (
-  check_scores,
+  check_logits,
   held_out_split,
   log_softmax,
+  scale_logits,
   softmax,
+  to_logits,
 )
 from tsla_jax.analysis.selective import aurc
 from tsla_jax.errors import InputError
-
-
-def _logits(logits: np.ndarray) -> np.ndarray:
-  """Return logits as float64 `[N, K]`."""
-  logits = np.asarray(logits, np.float64)
-  if logits.ndim != 2:
-    raise InputError(
-      f'logits: an array of shape {list(logits.shape)}; must be [N, K]'
-    )
-  return logits
 
 
 def msp(logits: np.ndarray) -> np.ndarray:
@@ -36,12 +28,12 @@ def msp(logits: np.ndarray) -> np.ndarray:
 
   In float64 it rounds to 1 where a logit exceeds all others by more than 36.
   """
-  return softmax(_logits(logits)).max(axis=1)
+  return softmax(to_logits(logits)).max(axis=1)
 
 
 def log_odds(logits: np.ndarray) -> np.ndarray:
   """Compute `log(msp / (1 - msp))`, `[N]`, without rounding `msp` to 1."""
-  z = np.sort(_logits(logits), axis=1)
+  z = np.sort(to_logits(logits), axis=1)
   if z.shape[1] < 2:
     raise InputError('log_odds needs logits of at least two classes')
   return z[:, -1] - special.logsumexp(z[:, :-1], axis=1)
@@ -49,33 +41,34 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
 
 def max_logit(logits: np.ndarray) -> np.ndarray:
   """Return the largest logit, `[N]`."""
-  return _logits(logits).max(axis=1)
+  return to_logits(logits).max(axis=1)
 
 
 def logit_margin(logits: np.ndarray) -> np.ndarray:
   """Subtract the second largest logit from the largest, `[N]`."""
-  return _margin(_logits(logits))
+  return _margin(to_logits(logits))
 
 
 def softmax_margin(logits: np.ndarray) -> np.ndarray:
   """Subtract the second largest probability from the largest, `[N]`."""
-  return _margin(softmax(_logits(logits)))
+  return _margin(softmax(to_logits(logits)))
 
 
 def neg_entropy(logits: np.ndarray) -> np.ndarray:
   """Compute `sum_k p_k log p_k`, `[N]`."""
-  logp = log_softmax(_logits(logits))
-  return np.sum(np.exp(logp) * logp, axis=1)
+  logp = log_softmax(to_logits(logits))
+  # 0 for masked classes, where the product is 0 times minus infinity.
+  return np.sum(np.exp(logp) * np.maximum(logp, -1e100), axis=1)
 
 
 def doctor(logits: np.ndarray) -> np.ndarray:
   """Compute `sum_k p_k^2`, `[N]` (Granese et al. 2021)."""
-  return np.square(softmax(_logits(logits))).sum(axis=1)
+  return np.square(softmax(to_logits(logits))).sum(axis=1)
 
 
 def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """Compute `T log sum_k exp(z_k / T)`, `[N]` (Liu et al. 2020)."""
-  scaled = _logits(logits) / temperature
+  scaled = scale_logits(to_logits(logits), temperature)
   return temperature * special.logsumexp(scaled, axis=1)
 
 
@@ -109,17 +102,20 @@ def normalized_max_logit(
   """
   if not p >= 0.01:
     raise InputError(f'p: {p}; must be at least 0.01, or the norm overflows')
-  z = _logits(logits)
+  z = to_logits(logits)
+  masked = np.isneginf(z)
+  z[masked] = 0
   rounding = 0.0
   if centered:
     # Centring equal logits leaves the rounding error of their mean.
     rounding = z.shape[1] * np.finfo(float).eps * np.abs(z).max(axis=1)
-    z = z - z.mean(axis=1, keepdims=True)
+    z -= z.mean(axis=1, keepdims=True, where=~masked)
+    z[masked] = 0
   largest = np.abs(z).max(axis=1)
   largest = np.where(largest > rounding, largest, 0)[:, None]
   scaled = np.divide(z, largest, out=np.zeros_like(z), where=largest > 0)
   norm = np.linalg.norm(scaled, ord=p, axis=1)
-  top = scaled.max(axis=1)
+  top = scaled.max(axis=1, where=~masked, initial=-np.inf)
   return np.divide(top, norm, out=np.zeros_like(top), where=norm > 0)
 
 
@@ -135,7 +131,8 @@ class Selection:
   """A normalisation of logits that was chosen on held-out predictions.
 
   Attributes:
-    p: order of the norm; None if no norm has a lower AURC than `msp`.
+    p: order of the norm; None if no norm has a lower AURC than `msp`, and that
+      was the fallback.
     centered: whether logits are centred.
     aurc: of each p, on the examples of `tune_index`.
     aurc_msp: the same of the maximum softmax probability.
@@ -168,6 +165,7 @@ def select_p(
   *,
   share: float = 0.5,
   seed: int = 0,
+  fallback: bool = True,
 ) -> Selection:
   """Choose the p of `normalized_max_logit` with the lowest AURC.
 
@@ -179,14 +177,19 @@ def select_p(
     share: of the examples to choose on (`predictions.held_out_split`). 1 uses
       all; evaluate on other predictions then.
     seed: of the split.
+    fallback: choose the maximum softmax probability where no norm has a lower
+      AURC. The paper always takes the best norm: False.
 
   Returns:
     The choice. Evaluate it on the examples of `eval_index`.
 
   Raises:
-    InputError: if logits are not finite, or labels are not classes.
+    InputError: if logits are not finite, labels are not classes, or there is
+      neither a norm to try nor a fallback.
   """
-  logits, labels = check_scores(logits, labels)
+  logits, labels = check_logits(logits, labels)
+  if not (len(grid) or fallback):
+    raise InputError('grid: empty; give values of p, or fallback=True')
   if share == 1:
     tune, other = np.arange(len(labels)), np.arange(0)
   else:
@@ -198,6 +201,6 @@ def select_p(
     p: aurc(normalized_max_logit(logits, p, centered), errors) for p in grid
   }
   best = min(areas, key=areas.__getitem__, default=None)
-  if best is not None and areas[best] >= plain:
+  if fallback and best is not None and areas[best] >= plain:
     best = None
   return Selection(best, centered, areas, plain, tune, other)

@@ -31,8 +31,9 @@ from tsla_jax.analysis.predictions import (
   bootstrap_interval,
   check_finite,
   check_labels,
-  check_scores,
+  check_logits,
   softmax,
+  to_floats,
 )
 from tsla_jax.errors import InputError
 
@@ -160,7 +161,8 @@ def last_layer(
   Raises:
     InputError: if shapes or values are wrong.
   """
-  features, logits = np.asarray(features), np.asarray(logits)
+  features = to_floats(features, 'features')
+  logits = to_floats(logits, 'logits')
   if features.ndim != 2 or logits.ndim != 2:
     raise InputError(
       f'features and logits: arrays of shape {list(features.shape)} and'
@@ -219,9 +221,9 @@ class GradientMoments:
     Raises:
       InputError: if shapes or values are wrong.
     """
-    features = np.asarray(features)
+    features = to_floats(features, 'features')
     _, num_classes, columns = self.gradients.shape
-    logits, labels = check_scores(logits, labels)
+    logits, labels = check_logits(logits, labels)
     if logits.shape[1] != num_classes:
       raise InputError(f'logits: {logits.shape[1]} classes, not {num_classes}')
     shape = (len(logits), columns - self.bias)
@@ -405,7 +407,7 @@ def _check_prior(
   """Check `y_hat` and return it as float64 `[N, K]`."""
   if prior is None:
     return np.broadcast_to(1 / shape[1], shape)
-  prior = np.asarray(prior, np.float64)
+  prior = to_floats(prior, 'prior').astype(np.float64)
   if prior.shape not in (shape, shape[1:]):
     raise InputError(
       f'prior: an array of shape {list(prior.shape)}; must be [K] or [N, K],'

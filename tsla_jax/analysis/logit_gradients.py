@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import check_scores, softmax
+from tsla_jax.analysis.predictions import check_logits, softmax
 from tsla_jax.errors import InputError
 
 
@@ -33,7 +33,7 @@ def logit_gradients(
     `p - (1 - theta) y - theta / K`, `[N, K]`.
   """
   _check_theta(theta)
-  logits, labels = check_scores(logits, labels)
+  logits, labels = check_logits(logits, labels)
   gradients = softmax(logits) - theta / logits.shape[1]
   gradients[np.arange(len(labels)), labels] -= 1 - theta
   return gradients
@@ -99,7 +99,7 @@ def measure_suppression(
   """
   if num_bins < 1:
     raise InputError(f'num_bins: {num_bins}; must be at least 1')
-  logits, labels = check_scores(logits, labels)
+  logits, labels = check_logits(logits, labels)
   rows, top = np.arange(len(labels)), logits.argmax(axis=1)
   predicted = 1 - softmax(logits).max(axis=1)
   added = logit_gradients(logits, labels, theta)
@@ -119,7 +119,9 @@ def measure_suppression(
     count=count[used],
     error_probability=mean(predicted),
     error_rate=mean(top != labels),
-    max_logit=mean(logits[rows, top] - logits.mean(axis=1)),
+    max_logit=mean(
+      logits[rows, top] - logits.mean(axis=1, where=np.isfinite(logits))
+    ),
     suppression=mean(added[rows, top]),
   )
 

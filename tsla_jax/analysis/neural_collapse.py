@@ -15,14 +15,25 @@ NC4 needs a second pass, with `count_disagreements`.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import check_finite, check_labels
+from tsla_jax.analysis.predictions import (
+  check_choice,
+  check_finite,
+  check_labels,
+  to_floats,
+)
 from tsla_jax.errors import InputError
+
+Centre = Literal['classes', 'samples']
 
 # Rows that are converted to float64 at a time.
 _CHUNK = 8192
+# Class means of a feature that differ by less, relative to their size, are
+# equal: rounding may leave such a difference of constant features.
+_ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +41,10 @@ class NeuralCollapse:
   """Metrics of neural collapse. All but the norms are 0 at full collapse.
 
   K counts the classes that have examples. With class means `mu_k` and their
-  mean `mu_G`, let `M = [mu_k - mu_G]` be the centred means, `W` the rows of the
-  classifier and `E = (I - 1 1^T / K) / sqrt(K - 1)` the simplex frame. A metric
-  is NaN if its inputs were not given, or if it is 0 / 0.
+  mean `mu_G` (or the mean of all examples, see `neural_collapse`), let
+  `M = [mu_k - mu_G]` be the centred means, `W` the rows of the classifier and
+  `E = (I - 1 1^T / K) / sqrt(K - 1)` the simplex frame. A metric is NaN if its
+  inputs were not given, or if it is 0 / 0.
 
   Attributes:
     nc1: variability within classes relative to that between classes,
@@ -119,6 +131,7 @@ def neural_collapse(
   num_classes: int | None = None,
   *,
   center_classifier: bool = False,
+  centre: Centre = 'classes',
 ) -> NeuralCollapse:
   """Measure neural collapse.
 
@@ -131,6 +144,9 @@ def neural_collapse(
     num_classes: K; needed without weights.
     center_classifier: subtract the mean row of the classifier first. Papyan et
       al. and Zhu et al. do not.
+    centre: what class means are compared with, `mu_G`. 'classes': their mean.
+      'samples': the mean of all examples, as in the code of Zhu et al. 2021.
+      Both are equal if all classes have equally many examples.
 
   Returns:
     The metrics, computed in float64.
@@ -138,7 +154,7 @@ def neural_collapse(
   Raises:
     InputError: if shapes, labels or values are wrong.
   """
-  features = np.asarray(features)
+  features = to_floats(features, 'features')
   if features.ndim != 2 or 0 in features.shape:
     raise InputError(
       f'features: an array of shape {list(features.shape)}; must be [N, d],'
@@ -154,7 +170,11 @@ def neural_collapse(
   if weights is not None:
     disagreements = count_disagreements(features, moments, weights, bias)
   return moments.finalize(
-    weights, bias, disagreements, center_classifier=center_classifier
+    weights,
+    bias,
+    disagreements,
+    center_classifier=center_classifier,
+    centre=centre,
   )
 
 
@@ -170,12 +190,14 @@ class ClassMoments:
     mean: of the features of each class, `[K, d]`; 0 without examples.
     scatter: `sum (h - mu)(h - mu)^T` with the class mean mu of each feature h,
       `[d, d]`.
+    spread: `sum ||h - mu||^2` of each class, `[K]`.
     norms: sum of the norms of the features.
   """
 
   count: np.ndarray
   mean: np.ndarray
   scatter: np.ndarray
+  spread: np.ndarray
   norms: float
 
   @classmethod
@@ -185,6 +207,7 @@ class ClassMoments:
       count=np.zeros(num_classes, np.int64),
       mean=np.zeros((num_classes, dim)),
       scatter=np.zeros((dim, dim)),
+      spread=np.zeros(num_classes),
       norms=0.0,
     )
 
@@ -201,14 +224,8 @@ class ClassMoments:
     Raises:
       InputError: if shapes, labels or values are wrong.
     """
-    features = np.asarray(features)
-    if features.ndim != 2 or features.shape[1] != self.mean.shape[1]:
-      raise InputError(
-        f'features: an array of shape {list(features.shape)}; must be'
-        f' [N, {self.mean.shape[1]}]'
-      )
+    features = _check_features(features, self.mean.shape[1])
     labels = check_labels(labels, len(features), len(self.count))
-    check_finite(features, 'features')
     moments = self
     for start in range(0, len(features), _CHUNK):
       rows = slice(start, start + _CHUNK)
@@ -217,7 +234,12 @@ class ClassMoments:
     return moments
 
   def merge(self, other: 'ClassMoments') -> 'ClassMoments':
-    """Add the examples of other moments."""
+    """Add the examples of other moments, of as many classes and dimensions."""
+    if self.mean.shape != other.mean.shape:
+      raise InputError(
+        f'moments: of shapes {list(self.mean.shape)} and'
+        f' {list(other.mean.shape)}; must be equal, [K, d]'
+      )
     count = self.count + other.count
     # A class with examples on one side only keeps its mean exactly.
     share = other.count / np.maximum(count, 1)
@@ -229,6 +251,7 @@ class ClassMoments:
       count=count,
       mean=mean,
       scatter=self.scatter + other.scatter + shift.T @ weighted,
+      spread=self.spread + other.spread + np.sum(shift * weighted, axis=1),
       norms=self.norms + other.norms,
     )
 
@@ -239,6 +262,7 @@ class ClassMoments:
     disagreements: int | None = None,
     *,
     center_classifier: bool = False,
+    centre: Centre = 'classes',
   ) -> NeuralCollapse:
     """Compute the metrics of all examples.
 
@@ -247,6 +271,7 @@ class ClassMoments:
       bias: as in `neural_collapse`.
       disagreements: from `count_disagreements`; nc4 is NaN without it.
       center_classifier: as in `neural_collapse`.
+      centre: as in `neural_collapse`.
 
     Returns:
       The metrics.
@@ -254,16 +279,9 @@ class ClassMoments:
     Raises:
       InputError: if fewer than two classes have examples.
     """
-    used = self.count > 0
-    classes, total = int(used.sum()), int(self.count.sum())
-    if classes < 2:
-      raise InputError(
-        f'labels: examples of {classes} of {len(used)} classes; neural collapse'
-        ' needs at least two'
-      )
-    means = self.mean[used]
-    centre = means.mean(axis=0)
-    centred = means - centre
+    used, total = self.count > 0, int(self.count.sum())
+    mean, centred = self._centre(centre)
+    classes, dim = centred.shape
     of_classifier = {}
     if weights is not None:
       weights, bias = _check_classifier(weights, bias, self.mean.shape)
@@ -275,15 +293,16 @@ class ClassMoments:
         'nc3': _distance_to_frame(rows @ centred.T),
         'equinorm_classifier': _spread_of_norms(rows),
         'equiangle_classifier': _spread_of_angles(rows),
-        'self_duality': float(
-          np.linalg.norm(_normalise(rows) - _normalise(centred))
-        ),
-        'bias_alignment': float(np.linalg.norm(weights @ centre + bias)),
-        'weight_norm': float(np.linalg.norm(weights)),
+        'self_duality': _norm(_normalise(rows) - _normalise(centred)),
+        'bias_alignment': _norm(weights @ mean + bias),
+        'weight_norm': _norm(weights),
       }
-    rank = min(classes - 1, means.shape[1])
+    rank = min(classes - 1, dim)
+    # Deviations from the mean of all examples span a dimension more, unless
+    # classes are equally large.
+    uneven = centre == 'samples' and np.ptp(self.count[used]) > 0
     return NeuralCollapse(
-      nc1=_variability(self.scatter / total, centred, rank),
+      nc1=_variability(self.scatter / total, centred, rank + uneven),
       nc2_features=_distance_to_frame(centred @ centred.T),
       nc4=(
         np.nan
@@ -293,7 +312,7 @@ class ClassMoments:
       equinorm=_spread_of_norms(centred),
       equiangle=_spread_of_angles(centred),
       feature_norm=self.norms / total,
-      mean_norm=float(np.linalg.norm(centred) / np.sqrt(classes)),
+      mean_norm=_norm(centred) / np.sqrt(classes),
       # Among matrices of this rank, a projection is nearest to the frame.
       nc2_floor=float(np.sqrt(2 - 2 * np.sqrt(rank / (classes - 1)))),
       classes=classes,
@@ -301,6 +320,69 @@ class ClassMoments:
       single_classes=int((self.count == 1).sum()),
       **of_classifier,
     )
+
+  def trace_quotient(self, centre: Centre = 'classes') -> float:
+    """Compute `tr(Sigma_W) / tr(Sigma_B)`.
+
+    Like nc1 it compares the variability within classes with that between them.
+    It inverts no matrix, so it also suits features of fewer than K-1
+    dimensions.
+
+    Args:
+      centre: as in `neural_collapse`.
+
+    Returns:
+      The quotient; NaN where all class means are equal.
+
+    Raises:
+      InputError: if fewer than two classes have examples.
+    """
+    _, centred = self._centre(centre)
+    within = self.spread.sum() / self.count.sum()
+    between = np.square(centred).sum() / len(centred)
+    return float(within / between) if between else np.nan
+
+  def cdnv(self) -> float:
+    """Compute the class-distance normalised variance (Galanti et al. 2022).
+
+    Returns:
+      `(v_i + v_j) / (2 ||mu_i - mu_j||^2)`, averaged over all pairs of classes
+      that have examples, where `v_k` is the mean of `||h - mu_k||^2` over
+      class k. Infinite if two class means are equal.
+
+    Raises:
+      InputError: if fewer than two classes have examples.
+    """
+    _, centred = self._centre('classes')
+    used = self.count > 0
+    variance = self.spread[used] / self.count[used]
+    first, second = np.triu_indices(len(centred), 1)
+    distance = np.concatenate(
+      [
+        np.square(centred[i + 1 :] - mean).sum(axis=1)
+        for i, mean in enumerate(centred)
+      ]
+    )
+    with np.errstate(divide='ignore', invalid='ignore'):
+      pairs = (variance[first] + variance[second]) / (2 * distance)
+    return float(pairs.mean())
+
+  def _centre(self, centre: Centre) -> tuple[np.ndarray, np.ndarray]:
+    """Return `mu_G` and the centred means of the classes with examples."""
+    used = self.count > 0
+    if used.sum() < 2:
+      raise InputError(
+        f'labels: examples of {used.sum()} of {len(used)} classes; neural'
+        ' collapse needs at least two'
+      )
+    means, weights = self.mean[used], None
+    if check_choice('centre', centre, Centre) == 'samples':
+      weights = self.count[used]
+    mean = np.average(means, axis=0, weights=weights)
+    centred = means - mean
+    size = np.abs(means).max(axis=0)
+    centred[:, np.abs(centred).max(axis=0) <= _ROUNDING * size] = 0
+    return mean, centred
 
 
 def count_disagreements(
@@ -322,7 +404,7 @@ def count_disagreements(
   Returns:
     The count. The first of equally near means counts as nearest.
   """
-  features = np.asarray(features)
+  features = _check_features(features, moments.mean.shape[1])
   weights, bias = _check_classifier(weights, bias, moments.mean.shape)
   used = np.flatnonzero(moments.count)
   means = moments.mean[used]
@@ -340,17 +422,28 @@ def count_disagreements(
   return count
 
 
+def _check_features(features: np.ndarray, dim: int) -> np.ndarray:
+  """Check features `[N, dim]` and return them as float32 or float64."""
+  features = to_floats(features, 'features')
+  if features.ndim != 2 or features.shape[1] != dim:
+    raise InputError(
+      f'features: an array of shape {list(features.shape)}; must be [N, {dim}]'
+    )
+  check_finite(features, 'features')
+  return features
+
+
 def _check_classifier(
   weights: np.ndarray, bias: np.ndarray | None, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Check both, and return them in float64, with a bias of 0 for None."""
-  weights = np.asarray(weights, np.float64)
+  weights = to_floats(weights, 'weights').astype(np.float64)
   if weights.shape != shape:
     raise InputError(
       f'weights: an array of shape {list(weights.shape)} for {shape[0]} classes'
       f' and features of {shape[1]} dimensions; must be [K, d]'
     )
-  bias = np.zeros(len(weights)) if bias is None else np.asarray(bias, float)
+  bias = np.zeros(len(weights)) if bias is None else to_floats(bias, 'bias')
   if bias.shape != (len(weights),):
     raise InputError(
       f'bias: an array of shape {list(bias.shape)} for {len(weights)} classes;'
@@ -377,6 +470,9 @@ def _moments(
     count=count,
     mean=mean,
     scatter=deviations.T @ deviations,
+    spread=np.bincount(
+      labels, np.square(deviations).sum(axis=1), minlength=num_classes
+    ),
     norms=float(np.linalg.norm(features, axis=1).sum()),
   )
 
@@ -399,16 +495,22 @@ def _variability(within: np.ndarray, centred: np.ndarray, rank: int) -> float:
 
 def _distance_to_frame(gram: np.ndarray) -> float:
   """Compute the distance of a normalised `[K, K]` matrix to the frame."""
-  classes, norm = len(gram), np.linalg.norm(gram)
-  if not norm:
+  if not gram.any():
     return np.nan
+  classes = len(gram)
   frame = (np.eye(classes) - 1 / classes) / np.sqrt(classes - 1)
-  return float(np.linalg.norm(gram / norm - frame))
+  return _norm(_normalise(gram) - frame)
 
 
 def _normalise(rows: np.ndarray) -> np.ndarray:
-  norm = np.linalg.norm(rows)
+  norm = _norm(rows)
   return rows / norm if norm else np.full_like(rows, np.nan)
+
+
+def _norm(array: np.ndarray) -> float:
+  """Compute the Frobenius norm, whose squares neither over- nor underflow."""
+  largest = float(np.abs(array).max())
+  return largest * float(np.linalg.norm(array / largest)) if largest else 0.0
 
 
 def _spread_of_norms(rows: np.ndarray) -> float:

@@ -2,38 +2,95 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
 
 from tsla_jax.errors import InputError
 
+Method = Literal['percentile', 'basic']
 
-def check_scores(
-  scores: np.ndarray, labels: np.ndarray, name: str = 'logits'
-) -> tuple[np.ndarray, np.ndarray]:
-  """Check the shapes and values of predictions.
+
+# Rounding of half precision: a softmax in it errs by some 1e-3 in the sum over
+# a thousand classes, and its values may exceed 1.
+_ROUNDING = 1e-2
+_LARGEST = 1e100  # squares of larger numbers, or their sums, may overflow
+
+
+def to_floats(values: np.ndarray, name: str) -> np.ndarray:
+  """Convert real numbers of any type to float32 or float64.
+
+  Half precision, bfloat16 included, becomes float32.
 
   Args:
-    scores: `[N, K]`, logits or probabilities.
+    values: an array, or what NumPy makes one of.
+    name: of the values, for messages.
+
+  Raises:
+    InputError: if they are no real numbers, or rows differ in length.
+  """
+  try:
+    array = np.asarray(values)
+  # Each framework has its own error for tensors that NumPy cannot read.
+  except (ValueError, TypeError, RuntimeError) as error:
+    raise InputError(
+      f'{name}: cannot be read as an array ({error}); give real numbers, with'
+      ' rows of one length'
+    ) from error
+  if not np.can_cast(array.dtype, np.float64, 'same_kind'):
+    # The type of bfloat16 is lost in an .npz.
+    hint = ' (save bfloat16 as float32)' * (array.dtype == 'V2')
+    raise InputError(
+      f'{name}: of type {array.dtype}; must be real numbers{hint}'
+    )
+  if array.dtype in (np.float32, np.float64):
+    return array
+  exact = np.can_cast(array.dtype, np.float32)
+  return array.astype(np.float32 if exact else np.float64)
+
+
+def to_logits(logits: np.ndarray, name: str = 'logits') -> np.ndarray:
+  """Convert logits `[N, K]` to float64, of any value.
+
+  Raises:
+    InputError: if they are no real numbers `[N, K]`, or there are none.
+  """
+  array = to_floats(logits, name).astype(np.float64)
+  if array.ndim != 2 or 0 in array.shape:
+    raise InputError(
+      f'{name}: an array of shape {list(array.shape)}; must be [N, K], with at'
+      ' least one example and one class'
+    )
+  return array
+
+
+def check_logits(
+  logits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Check logits and labels.
+
+  Args:
+    logits: `[N, K]`. Minus infinity masks a class, whose probability is 0.
     labels: `[N]`, classes from 0 to K-1.
-    name: of the scores, for messages.
 
   Returns:
-    Scores as float64 and labels as int64.
+    Logits as float64 and labels as int64.
 
   Raises:
     InputError: names the first bad row.
   """
-  scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
-  if scores.ndim != 2 or 0 in scores.shape:
+  logits = to_logits(logits)
+  check_finite(logits, 'logits', masked=True)
+  labels = check_labels(labels, *logits.shape)
+  wrong = np.flatnonzero(np.isneginf(logits[np.arange(len(labels)), labels]))
+  if len(wrong):
     raise InputError(
-      f'{name}: an array of shape {list(scores.shape)}; must be [N, K], with'
-      ' at least one example and one class'
+      f'labels: {labels[wrong[0]]} in row {wrong[0]} ({len(wrong)} such rows),'
+      ' a class whose logit there is minus infinity; unmask the class, or'
+      ' remove these rows'
     )
-  check_finite(scores, name)
-  return scores, check_labels(labels, len(scores), scores.shape[1])
+  return logits, labels
 
 
 def check_labels(
@@ -49,9 +106,12 @@ def check_labels(
   """
   labels = np.asarray(labels)
   if labels.shape != (num_examples,):
+    hint = 'argmax(axis=1) of one-hot labels'
+    if labels.shape == (num_examples, 1):
+      hint = 'labels[:, 0]'
     raise InputError(
       f'labels: an array of shape {list(labels.shape)} for {num_examples}'
-      ' examples; must be [N] (argmax(axis=1) of one-hot labels)'
+      f' examples; must be [N] ({hint})'
     )
   if not np.issubdtype(labels.dtype, np.integer):
     raise InputError(
@@ -68,22 +128,22 @@ def check_labels(
 
 
 def check_confidence(
-  confidence: np.ndarray, errors: np.ndarray
+  confidence: np.ndarray, outcomes: np.ndarray, name: str = 'errors'
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Check confidences and errors `[N]`, as in `selective.risk_coverage`.
+  """Check confidences `[N]` and whether predictions are wrong, or right.
+
+  Args:
+    confidence: `[N]`.
+    outcomes: `[N]`, true or false, 1 or 0.
+    name: of the outcomes, for messages.
 
   Returns:
-    Confidences as float64 and errors as int64.
+    Confidences as float64 and outcomes as int64.
 
   Raises:
     InputError: names the first bad row.
   """
-  confidence = np.asarray(confidence)
-  if confidence.dtype.kind not in 'fiub':
-    raise InputError(
-      f'confidence: of type {confidence.dtype}; must be real numbers'
-    )
-  confidence = confidence.astype(np.float64)
+  confidence = to_floats(confidence, 'confidence').astype(np.float64)
   if confidence.ndim != 1 or not len(confidence):
     raise InputError(
       f'confidence: an array of shape {list(confidence.shape)}; must be [N],'
@@ -95,10 +155,15 @@ def check_confidence(
       f'confidence: {confidence[bad[0]]} in row {bad[0]} ({len(bad)} such'
       ' rows); must be finite'
     )
-  errors = np.asarray(errors)
-  if errors.dtype != bool and not np.isin(errors, (0, 1)).all():
-    raise InputError('errors: must be true or false, 1 or 0, for each example')
-  return confidence, check_labels(errors.astype(np.int64), len(confidence), 2)
+  outcomes = np.asarray(outcomes)
+  if outcomes.shape != confidence.shape:
+    raise InputError(
+      f'{name}: an array of shape {list(outcomes.shape)} for'
+      f' {len(confidence)} examples; must be [N]'
+    )
+  if outcomes.dtype != bool and not np.isin(outcomes, (0, 1)).all():
+    raise InputError(f'{name}: must be true or false, 1 or 0, for each example')
+  return confidence, outcomes.astype(np.int64)
 
 
 def check_probabilities(
@@ -107,16 +172,18 @@ def check_probabilities(
   """Check that predictions are distributions over the classes.
 
   Returns:
-    Probabilities as float64, not normalised again, and labels as int64.
+    Probabilities as float64, not normalised again, and labels as int64. Values
+    that exceed 1 by rounding are 1.
 
   Raises:
     InputError: names the first bad row.
   """
-  probabilities, labels = check_scores(probabilities, labels, 'probabilities')
-  outside = (probabilities < 0) | (probabilities > 1)
+  probabilities = to_logits(probabilities, 'probabilities')
+  check_finite(probabilities, 'probabilities')
+  labels = check_labels(labels, *probabilities.shape)
+  outside = (probabilities < 0) | (probabilities > 1 + _ROUNDING)
   sums = probabilities.sum(axis=1)
-  # A softmax in half precision errs by some 1e-3 over a thousand classes.
-  wrong = np.flatnonzero(outside.any(axis=1) | (np.abs(sums - 1) > 1e-2))
+  wrong = np.flatnonzero(outside.any(axis=1) | (np.abs(sums - 1) > _ROUNDING))
   if len(wrong):
     raise InputError(
       f'probabilities: row {wrong[0]} sums to {sums[wrong[0]]:.6g}, with values'
@@ -124,20 +191,24 @@ def check_probabilities(
       f' {probabilities[wrong[0]].max():.6g} ({len(wrong)} such rows); must be'
       ' from 0 to 1 and sum to 1: take the softmax of logits'
     )
-  return probabilities, labels
+  return np.minimum(probabilities, 1), labels
 
 
-def check_finite(values: np.ndarray, name: str) -> None:
+def check_finite(values: np.ndarray, name: str, masked: bool = False) -> None:
   """Check that all values of an array `[N, ...]` are finite.
+
+  Args:
+    values: as from `to_floats`.
+    name: of the values, for messages.
+    masked: accept minus infinity in rows `[K]` that have a finite value.
 
   Raises:
     InputError: names the first bad row.
   """
-  if not np.issubdtype(values.dtype, np.floating):
-    return
-  fine = np.isfinite(values)
-  if float(np.finfo(values.dtype).max) > 1e100:  # squares of such may overflow
-    fine &= np.abs(values) <= 1e100
+  largest = min(_LARGEST, float(np.finfo(values.dtype).max))
+  fine = np.abs(values) <= largest  # False for NaN
+  if masked:
+    fine |= np.isneginf(values) & fine.any(axis=1, keepdims=True)
   bad = np.flatnonzero(~fine.all(axis=tuple(range(1, values.ndim))))
   if len(bad):
     raise InputError(
@@ -146,16 +217,33 @@ def check_finite(values: np.ndarray, name: str) -> None:
     )
 
 
+def check_choice(name: str, value: str, accepted: Any) -> str:
+  """Check that an option is one of a `Literal`, and return it.
+
+  Raises:
+    InputError: names the option and what is accepted.
+  """
+  if value not in accepted.__args__:
+    choices = ' or '.join(repr(choice) for choice in accepted.__args__)
+    raise InputError(f'{name}: {value!r}; must be {choices}')
+  return value
+
+
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """Convert logits `[N, K]` to probabilities `[N, K]`, in float64."""
-  scaled = np.asarray(logits, np.float64) / temperature
-  return special.softmax(scaled, axis=1)
+  return special.softmax(scale_logits(logits, temperature), axis=1)
 
 
 def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """Compute the logarithm of `softmax`, accurate for small probabilities."""
-  scaled = np.asarray(logits, np.float64) / temperature
-  return special.log_softmax(scaled, axis=1)
+  return special.log_softmax(scale_logits(logits, temperature), axis=1)
+
+
+def scale_logits(logits: np.ndarray, temperature: float) -> np.ndarray:
+  """Divide logits by a temperature, in float64."""
+  if not 0 < temperature < np.inf:
+    raise InputError(f'temperature: {temperature}; must be above 0, finite')
+  return np.asarray(logits, np.float64) / temperature
 
 
 def held_out_split(
@@ -223,7 +311,7 @@ def bootstrap_interval(
   num_resamples: int = 1000,
   level: float = 0.95,
   seed: int = 0,
-  method: Literal['percentile', 'basic'] = 'percentile',
+  method: Method = 'percentile',
 ) -> Interval:
   """Compute a bootstrap confidence interval.
 
@@ -239,8 +327,25 @@ def bootstrap_interval(
 
   Returns:
     The interval; for a single example it has no width.
+
+  Raises:
+    InputError: if the arrays differ in length or are empty, or an option is out
+      of its range.
   """
-  count, rng = len(arrays[0]), np.random.default_rng(seed)
+  check_choice('method', method, Method)
+  lengths = [len(values) for values in arrays]
+  if len(set(lengths)) != 1 or not lengths[0]:
+    raise InputError(
+      f'arrays: of {", ".join(map(str, lengths)) or "no"} examples; all must be'
+      ' of the same examples, at least one'
+    )
+  for name, value, valid, accepted in (
+    ('num_resamples', num_resamples, num_resamples >= 1, 'at least 1'),
+    ('level', level, 0 < level < 1, 'above 0, below 1'),
+  ):
+    if not valid:
+      raise InputError(f'{name}: {value}; must be {accepted}')
+  count, rng = lengths[0], np.random.default_rng(seed)
   resamples = [
     statistic(*(values[rows] for values in arrays))
     for rows in (rng.integers(count, size=count) for _ in range(num_resamples))

@@ -116,6 +116,8 @@ class RiskCoverage:
     It holds for these examples only; `guaranteed_threshold` bounds the risk of
     new ones.
     """
+    if not 0 <= risk <= 1:
+      raise InputError(f'risk: {risk}; must be from 0 to 1')
     fits = np.flatnonzero(self.risk <= risk + 1e-12)
     return float(self.coverage[fits[-1]]) if len(fits) else 0.0
 

@@ -123,7 +123,7 @@ def _images(
         f' from 0 to {classes - 1}, or be --ignore_label'
       )
     try:
-      check_finite(flat, 'logits')
+      check_finite(flat, 'logits', masked=True)
       refuse_probabilities(flat)
     except InputError as error:
       raise InputError(f"'{path}': {error}") from error

@@ -11,9 +11,11 @@ import numpy as np
 
 from tsla_jax.analysis.predictions import (
   check_finite,
-  check_scores,
+  check_logits,
   held_out_split,
+  scale_logits,
   softmax,
+  to_floats,
 )
 from tsla_jax.errors import InputError
 from tsla_jax.rundir import RunDir
@@ -48,7 +50,7 @@ class Part:
 
   def scaled(self, temperature: float) -> 'Part':
     """Divide the logits by a temperature."""
-    return Part(np.asarray(self.logits, np.float64) / temperature, self.labels)
+    return Part(scale_logits(self.logits, temperature), self.labels)
 
   def rows(self, index: np.ndarray) -> 'Part':
     """Select examples by position."""
@@ -141,17 +143,17 @@ def read_arrays(
         f"'{path}': no '{name}' (it has {', '.join(found) or 'nothing'});"
         f' {" and ".join(names[:2])} are needed'
       )
-  for name, array in arrays.items():
-    kinds, what = ('US', 'texts') if name == 'split' else ('fiu', 'numbers')
-    if array.dtype.kind not in kinds:
-      raise InputError(
-        f"'{path}': {name}: of type {array.dtype}; must be {what}"
-      )
+  try:
+    for name, array in arrays.items():
+      if name not in ('labels', 'split'):
+        arrays[name] = to_floats(array, name)
+  except InputError as error:
+    raise InputError(f"'{path}': {error}") from error
   return arrays
 
 
 def _make_predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
-  check_scores(arrays['logits'], arrays['labels'])
+  check_logits(arrays['logits'], arrays['labels'])
   logits, labels = arrays['logits'], arrays['labels']
   count, classes = logits.shape
   refuse_probabilities(logits)
@@ -211,6 +213,8 @@ def refuse_probabilities(logits: np.ndarray) -> None:
 
 def _texts(split: np.ndarray) -> np.ndarray:
   """Decode and check the names of splits."""
+  if split.dtype.kind not in 'US':
+    raise InputError(f'split: of type {split.dtype}; must be texts')
   if split.dtype.kind == 'S':
     split = np.char.decode(split, 'ascii', 'replace')
   unknown = np.unique(split[~np.isin(split, SPLITS)])

@@ -215,8 +215,9 @@ def measure_collapse(
   if weights is not None:
     given = part.features @ weights.T
     given = given + (0 if predictions.bias is None else predictions.bias)
-    apart = np.abs(given - part.logits).max()
-    if apart > 1e-2 * np.abs(part.logits).max():
+    finite = np.isfinite(part.logits)  # but for masked classes
+    apart = np.abs(given - part.logits).max(where=finite, initial=0)
+    if apart > 1e-2 * np.abs(part.logits).max(where=finite, initial=0):
       notes.append(
         f"'logits' and features @ weights.T + bias differ by up to {apart:.3g};"
         ' are these the features that the classifier sees, and the classes in'
