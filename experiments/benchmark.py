@@ -26,19 +26,35 @@ from tsla_jax.errors import InputError
 
 _CONFIG = command_line.define_config('Of training: a config file.')
 _IMAGES = flags.DEFINE_integer(
-  'images', 50_000, 'Of training: random training images.', lower_bound=1
+  'images',
+  50_000,
+  'Of training: random training images.',
+  lower_bound=1,
+  upper_bound=10**7,
 )
 _CLASSES = flags.DEFINE_integer(
-  'classes', 100, 'Of training: classes of the images.', lower_bound=2
+  'classes',
+  100,
+  'Of training: classes of the images.',
+  lower_bound=2,
+  upper_bound=10**5,
 )
 _EPOCHS = flags.DEFINE_integer(
-  'epochs', 3, 'Of training: timed epochs.', lower_bound=1
+  'epochs', 3, 'Of training: timed epochs.', lower_bound=1, upper_bound=1000
 )
 _SAMPLES = flags.DEFINE_integer(
-  'samples', 1_000_000, 'Of selective: samples of a curve.', lower_bound=1
+  'samples',
+  1_000_000,
+  'Of selective: samples of a curve.',
+  lower_bound=1,
+  upper_bound=10**9,
 )
 _ROUNDS = flags.DEFINE_integer(
-  'rounds', 5, 'Of selective: rounds, the fastest is shown.', lower_bound=1
+  'rounds',
+  5,
+  'Of selective: rounds, the fastest is shown.',
+  lower_bound=1,
+  upper_bound=1000,
 )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from tsla_jax.analysis.confidence import normalized_max_logit
 from tsla_jax.configs import default
+from tsla_jax.io import write_json
 from tsla_jax.report import figures
 from tsla_jax.rundir import slug
 
@@ -80,7 +81,7 @@ def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
     'run': name,
     'config': config.to_dict(),
   }
-  (path / 'config.json').write_text(json.dumps(record))
+  write_json(path / 'config.json', record)
   drop = config.smoothing.drop_epoch
   lines = [
     {
@@ -111,7 +112,7 @@ def make_run(path, config, top1, *, name='.', trunk=None, branch=0):
   write_lines(path / 'timing.jsonl', timing)
   summary = {'num_epochs': len(top1), 'best': lines[0], 'last': lines[-1]}
   summary['digests'] = {}  # files may be changed by tests
-  (path / 'summary.json').write_text(json.dumps(summary))
+  write_json(path / 'summary.json', summary)
   # One example: nothing to tune on, so nothing is measured.
   save_predictions(path, make_predictions(count=1))
   (path / 'curves.png').write_bytes(b'')
@@ -126,10 +127,10 @@ def save_predictions(path, arrays):
     'test_examples': len(labels),
     'class_names': ['cat', 'dog & co', 'emu'][: logits.shape[1]],
   }
-  (path / 'config.json').write_text(json.dumps(record))
+  write_json(path / 'config.json', record)
   summary = json.loads((path / 'summary.json').read_text())
   summary['last']['test_top1'] = float(np.mean(logits.argmax(1) == labels))
-  (path / 'summary.json').write_text(json.dumps(summary))
+  write_json(path / 'summary.json', summary)
 
 
 def make_table(path, values=LAST):
@@ -168,7 +169,7 @@ def make_table(path, values=LAST):
     'seeds': [0, 1, 2],
     'rows': rows,
   }
-  (path / 'table.json').write_text(json.dumps(record))
+  write_json(path / 'table.json', record)
 
 
 def make_predictions(seed=0, count=60, classes=3, sharpness=6.0, **more):

@@ -10,10 +10,10 @@ BASE = {'errors', 'io', 'fields', 'rundir'}
 ALLOWED = {
   'label_smoothing': set(),
   'analysis': {'errors'},
-  'models': {'errors'},
+  'models': {'errors', 'io'},
   'data': {'errors', 'io'},
   'methods': {'errors', 'fields'},
-  'configs': {'errors'},
+  'configs': {'errors', 'io'},
   'commands': {
     *BASE,
     *('analysis', 'configs', 'data', 'methods', 'report', 'training'),

@@ -6,11 +6,13 @@ a file that comes with the package, and perhaps a method: 'digits.py:lsr'.
 """
 
 import importlib.util
+import os
 import pathlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tsla_jax.errors import InputError
+from tsla_jax.io import to_path
 
 if TYPE_CHECKING:
   import ml_collections
@@ -48,8 +50,8 @@ def find(config: str) -> str:
     InputError: names the files that come with the package.
   """
   file, colon, method = config.partition(':')
-  path = pathlib.Path(file).expanduser()
-  if not path.is_file():
+  path = to_path(file)
+  if not os.path.isfile(path):
     if path.parent.name not in ('', 'configs') or path.name not in names():
       raise InputError(
         f"--config: there is no file '{file}'; give the path of a config file,"

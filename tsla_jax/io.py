@@ -7,12 +7,24 @@ import io
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from tsla_jax.errors import InputError
+
+
+def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Return a path in which `~` is expanded to the home directory.
+
+  Raises:
+    InputError: if the user after `~` does not exist.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise InputError(f"'{path}': {error}; give another path") from error
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -21,13 +33,39 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     return
   temporary = path.with_name(f'.{path.name}.tmp')
   try:
-    with open(temporary, 'wb') as file:
+    # Remove the file of a killed process, or a link. Mode x follows no link.
+    temporary.unlink(missing_ok=True)
+    with open(temporary, 'xb') as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def make_empty(path: pathlib.Path) -> None:
+  """Make an empty directory; delete what is there, but do not follow links."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_symlink():
+    path.unlink()
+  shutil.rmtree(path, ignore_errors=True)
+  path.mkdir()
+
+
+def check_room(directory: pathlib.Path, size: int) -> None:
+  """Check that the disk has room, by writing a file and deleting it.
+
+  Args:
+    directory: an existing directory on the disk.
+    size: in bytes; one more MiB must be free.
+
+  Raises:
+    OSError: if the disk is full, or a limit of the user is reached.
+  """
+  with tempfile.TemporaryFile(dir=directory) as file:
+    if hasattr(os, 'posix_fallocate'):
+      os.posix_fallocate(file.fileno(), 0, size + 2**20)
 
 
 def digest_text(text: str) -> str:
@@ -41,22 +79,27 @@ _MEND = '; put it back or use a new workdir'
 def read_json(
   file: pathlib.Path, *keys: str, mend: str = _MEND
 ) -> dict[str, Any] | None:
-  """Reads an object with at least these keys; None if there is no file.
+  """Read an object written by `write_json`; return None if there is no file.
+
+  Args:
+    file: path of the file.
+    *keys: keys that the object must have.
+    mend: advice at the end of the error message.
 
   Raises:
-    InputError: if it is damaged; ends with `mend`.
+    InputError: if it is damaged, or of another version of the code.
   """
   try:
     record = json.loads(file.read_text())
+    if record['digest'] != _digest(record):
+      raise ValueError('its digest is another')
     for key in keys:
       record[key]
-    # Without one it is written by hand.
-    if 'digest' in record and record['digest'] != _digest(record):
-      raise ValueError('its digest is another')
     return record
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  # Deeply nested brackets raise a RecursionError.
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise damaged(file, error, mend) from error
 
 
@@ -81,6 +124,9 @@ def damaged(
 
 def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   """Writes arrays, atomically."""
+  # Imported here because commands import this file and show --help at once.
+  import numpy as np
+
   archive = io.BytesIO()
   np.savez(archive, **arrays)
   write_atomically(file, archive.getvalue())
@@ -138,12 +184,13 @@ def lock_directory(
   Raises:
     InputError: if another process holds the lock, or it cannot be made.
   """
-  missing = [p for p in (path, *path.parents) if not p.exists()]
+  missing = [p for p in (path, *path.parents) if not os.path.exists(p)]
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f"{name} '{path}': {error.strerror}; give a directory that can be written"
+      f"{name} '{str(path)[:200]}': {error.strerror}; give a directory that can"
+      ' be written'
     ) from error
   # A lock on the directory itself leaves no file behind, and the system
   # releases it however the process ends.

@@ -183,6 +183,19 @@ def test_damaged_tfds_directories_are_refused(tmp_path, spoil):
   assert '\n' not in str(e.value) and len(str(e.value)) < 500
 
 
+def test_features_of_other_packages_are_not_imported(tmp_path, monkeypatch):
+  """TFDS would import any module that features.json names."""
+  prepare_tfds(tmp_path)
+  file = tmp_path / 'toy_images' / '1.0.0' / 'features.json'
+  (tmp_path / 'planted.py').write_text('raise SystemExit("was imported")')
+  monkeypatch.syspath_prepend(tmp_path)
+  name = 'tensorflow_datasets.core.features.image_feature.Image'
+  assert name in file.read_text()
+  file.write_text(file.read_text().replace(name, 'planted.Image'))
+  with pytest.raises(InputError, match=r"features.json names 'planted.Image'"):
+    sources.load('toy_images', tmp_path)
+
+
 def test_tfds_grey_images(tmp_path):
   arrays = prepare_tfds(tmp_path, shape=(6, 6, 1))
   check_toy(sources.load('toy_images', tmp_path), arrays)
@@ -313,6 +326,11 @@ def new_class(folder):
   (folder / 'train' / 'bee').rename(folder / 'train' / 'bug')
 
 
+def latin_class(folder):
+  path = os.fsencode(folder / 'train')
+  os.rename(path + b'/bee', path + b'/b\xe9e')
+
+
 @pytest.mark.parametrize(
   ('spoil', 'message'),
   [
@@ -333,6 +351,7 @@ def new_class(folder):
     (deep_image, r'deep\.png.* 8 bits'),
     (other_size, r'small\.png.* is 5x5, but .* is 7x9; set data\.image_size'),
     (new_class, "class .*test/bee' is not among the classes"),
+    (latin_class, r"the name 'b\\udce9e' in .*train' is not UTF-8; rename"),
   ],
 )
 def test_bad_image_folders_are_refused(tmp_path, spoil, message):

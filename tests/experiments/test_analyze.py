@@ -1,6 +1,5 @@
 """The doors to explanations: runs, files of any framework, theory."""
 
-import json
 import shutil
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.report_helpers import (
   make_predictions,
   render_nothing,
 )
+from tsla_jax.io import write_json
 from tsla_jax.report import explain, figures
 from tsla_jax.rundir import RunDir
 from tsla_jax.training.train import train_and_evaluate
@@ -153,7 +153,7 @@ def test_selective_classification_of_a_table_and_of_pixels(
       target = tmp_path / 'table' / 'runs' / method / f'seed{seed}'
       shutil.copytree(runs / f'{method}{seed}', target)
   record = {'table': 'test', 'rows': rows, 'seeds': [0, 1]}
-  (tmp_path / 'table' / 'table.json').write_text(json.dumps(record))
+  write_json(tmp_path / 'table' / 'table.json', record)
   folder = tmp_path / 'pixels'
   folder.mkdir()
   logits, labels = dense_arrays()

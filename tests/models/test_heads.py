@@ -58,7 +58,7 @@ def test_initial_values_are_pytorchs_and_groups_cover_them():
       {'model.name': 'mlp', 'model.pretrained': 'a/b'},
       'model.pretrained: .* no such weights',
     ),
-    ({'model.name': 'mlp', 'model.hidden': 0}, 'model.hidden: 0; must be at'),
+    ({'model.name': 'mlp', 'model.hidden': 0}, 'model.hidden: 0; must be from'),
     (
       {'data.name': 'digits', 'data.standardize': True},
       'data.standardize: True; must be False but on features',

@@ -179,6 +179,44 @@ def test_hub_id_offline_is_one_line(monkeypatch):
   assert '\n' not in str(e.value)
 
 
+def test_hub_files_are_pinned(tmp_path, monkeypatch):
+  """By revision and, of what the configs use, by digest."""
+  import huggingface_hub
+
+  asked = []
+  (tmp_path / 'model.safetensors').write_bytes(b'others')
+
+  def download(repository, name, revision):
+    asked.append((repository, revision))
+    return tmp_path / name
+
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+  with pytest.raises(InputError, match='its SHA-256 is another'):
+    pretrained.read_weights('timm/resnet18.tv_in1k')
+  save_file({'fc.bias': np.ones(3)}, tmp_path / 'model.safetensors')
+  weights = pretrained.read_weights('some/net@abc123')
+  assert weights['fc.bias'].tolist() == [1, 1, 1]
+  (repository, revision), other = asked
+  assert repository == 'timm/resnet18.tv_in1k' and len(revision) == 40
+  assert other == ('some/net', 'abc123')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('conv1.weight', np.nan, 'conv1.weight.* not finite'),
+    ('bn1.running_var', -1.0, 'bn1.running_var.* negative'),
+  ],
+)
+def test_weights_that_no_net_has_are_refused(tmp_path, key, value, message):
+  """Training would diverge, and advise a lower learning rate."""
+  weights = make_weights(make_model()[1])
+  weights[key].flat[0] = value
+  save_file(weights, tmp_path / 'w.safetensors')
+  with pytest.raises(InputError, match=message):
+    pretrained.read_weights(str(tmp_path / 'w.safetensors'))
+
+
 def test_pth_files(tmp_path):
   torch = pytest.importorskip('torch')
   weights = make_weights(make_model()[1])

@@ -15,6 +15,7 @@ from tests.report_helpers import (
   save_predictions,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.io import write_json
 from tsla_jax.report.explain import explain, name_runs
 from tsla_jax.rundir import RunDir
 
@@ -124,7 +125,7 @@ def test_what_is_not_whole_is_refused(workdir, tmp_path):
     explain([other])
   record = json.loads((folder / 'config.json').read_text())
   del record['config']['smoothing']['theta']
-  (folder / 'config.json').write_text(json.dumps(record))
+  write_json(folder / 'config.json', record)
   with pytest.raises(InputError, match="config.json' lacks a field"):
     explain([folder])
   RunDir(folder).diverge('too wild', 1, {})

@@ -25,6 +25,7 @@ from tsla_jax.analysis.calibration import Reliability, reliability
 from tsla_jax.analysis.confidence import SCORES
 from tsla_jax.analysis.neural_collapse import METRICS
 from tsla_jax.analysis.predictions import softmax
+from tsla_jax.io import write_json
 from tsla_jax.report import (
   explanation_figures,
   explanation_tables,
@@ -324,7 +325,7 @@ def test_rows_that_measure_other_things_are_still_compared(workdir):
   for path in paths:
     record = json.loads(path.read_text())
     record['config']['analysis']['neural_collapse_every'] = 1
-    path.write_text(json.dumps(record))
+    write_json(path, record)
   results = read_results(workdir)
   assert results.references['TSLA(2)']['baseline'] == 'baseline'
 

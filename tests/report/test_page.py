@@ -19,6 +19,7 @@ from tests.report_helpers import (
   render_nothing,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.io import write_json
 from tsla_jax.report import explain, figures, page, tables
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
@@ -93,7 +94,7 @@ def test_notes_say_what_the_numbers_are(workdir):
     record['config']['optimizer']['drop_epochs'] = [2, 4]
     if record['config']['smoothing']['theta']:
       record['config']['model']['pretrained'] = '/a/b/weights.pth'
-    path.write_text(json.dumps(record))
+    write_json(path, record)
   RunDir(workdir / 'runs' / 'lsr' / 'seed1').diverge('x', 1, {})
   text = notes(workdir)
   assert '20% of the training labels are wrong on purpose' in text
@@ -242,11 +243,11 @@ def test_texts_of_a_table_are_no_markup(workdir, monkeypatch):
   record = json.loads((workdir / 'table.json').read_text())
   record['rows'][1]['name'] = record['table'] = bad
   record['fields'] = {'data.name': bad}
-  (workdir / 'table.json').write_text(json.dumps(record))
+  write_json(workdir / 'table.json', record)
   for path in (workdir / 'runs').rglob('config.json'):
     record = json.loads(path.read_text())
     record['config']['model']['name'] = record['dataset']['name'] = bad
-    path.write_text(json.dumps(record))
+    write_json(path, record)
   page.draw(workdir)
   text = (workdir / 'report.html').read_text()
   assert 'alert(1)' in text and '<script>alert' not in text

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report_helpers import make_predictions, make_table
+from tsla_jax.io import write_json
 from tsla_jax.report import explain, summary
 from tsla_jax.report.results import read_results
 from tsla_jax.rundir import RunDir
@@ -17,7 +18,7 @@ def sentence(path, **lasts):
   make_table(path, {names[key]: values for key, values in lasts.items()})
   record = json.loads((path / 'table.json').read_text())
   record['seeds'] = list(range(max(map(len, lasts.values()))))
-  (path / 'table.json').write_text(json.dumps(record))
+  write_json(path / 'table.json', record)
   return summary.describe_result(read_results(path))
 
 

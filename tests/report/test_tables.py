@@ -17,6 +17,7 @@ from tests.report_helpers import (
   write_lines,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.io import write_json
 from tsla_jax.methods import reference_rows
 from tsla_jax.report import figures, tables
 from tsla_jax.report.results import (
@@ -231,7 +232,7 @@ def test_drops_that_a_rule_found_differ_between_seeds(workdir):
       'drop_epoch': None,
       'drop_rule': 'plateau',
     }
-    (folder / 'config.json').write_text(json.dumps(record))
+    write_json(folder / 'config.json', record)
     lines = read_lines(folder / 'metrics.jsonl')
     for line in lines:
       line['theta'] = 0.1 * (drop is None or line['epoch'] < drop)
@@ -262,7 +263,7 @@ def test_runs_of_another_length_are_not_finished(workdir):
   record = json.loads((workdir / 'table.json').read_text())
   for row in record['rows']:
     row['num_epochs'] = 7
-  (workdir / 'table.json').write_text(json.dumps(record))
+  write_json(workdir / 'table.json', record)
   assert set(read_results(workdir).runs['status']) == {'not finished'}
 
 
@@ -283,9 +284,20 @@ def test_what_is_no_table_is_refused(tmp_path):
     read_results(tmp_path)
   row = {'name': 'a', 'directory': 'a', 'num_epochs': 3}
   record = {'table': 'test', 'rows': [row], 'seeds': [0]}
-  (tmp_path / 'table.json').write_text(json.dumps(record))
+  write_json(tmp_path / 'table.json', record)
   with pytest.raises(InputError, match='of which no run has begun'):
     read_results(tmp_path)
+
+
+def test_names_are_neither_formulas_nor_html():
+  """Those of rows and data are the names of files, and of anyone's choice."""
+  names = ['=HYPERLINK("x")', '+1', '-1', '@x', '\tx', 'a-b', '']
+  csv = tables.to_csv(pd.DataFrame({'row': names, 'top1': -0.5}))
+  read = pd.read_csv(io.StringIO(csv), keep_default_na=False)
+  assert read['row'].tolist() == [*(f"'{n}" for n in names[:5]), *names[5:]]
+  assert (read['top1'] == -0.5).all()
+  text = tables.escape_html('|<script>|</b>|<!--|p < 0.05, <3|')
+  assert text == '|&lt;script>|&lt;/b>|&lt;!--|p < 0.05, <3|'
 
 
 def test_markdown_and_latex_of_a_layout():

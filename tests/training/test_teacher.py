@@ -147,6 +147,16 @@ def test_probe_judges_what_it_has_not_seen():
     teacher.cross_fitted_probe(features[:9], (np.arange(9) == 3) * 1, 2)
 
 
+def test_folds_are_checked_before_features_are_computed(dataset, monkeypatch):
+  def slow(*args):
+    raise AssertionError
+
+  monkeypatch.setattr(teacher, '_apply_weights', slow)
+  for folds in (1, 100_000):
+    with pytest.raises(InputError, match=f'{folds}; must be from 2 to 6'):
+      teacher.from_probe(('w', 'resnet18', 32), dataset, folds=folds)
+
+
 def test_map_by_counts_by_hand():
   # Source class 0 goes with label 0 twice and with 1 once; class 1 with 1 once.
   source = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])

@@ -30,6 +30,7 @@ from tsla_jax.analysis.predictions import log_softmax
 from tsla_jax.errors import InputError
 
 LARGEST_JOINT = 4000  # rows of a joint Hessian, K (2 d + 1)
+_LARGEST = 10**8  # numbers of an array
 
 # Eigenvalues below this share of the largest count as 0. Rounding leaves the
 # zeros of the rotations at about 1e-16.
@@ -158,6 +159,21 @@ class UnconstrainedFeatures:
     ):
       if not valid:
         raise InputError(f'{name}: {getattr(self, name)}; must be {accepted}')
+    self._check_size(self.num_classes)
+
+  def _check_size(self, rows: int) -> None:
+    """Refuse arrays `[rows, K]` and `[rows, d]` that would not fit in memory.
+
+    Raises:
+      InputError: names the sizes.
+    """
+    k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
+    if rows * max(k, d) > _LARGEST:
+      raise InputError(
+        f'num_classes, feature_dim, samples_per_class: {k}, {d} and {n}; an'
+        f' array would have {rows * max(k, d):.3g} numbers, and may have'
+        f' {_LARGEST:.0e}'
+      )
 
   @property
   def tau(self) -> float:
@@ -327,6 +343,7 @@ class UnconstrainedFeatures:
       The solution; a small `gradient_norm` shows that it is a minimum.
     """
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
+    self._check_size(n * k)
     # In these units the objective is symmetric in weights and features.
     unit = np.sqrt(self.weight_decay_w / self.weight_decay_h)
 
@@ -379,6 +396,7 @@ class UnconstrainedFeatures:
       The path; it ends early if the descent diverges.
     """
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
+    self._check_size(n * k)
     rng = np.random.default_rng(seed)
     shapes = ((k, d), (n * k, d))
     x = [*(rng.standard_normal(shape) for shape in shapes), np.zeros(k)]

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from tsla_jax import configs, fields, methods
 from tsla_jax.errors import DivergenceError, InputError
+from tsla_jax.io import to_path
 
 Main = Callable[[], None] | Mapping[str, Callable[[], None]]
 
@@ -88,14 +89,20 @@ def run(main: Main, required: Sequence[str] = ()) -> None:
   except (InputError, DivergenceError) as error:
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2 if isinstance(error, InputError) else 1)
+  except MemoryError as error:
+    print(
+      f'error: not enough memory ({error}); ask for less at a time',
+      file=sys.stderr,
+    )
+    sys.exit(2)
   except BrokenPipeError:  # nobody reads any more, as behind `| head`
     os._exit(128 + signal.SIGPIPE)
 
 
 def npz_path(flag: flags.FlagHolder) -> pathlib.Path:
   """Returns the path of an `.npz` to write; refuses any other."""
-  path = pathlib.Path(flag.value).expanduser()
-  if path.suffix != '.npz' or path.is_dir():
+  path = to_path(flag.value)
+  if path.suffix != '.npz' or os.path.isdir(path):
     raise InputError(f"--{flag.name}: '{path}'; must be a file ending in .npz")
   return path
 
@@ -124,6 +131,11 @@ def _leave(number: int, frame: object) -> None:
 
 def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
   """Parses the command line, and turns what can go wrong into one line."""
+  # A shell does not expand the ~ of --flag=~/path.
+  argv = [
+    re.sub('^(--?[^=]*=)(~[^/]*)', lambda m: m[1] + os.path.expanduser(m[2]), a)
+    for a in argv
+  ]
   argv = _find_config(argv)
   known: list[str] = []
   if 'config' in flags.FLAGS:

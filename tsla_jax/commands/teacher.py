@@ -44,9 +44,11 @@ def main() -> None:
       raise InputError(
         f'--{flag.name}: {flag.value}; must be above 0 and finite'
       )
-  for flag, least in ((_FOLDS, 2), (_SIZE, 32)):
-    if flag.value < least:
-      raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
+  for flag, least, most in ((_FOLDS, 2, 1000), (_SIZE, 32, 10_000)):
+    if not least <= flag.value <= most:
+      raise InputError(
+        f'--{flag.name}: {flag.value}; must be from {least} to {most:,}'
+      )
   output = command_line.npz_path(_OUTPUT)
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')

@@ -80,9 +80,15 @@ def ufm() -> None:
   """Draw the unconstrained feature model."""
   smoothings = _numbers(_SMOOTHINGS, '0,0.1')
   # A class with one feature is collapsed from the start.
-  for flag, least in ((_STEPS, 100), (_SEEDS, 1), (_SAMPLES, 2)):
-    if flag.value < least:
-      raise InputError(f'--{flag.name}: {flag.value}; must be at least {least}')
+  for flag, low, high in (
+    (_STEPS, 100, 1_000_000),
+    (_SEEDS, 1, 100),
+    (_SAMPLES, 2, 1_000_000),
+  ):
+    if not low <= flag.value <= high:
+      raise InputError(
+        f'--{flag.name}: {flag.value}; must be from {low} to {high:,}'
+      )
   if not 0 < _RATE.value < 1e6:
     raise InputError(
       f'--learning_rate: {_RATE.value}; must be above 0, below 1e6'

@@ -18,6 +18,7 @@ import tqdm
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tsla_jax.errors import InputError
+from tsla_jax.io import make_empty, to_path
 
 # Other modes have more than 8 bits per channel, which Pillow would clip.
 _EIGHT_BIT_MODES = (
@@ -139,10 +140,12 @@ def decode_once(
     digest.update(part)
   label = re.sub(r'[^\w-]+', '_', label).strip('_')
   key = digest.hexdigest()[:12]
-  final = pathlib.Path(directory).expanduser() / f'{label}-{decode_size}-{key}'
+  final = to_path(directory) / f'{label}-{decode_size}-{key}'
   try:
     final.parent.mkdir(parents=True, exist_ok=True)
-    with open(final.with_name(f'.{final.name}.lock'), 'w') as lock:
+    # Follow no link, and keep the content of an existing file.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with open(os.open(final.with_name(f'.{final.name}.lock'), flags)) as lock:
       # A second process waits, and finds the cache of the first.
       fcntl.flock(lock, fcntl.LOCK_EX)
       if final.is_dir():
@@ -152,9 +155,8 @@ def decode_once(
           print(f"The cache '{final}' is damaged ({error}); decoding again.")
           shutil.rmtree(final)
       temporary = final.with_name(f'{final.name}.tmp')
-      shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
       try:
-        temporary.mkdir()
+        make_empty(temporary)
         _write_cache(temporary, encoded, mode, decode_size)
         os.rename(temporary, final)
       finally:

@@ -23,6 +23,7 @@ import numpy as np
 
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
+from tsla_jax.io import to_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _to_views(
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   try:
-    with open(os.path.expanduser(path), 'rb') as file, np.load(file) as archive:
+    with open(to_path(path), 'rb') as file, np.load(file) as archive:
       arrays = dict(archive)
   except OSError as error:
     raise InputError(

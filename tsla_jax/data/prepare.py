@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 from tsla_jax.errors import InputError
-from tsla_jax.io import lock_directory
+from tsla_jax.io import lock_directory, to_path
 
 
 def prepare(
@@ -38,7 +38,7 @@ def prepare(
     )
   import tensorflow_datasets as tfds
 
-  root = pathlib.Path(data_dir).expanduser()
+  root = to_path(data_dir)
   builder = _find_builder(name, root)
   final = pathlib.Path(builder.data_path)
   if (final / 'dataset_info.json').is_file():
@@ -53,7 +53,7 @@ def prepare(
   needed = {info.filename: int(info.size) for info in infos if info.filename}
   folder = None
   if archives is not None:
-    folder = pathlib.Path(archives).expanduser()
+    folder = to_path(archives)
     _check_archives(name, folder, needed)
   # A killed process leaves this folder, and the next one uses it.
   version = builder.info.full_name.replace('/', '-')

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ import numpy as np
 from tsla_jax.data import cache
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
+from tsla_jax.io import to_path
+
+_TFDS_FEATURES = 'tensorflow_datasets.core.features.'
 
 
 def load(
@@ -107,7 +111,7 @@ def _print_once(note: str) -> None:
 def _usual_dir() -> str | None:
   """Return the default directory of TFDS, if it exists."""
   usual = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return usual if pathlib.Path(usual).expanduser().is_dir() else None
+  return usual if to_path(usual).is_dir() else None
 
 
 def _root(name: str, data_dir: str | None) -> pathlib.Path:
@@ -117,8 +121,8 @@ def _root(name: str, data_dir: str | None) -> pathlib.Path:
       ' --config.data.data_dir=DIR (without one: data.name=digits; TFDS data'
       ' sets are also found in TFDS_DATA_DIR and ~/tensorflow_datasets)'
     )
-  root = pathlib.Path(data_dir).expanduser()
-  if not root.is_dir():
+  root = to_path(data_dir)
+  if not os.path.isdir(root):
     raise InputError(f"data.data_dir: '{root}' is not a directory")
   return root
 
@@ -292,7 +296,10 @@ def _builder(name: str, root: pathlib.Path):
     directory = _find_prepared(name, root)
   # TFDS raises errors of many kinds for files that it cannot read.
   try:
+    _check_features(directory)
     builder = tfds.builder_from_directory(str(directory))
+  except InputError:
+    raise
   except Exception as error:
     raise _damaged(name, directory, error) from error
   if builder.info.name != name.split('/')[0]:
@@ -301,6 +308,26 @@ def _builder(name: str, root: pathlib.Path):
       f" '{name}'; give data.name its name"
     )
   return builder
+
+
+def _check_features(directory: pathlib.Path) -> None:
+  """Refuse features of other packages, whose modules TFDS would import."""
+
+  def check(value: Any) -> None:
+    if isinstance(value, list):
+      value = dict(enumerate(value))
+    for key, part in value.items() if isinstance(value, dict) else ():
+      # Older versions of TFDS write the last two keys.
+      if key in ('pythonClassName', 'python_class_name', 'type') and (
+        '.' in str(part) and not str(part).startswith(_TFDS_FEATURES)
+      ):
+        raise InputError(
+          f"data set in '{directory}': features.json names '{part}', which is"
+          ' no feature of TFDS; prepare the data with features of TFDS'
+        )
+      check(part)
+
+  check(json.loads((directory / 'features.json').read_text()))
 
 
 def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path:
@@ -412,4 +439,13 @@ def _list_files(
 
 
 def _visible(directory: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(p for p in directory.iterdir() if p.name[0] != '.')
+  found = sorted(p for p in directory.iterdir() if p.name[0] != '.')
+  for path in found:
+    try:
+      path.name.encode()
+    except UnicodeEncodeError as error:
+      raise InputError(
+        f"image folder: the name {path.name!r} in '{directory}' is not UTF-8;"
+        ' rename it'
+      ) from error
+  return found

@@ -4,6 +4,8 @@ Safetensors files are read without torch; `.pth` files need torch.
 """
 
 import dataclasses
+import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -13,6 +15,16 @@ import jax
 import numpy as np
 
 from tsla_jax.errors import InputError
+from tsla_jax.io import to_path
+
+# Revision and SHA-256 of `model.safetensors`, of repositories that are used
+# here. Others may be given as ID@REVISION.
+_PINNED = {
+  'timm/resnet18.tv_in1k': (
+    'bbd144b3e5565108aad885f145491d11bc6ce807',
+    '694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81',
+  )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +56,20 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
 
   Args:
     source: the path of a `.safetensors`, `.pth` or `.pt` file, or an id such as
-      'timm/resnet18.tv_in1k', whose `model.safetensors` is downloaded once.
+      'timm/resnet18.tv_in1k' or 'ID@REVISION', whose `model.safetensors` is
+      downloaded once.
 
   Returns:
     Arrays by torchvision's keys.
 
   Raises:
-    InputError: if the file does not exist, or cannot be read or downloaded.
+    InputError: if the file does not exist, cannot be read or downloaded, is not
+      the pinned file, or has values that no network can have.
   """
-  path = pathlib.Path(source).expanduser()
-  if not path.is_file():
+  path = to_path(source)
+  if not os.path.isfile(path):
     if path.suffix in ('.safetensors', '.pth', '.pt') or not re.fullmatch(
-      r'[\w.-]+/[\w.-]+', source
+      r'[\w.-]+/[\w.-]+(@[\w.-]+)?', source
     ):
       raise InputError(
         f"model.pretrained: there is no file '{source}'; give the path of a"
@@ -66,8 +80,9 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     if path.suffix == '.safetensors':
       from safetensors.numpy import load_file
 
-      return load_file(path)
-    return _read_pth(path)
+      weights = load_file(path)
+    else:
+      weights = _read_pth(path)
   except InputError:
     raise
   # Both libraries raise errors of many kinds for files of other formats.
@@ -76,13 +91,32 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
       f"model.pretrained: '{path}' is no file of weights"
       f' ({type(error).__name__}); give a .safetensors or .pth file, or None'
     ) from error
+  for key, array in weights.items():
+    values = np.asarray(array, np.float32)
+    what = None if np.isfinite(values).all() else 'not finite'
+    if key.endswith('running_var') and values.min(initial=0) < 0:
+      what = 'negative'
+    if what is not None:
+      raise InputError(
+        f"model.pretrained: '{key}' of '{path}' has values that are {what};"
+        ' give other weights'
+      )
+  return weights
 
 
-def _download(repository: str) -> pathlib.Path:
+def _download(source: str) -> pathlib.Path:
+  repository, _, revision = source.partition('@')
+  digest = None
+  if not revision:
+    revision, digest = _PINNED.get(repository, (None, None))
   try:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
-    return pathlib.Path(hf_hub_download(repository, 'model.safetensors'))
+    logging.set_verbosity_error()  # the hub prints two lines for each retry
+    path = pathlib.Path(
+      hf_hub_download(repository, 'model.safetensors', revision=revision)
+    )
   # The hub raises errors of many kinds, offline or for unknown names.
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error) else repr(error)
@@ -91,6 +125,12 @@ def _download(repository: str) -> pathlib.Path:
       ' the name and the network, or fetch its model.safetensors elsewhere and'
       ' give the path'
     ) from error
+  if digest not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+    raise InputError(
+      f"model.pretrained: '{path}' is not the file of '{repository}' that is"
+      ' expected (its SHA-256 is another); delete it to download it again'
+    )
+  return path
 
 
 def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:

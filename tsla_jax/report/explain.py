@@ -9,7 +9,7 @@ import pandas as pd
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
-from tsla_jax.io import lock_directory
+from tsla_jax.io import lock_directory, to_path
 from tsla_jax.report import dense as dense_lib
 from tsla_jax.report import document, figures, metrics, page, summary, tables
 from tsla_jax.report.inputs import read_predictions, read_run
@@ -58,18 +58,21 @@ def explain(
     InputError: names what cannot be read, measured or written.
   """
   runs, files, dense = (
-    [pathlib.Path(p) for p in dict.fromkeys(map(os.path.realpath, given))]
+    [
+      pathlib.Path(p)
+      for p in dict.fromkeys(os.path.realpath(to_path(path)) for path in given)
+    ]
     for given in (runs, files, dense)
   )
   if not 0 <= seed < 2**32:
     raise InputError(f'seed: {seed}; must be from 0 to 2**32 - 1')
   for path in files:
-    if not path.is_file():
+    if not os.path.isfile(path):
       raise InputError(f"predictions: '{path}' is no file; give an .npz")
   for path in dense:
     if not _archives(path):
       raise InputError(f"dense: '{path}' is no directory with .npz files")
-  found = [path for path in runs if (path / 'table.json').is_file()]
+  found = [path for path in runs if os.path.isfile(path / 'table.json')]
   if found and len(runs) > 1:
     raise InputError(
       f"run: '{found[0]}' is a table; give it without other tables and runs"
@@ -78,7 +81,7 @@ def explain(
   output = (
     _default_output([*runs, *files, *dense]) if output is None else output
   )
-  output = pathlib.Path(output)
+  output = to_path(output)
   # Errors of the folder come before any computation.
   with lock_directory(output, output / 'figures', name='output'):
     parts = [measure_table(path, seed) for path in found]
@@ -310,7 +313,9 @@ def write(
   text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
   content = {
     'metrics.csv': tables.to_csv(results.runs),
-    'analysis.md': text + figures.to_markdown(report.pictures),
+    'analysis.md': tables.escape_html(
+      text + figures.to_markdown(report.pictures)
+    ),
   }
   document.write(report, output, content, mend='give another output')
   return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'

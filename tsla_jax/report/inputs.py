@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from tsla_jax.analysis.predictions import (
   to_floats,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.io import to_path
 from tsla_jax.rundir import RunDir
 
 SPLITS = ('train', 'validation', 'test')
@@ -122,7 +122,7 @@ def read_arrays(
   Raises:
     InputError: names the file and the defect.
   """
-  path = pathlib.Path(path)
+  path = to_path(path)
   if not os.path.isfile(path):
     raise InputError(f"'{path}': there is no such file; give an .npz")
   try:
@@ -235,7 +235,7 @@ def read_run(path: str | os.PathLike[str]) -> Predictions:
   Raises:
     InputError: if a file cannot be read, or they are of different models.
   """
-  path = pathlib.Path(path)
+  path = to_path(path)
   with contextlib.suppress(FileNotFoundError):
     RunDir(path).read('predictions.npz')  # checks its digest
   test = read_predictions(path / 'predictions.npz')

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tsla_jax import fields, methods
+from tsla_jax.io import to_path
 from tsla_jax.report import (
   document,
   explanation_tables,
@@ -47,7 +48,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   Raises:
     InputError: if it holds no table that has begun, or cannot be written.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = to_path(workdir)
   results = read_results(workdir)
   report = make_report(results)
   notes = describe(results)
@@ -55,7 +56,9 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   written = '\n'.join([f'{report.sentence}\n', *texts])
   content = {
     'results.csv': tables.to_csv(results.runs, keep=COLUMNS),
-    'table.md': '\n'.join([written, *(f'- {note}' for note in notes), '']),
+    'table.md': tables.escape_html(
+      '\n'.join([written, *(f'- {note}' for note in notes), ''])
+    ),
     'table.tex': '\n'.join(map(tables.to_latex, report.layouts)),
   }
   mend = 'draw the results with --redraw'

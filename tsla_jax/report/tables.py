@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -309,6 +310,8 @@ def _count_runs(results: Results, row: str) -> str:
 def to_csv(runs: pd.DataFrame, keep: Sequence[str] = ()) -> str:
   """Write a line for each model; accuracies as fractions, epochs from 0.
 
+  Texts that a spreadsheet would take for formulas are quoted.
+
   Args:
     runs: as in `Results`.
     keep: columns to write even if they are empty.
@@ -316,12 +319,21 @@ def to_csv(runs: pd.DataFrame, keep: Sequence[str] = ()) -> str:
   empty = [n for n in runs if n not in keep and runs[n].isna().all()]
   runs = runs.drop(columns=empty)
   runs = runs.astype({name: 'Int64' for name in _INTEGERS if name in runs})
+  formula = ('=', '+', '-', '@', '\t', '\r')
+  runs = runs.map(
+    lambda v: f"'{v}" if isinstance(v, str) and v.startswith(formula) else v
+  )
   return runs.to_csv(index=False)
 
 
 def _notes(layout: Layout) -> list[str]:
   bold = any(cell.bold for row in layout.rows for cell in row)
   return [*layout.notes, *([BOLD] if bold else [])]
+
+
+def escape_html(markdown: str) -> str:
+  """Escape what a reader of Markdown would take for HTML tags."""
+  return re.sub('<(?=[A-Za-z/!?])', '&lt;', markdown)
 
 
 def to_markdown(layout: Layout) -> str:

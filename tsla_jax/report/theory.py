@@ -49,7 +49,9 @@ def write_theory(
   notes = (note for section in sections for note in section.notes)
   text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
   content = {
-    f'{name}.md': text + figures.to_markdown(report.pictures),
+    f'{name}.md': tables.escape_html(
+      text + figures.to_markdown(report.pictures)
+    ),
     **{f'{key}.csv': of.to_csv(index=False) for key, of in frames.items()},
   }
   document.write(report, output, content, mend='give another --output')

@@ -7,8 +7,8 @@ A run's checkpoint is a directory:
   best/            the state after the best epoch, unless that is the last
   switch/          in a run's folder: the state before one-hot labels, if any
 
-Digests of all values are checked whenever they are read. Only `store.Store`
-writes checkpoints.
+Digests of all files are checked at every read, before orbax reads them. Only
+`store.Store` writes checkpoints.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
 from tsla_jax.errors import InputError
-from tsla_jax.io import damaged, read_json, write_json
+from tsla_jax.io import check_room, damaged, read_json, write_json
 from tsla_jax.training.state import TrainState
 
 
@@ -90,11 +90,13 @@ class Checkpoint:
     path: of the directory.
     progress: history of the state.
     digests: of the values of 'last', and of 'best' if that is another state.
+    files: digests of the files of each state.
   """
 
   path: pathlib.Path
   progress: Progress
   digests: Mapping[str, str]
+  files: Mapping[str, str]
 
 
 def read_checkpoint(path: pathlib.Path) -> Checkpoint:
@@ -107,13 +109,15 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
     FileNotFoundError: if there is no checkpoint.
     InputError: if it is damaged.
   """
-  record = read_json(path / 'progress.json', 'progress', 'arrays', mend='')
+  file = path / 'progress.json'
+  record = read_json(file, 'progress', 'arrays', 'files', mend='')
   if record is None:
-    raise FileNotFoundError(path / 'progress.json')
+    raise FileNotFoundError(file)
   try:
-    return Checkpoint(path, Progress(**record['progress']), record['arrays'])
-  except TypeError as error:
-    raise damaged(path / 'progress.json', error, mend='') from error
+    progress = Progress(**record['progress'])
+  except TypeError as error:  # of another version of the code
+    raise damaged(file, error, mend='') from error
+  return Checkpoint(path, progress, record['arrays'], record['files'])
 
 
 def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
@@ -130,15 +134,14 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
     name = 'last'
   path = checkpoint.path / name
   try:
-    digest = checkpoint.digests[name]
+    # Threads of TensorStore print hundreds of lines for damaged files.
+    if _digest_files(path) != checkpoint.files[name]:
+      raise ValueError('its files have changed')
     with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = jax.tree.map(np.asarray, checkpointer.restore(path.absolute()))
-    if _digest(tree) != digest:
-      raise ValueError('its digest is another')
+      return jax.tree.map(np.asarray, checkpointer.restore(path.absolute()))
   # Orbax and TensorStore raise errors of many kinds.
   except Exception as error:
     raise damaged(path, error, mend='') from error
-  return tree
 
 
 def restore(
@@ -173,11 +176,17 @@ def restore(
 
 
 def write_state(path: pathlib.Path, state: TrainState) -> str:
-  """Write a state and returns its digest."""
+  """Write a state and return its digest.
+
+  Raises:
+    OSError: if the disk has no room for it.
+  """
   # Without empty nodes, which orbax does not store.
   flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
   tree = jax.tree.map(np.asarray, traverse_util.unflatten_dict(flat))
   path.parent.mkdir(parents=True, exist_ok=True)
+  # Threads of orbax print hundreds of lines if the disk is full.
+  check_room(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(path.absolute(), tree)
   return _digest(tree)
@@ -187,7 +196,11 @@ def write_progress(
   directory: pathlib.Path, progress: Progress, digests: Mapping[str, str]
 ) -> None:
   """Write the history of a checkpoint; its arrays must be written before."""
-  record = {'progress': dataclasses.asdict(progress), 'arrays': dict(digests)}
+  record = {
+    'progress': dataclasses.asdict(progress),
+    'arrays': dict(digests),
+    'files': {name: _digest_files(directory / name) for name in digests},
+  }
   write_json(directory / 'progress.json', record)
 
 
@@ -196,4 +209,13 @@ def _digest(tree: Mapping[str, Any]) -> str:
   for key, value in sorted(traverse_util.flatten_dict(dict(tree)).items()):
     digest.update(repr((key, value.dtype.str, value.shape)).encode())
     digest.update(np.ascontiguousarray(value).data)
+  return digest.hexdigest()
+
+
+def _digest_files(directory: pathlib.Path) -> str:
+  digest = hashlib.sha256()
+  for path in sorted(directory.rglob('*')):
+    if path.is_file():
+      content = hashlib.sha256(path.read_bytes()).hexdigest()
+      digest.update(f'{path.relative_to(directory)} {content}\n'.encode())
   return digest.hexdigest()

@@ -22,6 +22,10 @@ def _at_least(low: float, note: str = '') -> Accepted:
   return lambda v: math.isfinite(v) and v >= low, f'at least {low}{note}'
 
 
+def _from(low: float, high: float) -> Accepted:
+  return lambda v: low <= v <= high, f'from {low:,} to {high:,}'
+
+
 def _below(low: float, high: float) -> Accepted:
   return lambda v: low <= v < high, f'at least {low}, below {high}'
 
@@ -41,16 +45,18 @@ def _ordered(v: Any) -> bool:
 _SIZE = (lambda v: 0 <= v <= 10_000, 'from 0 (not set) to 10,000')
 _POSITIVE = (lambda v: np.isfinite(v) and v > 0, 'above 0')
 _RATE = _at_least(0)
+_DECAY = _from(0, 1000)
+_STRENGTH = _from(-100, 100)
 _INTERVAL = _at_least(0, ' (0: never)')
 
 # Accepted values of each field, or of all fields below a prefix that ends in a
 # dot. `_conditions` checks fields together. Code that uses data checks them.
 _ACCEPTED: dict[str, Accepted] = {
   'seed': (lambda v: 0 <= v < 2**32, 'between 0 and 2**32 - 1'),
-  'num_epochs': _at_least(1),
-  'batch_size': _at_least(1),
-  'eval_batch_size': _or_none(*_at_least(1)),
-  'smoothing.theta': (np.isfinite, 'a finite number'),
+  'num_epochs': _from(1, 100_000),
+  'batch_size': _from(1, 1_000_000),
+  'eval_batch_size': _or_none(*_from(1, 1_000_000)),
+  'smoothing.theta': _STRENGTH,
   'smoothing.schedule': _one_of(*schedules.SCHEDULES),
   'smoothing.drop_rule': _one_of(None, *methods.DROP_RULES),
   'smoothing.drop_step': _or_none(*_below(0, 2**31)),
@@ -58,7 +64,7 @@ _ACCEPTED: dict[str, Accepted] = {
   'smoothing.tolerance': _below(0, 1),
   'smoothing.prior': _one_of(*priors.KINDS),
   'loss.name': _one_of(*losses.LOSSES),
-  'loss.strength': (np.isfinite, 'a finite number'),
+  'loss.strength': _STRENGTH,
   'data.image_size': _SIZE,
   'data.decode_size': _SIZE,
   'data.crop_size': _SIZE,
@@ -70,24 +76,27 @@ _ACCEPTED: dict[str, Accepted] = {
   'data.eval_crop': (lambda v: 0 < v <= 1, 'above 0, at most 1'),
   'data.mixup_alpha': (lambda v: 0 <= v <= 1000, 'from 0 to 1000'),
   'data.label_noise': _below(0, 1),
-  'data.pad': _at_least(0),
-  'data.mean': (lambda v: all(np.isfinite(v)), 'finite numbers'),
+  'data.pad': _from(0, 10_000),
+  'data.mean': (lambda v: np.abs(v).max() <= 1e6, 'numbers from -1e6 to 1e6'),
   'data.std': (
-    lambda v: all(np.isfinite(v)) and min(v) > 0,
-    'finite numbers above 0',
+    lambda v: 1e-6 <= min(v) <= max(v) <= 1e6,
+    'numbers from 1e-6 to 1e6',
   ),
-  'model.width': _at_least(1),
-  'model.hidden': _at_least(1),
+  'model.width': _from(1, 10_000),
+  'model.hidden': _from(1, 1_000_000),
   'model.dtype': _one_of('auto', 'float32', 'bfloat16'),
   'optimizer.momentum': _below(0, 1),
   'optimizer.learning_rate.': _RATE,
-  'optimizer.weight_decay': _RATE,
-  'optimizer.head_weight_decay': _or_none(*_RATE),
+  'optimizer.weight_decay': _DECAY,
+  'optimizer.head_weight_decay': _or_none(*_DECAY),
   'optimizer.drop_factor': _POSITIVE,
   'optimizer.second_stage_factor': _POSITIVE,
   'optimizer.drop_epochs': (
-    lambda v: all(isinstance(e, int) for e in v) and all(np.diff([0, *v]) > 0),
-    'whole epochs in increasing order, from 1',
+    lambda v: all(
+      isinstance(e, int) and low < e <= 100_000
+      for low, e in zip((0, *v), v, strict=False)
+    ),
+    'whole epochs in increasing order, from 1 to 100,000',
   ),
   'analysis.': _INTERVAL,
   'checkpoint.': _INTERVAL,
@@ -226,7 +235,7 @@ def _require(
 ) -> None:
   try:
     valid = is_valid(value)
-  except (TypeError, OverflowError):
+  except (TypeError, ValueError, OverflowError):
     valid = False
   if not valid:
     raise InputError(f'{field}: {value!r}; must be {accepted}')

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import ml_collections
 import numpy as np
 import optax
@@ -18,7 +17,7 @@ from tsla_jax.data.dataset import Dataset, add_label_noise
 from tsla_jax.data.features import StoredViews
 from tsla_jax.label_smoothing import schedules
 from tsla_jax.models import heads, resnet
-from tsla_jax.training import checks, optimizers
+from tsla_jax.training import checks, devices, optimizers
 from tsla_jax.training.state import Hparams
 
 _BLOCK = np.arange(4096, dtype=np.int32)  # steps
@@ -35,9 +34,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict(config.to_dict())
   checks.check(config)
+  backend = devices.backend()
   if config.model.dtype == 'auto':
-    on_cpu = jax.default_backend() == 'cpu'
-    config.model.dtype = 'float32' if on_cpu else 'bfloat16'
+    config.model.dtype = 'float32' if backend == 'cpu' else 'bfloat16'
   optimizers.make_optimizer(optimizer_spec(config))
   make_model(config, num_classes=1)
   return config

@@ -180,6 +180,27 @@ def side_by_side(num_runs: int) -> Topology:
   return Topology(_available(num_runs), 1)
 
 
+def backend() -> str:
+  """Return the platform that jax computes on, such as 'cpu'.
+
+  Raises:
+    InputError: if jax finds no device, or is set to compute in float64.
+  """
+  if _CONFIG.jax_enable_x64:
+    raise InputError(
+      'JAX_ENABLE_X64 is set, and training computes in float32; unset it'
+    )
+  try:
+    return jax.default_backend()
+  # If a platform is not installed, jax raises an AssertionError.
+  except (RuntimeError, AssertionError) as error:
+    reason = ' '.join(str(error).split())[:150] or 'it is not installed'
+    raise InputError(
+      f"JAX_PLATFORMS: jax finds no device of '{_CONFIG.jax_platforms}'"
+      f' ({reason}); unset it, or install jax for that platform'
+    ) from error
+
+
 def _available(wanted: int | None) -> int:
   if jax.process_count() > 1:
     raise InputError(

@@ -21,6 +21,7 @@ from tsla_jax.errors import InputError
 from tsla_jax.io import (
   lock_directory,
   read_json,
+  to_path,
   write_json,
   write_npz,
   writing,
@@ -117,7 +118,7 @@ def write_features(
       f"data.name: images of '{dataset.name}' have {channels} channels;"
       ' pretrained nets take 3'
     )
-  output = pathlib.Path(output)
+  output = to_path(output)
   parts = output.with_name(f'{output.name}.parts')
   made_of = {
     'weights': backbone.digest,

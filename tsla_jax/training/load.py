@@ -84,16 +84,18 @@ def _load(
       f"workdir '{workdir}' holds {what}; train it to its end first"
     )
   try:
-    checkpoint = read_checkpoint(directory.checkpoints)
-  except FileNotFoundError as error:
+    state = read_state(read_checkpoint(directory.checkpoints), name)
+  except (FileNotFoundError, InputError) as error:
+    found = f"workdir '{workdir}' holds no checkpoint"
+    if isinstance(error, InputError):
+      found = str(error)
     raise InputError(
-      f"workdir '{workdir}' holds no checkpoint; put it back, or start the"
-      ' training anew in another workdir'
+      f'{found}; put it back, or start the training anew in another workdir'
     ) from error
   config, record = directory.config(), directory.record()
   assert config is not None and record is not None  # of a finished run
   model = config_lib.make_model(config, len(record['dataset']['class_names']))
-  return model, read_state(checkpoint, name)
+  return model, state
 
 
 def _variables(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,13 @@ of its training split, so that it is never used for other data.
 
 import hashlib
 import os
-import pathlib
 
 import ml_collections
 import numpy as np
 
 from tsla_jax.data.dataset import Dataset
 from tsla_jax.errors import InputError
-from tsla_jax.io import write_npz
+from tsla_jax.io import to_path, write_npz
 from tsla_jax.label_smoothing import targets
 from tsla_jax.training.state import Prior
 
@@ -92,7 +91,7 @@ def save_teacher(
     'digest': np.array(dataset.train.digest),
     'name': np.array(dataset.name),
   }
-  path = pathlib.Path(path)
+  path = to_path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_npz(path, arrays)
@@ -137,7 +136,7 @@ def load_teacher(
       f' it; give --config.smoothing.teacher=FILE ({how})'
     )
   try:
-    with open(path, 'rb') as opened, np.load(opened) as file:
+    with open(to_path(path), 'rb') as opened, np.load(opened) as file:
       table = np.asarray(file['table'], np.float16)
       digest, name = str(file['digest']), file['name']
   except FileNotFoundError as error:

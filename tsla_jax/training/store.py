@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsla_jax.errors import InputError
-from tsla_jax.io import digest_text
+from tsla_jax.io import digest_text, make_empty
 from tsla_jax.training.checkpoint import (
   Checkpoint,
   Progress,
@@ -150,7 +150,7 @@ class Store:
       except InputError as error:
         say(f'{error}. It is left out.')
     temporary = target.with_name(f'.{target.name}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
+    make_empty(temporary)
     digests = {}
     for part, (source, name) in parts.items():
       name = name if name in source.digests else 'last'
@@ -173,8 +173,7 @@ class Store:
     what = [(p.identity, p.kept, *p.keys) for p in progress]
     name = f'{progress[0].step:08d}-{digest_text(json.dumps(what))[:12]}'
     target, temporary = self.root / name, self.root / f'.{name}.tmp'
-    shutil.rmtree(temporary, ignore_errors=True)
-    written = []
+    make_empty(temporary)
     for one, last, other in zip(progress, states, best, strict=True):
       directory = temporary / f'seed{one.seed}'
       trees = {'last': last} | ({} if other is None else {'best': other})
@@ -183,10 +182,9 @@ class Store:
         for part, tree in trees.items()
       }
       write_progress(directory, one, digests)
-      written.append(Checkpoint(target / directory.name, one, digests))
     delete(target)  # of a damaged checkpoint
     os.rename(temporary, target)
-    return written
+    return [read_checkpoint(target / f'seed{one.seed}') for one in progress]
 
   def prune(self) -> None:
     """Delete states that only serve a restart and are not needed any more.

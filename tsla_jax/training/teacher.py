@@ -83,10 +83,12 @@ def from_probe(
   Raises:
     InputError: if the weights cannot be read or do not fit.
   """
+  labels = dataset.train.labels
+  # Checked here, because computing features takes long.
+  _check_folds(labels, dataset.num_classes, **options)
   features = dataset.train.inputs[:, 0]  # as in evaluation
   if weights is not None:
     _, features, _ = _apply_weights(*weights, dataset.train)
-  labels = dataset.train.labels
   logits = cross_fitted_probe(features, labels, dataset.num_classes, **options)
   return softmax(logits, temperature)
 
@@ -155,12 +157,7 @@ def cross_fitted_probe(
   Raises:
     InputError: if a class has fewer examples than there are folds.
   """
-  counts = np.bincount(labels, minlength=num_classes)
-  if counts.min() < folds:
-    raise InputError(
-      f'the probe is fitted in {folds} folds, and the rarest of'
-      f' {len(counts)} classes has {counts.min()} examples; lower --folds'
-    )
+  _check_folds(labels, num_classes, folds)
   logits = np.empty((len(labels), num_classes))
   splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
   rounds = splitter.split(features, labels)
@@ -175,6 +172,17 @@ def cross_fitted_probe(
       scores = np.stack([-scores / 2, scores / 2], axis=1)
     logits[held_out] = scores
   return logits
+
+
+def _check_folds(
+  labels: np.ndarray, num_classes: int, folds: int = 5, **_: Any
+) -> None:
+  counts = np.bincount(labels, minlength=num_classes)
+  if not 2 <= folds <= counts.min():
+    raise InputError(
+      f'folds: {folds}; must be from 2 to {counts.min()}, the examples of the'
+      f' rarest of {len(counts)} classes'
+    )
 
 
 def map_by_counts(
