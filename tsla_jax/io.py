@@ -91,7 +91,7 @@ def read_json(
   """
   try:
     record = json.loads(file.read_text())
-    if record['digest'] != _digest(record):
+    if dict(record).get('digest') != _digest(record):
       raise ValueError('its digest is another')
     for key in keys:
       record[key]

@@ -335,8 +335,9 @@ def test_bad_options_are_named():
     expected_calibration_error(*top, binning='even')
   with pytest.raises(InputError, match="kind: 'all'; must be 'top_label' or"):
     expected_calibration_error(*top, kind='all')
-  with pytest.raises(InputError, match='num_bins: 0'):
-    expected_calibration_error(*top, num_bins=0)
+  for num_bins in (0, 1.5, np.nan, 10**12):
+    with pytest.raises(InputError, match='num_bins: .* whole number from 1'):
+      expected_calibration_error(*top, num_bins=num_bins)
   for function in (negative_log_likelihood, fit_temperature):
     with pytest.raises(InputError, match='logits: row 1 is not finite'):
       function(np.array([[0.0, 1.0], [np.inf, 0.0]]), np.array([0, 0]))

@@ -46,7 +46,7 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
   for p in (0.5, 1, 2, 7.5, np.inf):
     score = confidence.normalized_max_logit(logits, p)
     np.testing.assert_allclose(
-      confidence.normalized_max_logit(1e200 * logits + 0, p), score
+      confidence.normalized_max_logit(1e90 * logits, p), score
     )
     np.testing.assert_allclose(
       confidence.normalized_max_logit(logits + 3, p), score
@@ -77,6 +77,14 @@ def test_masked_classes_have_no_say():
       )
   for score in scores:
     np.testing.assert_allclose(score(masked), score(logits), rtol=1e-12)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_scores_of_what_is_not_finite_are_refused(value):
+  logits = np.array([[0.0, 1.0], [value, 1.0]])
+  for score in (*confidence.SCORES, confidence.log_odds):
+    with pytest.raises(InputError, match='logits: row 1 is not finite'):
+      score(logits)
 
 
 def test_scores_take_half_precision():

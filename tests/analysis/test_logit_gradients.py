@@ -67,7 +67,7 @@ def test_bins_by_hand():
 
 
 def test_bad_input_is_named():
-  with pytest.raises(InputError, match='num_bins: 0; must be at least 1'):
+  with pytest.raises(InputError, match='num_bins: 0; must be a whole'):
     measure_suppression(np.zeros((2, 2)), np.array([0, 1]), 0.1, num_bins=0)
   for theta in (-0.1, 1.5, np.nan):
     for call in (

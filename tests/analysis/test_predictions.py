@@ -81,13 +81,20 @@ def test_a_temperature_is_above_0():
     ([np.ones(0)], {}, 'arrays: of 0 examples'),
     ([], {}, 'arrays: of no examples'),
     ([np.ones(3)], {'level': 95}, 'level: 95; must be above 0'),
-    ([np.ones(3)], {'num_resamples': 0}, 'num_resamples: 0; must be at'),
+    ([np.ones(3)], {'num_resamples': 0}, 'num_resamples: 0; must be a whole'),
+    ([np.ones(3)], {'num_resamples': 1.5}, 'num_resamples: 1.5; must be a'),
+    ([3.0], {}, 'arrays: of 0 examples'),
     ([np.ones(3)], {'method': 'bca'}, "method: 'bca'; must be 'percentile'"),
   ],
 )
 def test_the_bootstrap_pairs_arrays_of_one_length(arrays, options, message):
   with pytest.raises(InputError, match=message):
     bootstrap_interval(lambda *a: float(np.mean(a[0])), *arrays, **options)
+
+
+def test_the_bootstrap_takes_lists():
+  ends = bootstrap_interval(np.mean, [1.0, 2.0], num_resamples=50)
+  assert 1 <= ends.low < ends.high <= 2
 
 
 def test_softmax():
@@ -120,7 +127,12 @@ def test_split_of_rare_classes_is_not_stratified():
   assert (len(fit), len(test)) == (2, 18)
 
 
-@pytest.mark.parametrize(('count', 'share'), [(1, 0.5), (10, 0.01), (10, 1.0)])
+@pytest.mark.parametrize(
+  ('count', 'share'),
+  [(1, 0.5), (10, 0.01), (10, 1.0), (10, -1.0), (10, np.nan)],
+)
 def test_no_part_is_empty(count, share):
   with pytest.raises(InputError, match=f'{count} examples cannot be divided'):
     held_out_split(np.zeros(count, int), share)
+  with pytest.raises(InputError, match=r'labels: .*\[2, 2\]; must be \[N\]'):
+    held_out_split(np.eye(2, dtype=int))

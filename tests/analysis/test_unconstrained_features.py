@@ -1,6 +1,7 @@
 """The closed form against a solver, finite differences and golden numbers."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -255,10 +256,13 @@ def test_a_descent_that_diverges_ends():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'num_classes': 1}, 'num_classes: 1; must be at least 2'),
+    ({'num_classes': 1}, 'num_classes: 1; must be a whole number from 2'),
     ({'feature_dim': 2}, 'feature_dim: 2; must be at least 3'),
-    ({'feature_dim': 0}, 'feature_dim: 0; must be at least 1'),
+    ({'feature_dim': 0}, 'feature_dim: 0; must be a whole'),
     ({'samples_per_class': 0}, 'samples_per_class: 0'),
+    ({'num_classes': 2.5}, 'num_classes: 2.5; must be a whole number'),
+    ({'num_classes': 10**5}, r'100000, 5 and 3; .* 1e\+10 numbers'),
+    ({'feature_dim': 10**10}, 'feature_dim: 10000000000; must be a whole'),
     ({'smoothing': -0.1}, 'smoothing: -0.1; must be from 0 to 1'),
     ({'smoothing': 1.1}, 'smoothing: 1.1'),
     ({'weight_decay_w': 0.0}, 'weight_decay_w: 0.0; must be above 0'),
@@ -275,6 +279,18 @@ def test_bad_settings_are_named(changes, message):
   ):
     with pytest.raises(InputError, match=message):
       function(dataclasses.replace(model, **changes))
+
+
+def test_sizes_and_options_of_solvers_are_checked():
+  many = UnconstrainedFeatures(4, 5, 10**8, 0.1, 1e-3, 1e-3)
+  assert many.minimizer().loss > 0  # its cost does not depend on n
+  for solve in (many.solve, functools.partial(many.descend, learning_rate=1)):
+    with pytest.raises(InputError, match='4, 5 and 100000000; .* 2e'):
+      solve()
+  few = UnconstrainedFeatures(4, 5, 3, 0.1, 1e-3, 1e-3)
+  for name, value in (('learning_rate', np.nan), ('every', 0)):
+    with pytest.raises(InputError, match=f'{name}: {value}; must be'):
+      few.descend(**{'learning_rate': 1.0, name: value})
 
 
 def test_a_joint_hessian_that_is_too_large_is_refused():

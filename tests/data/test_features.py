@@ -92,7 +92,7 @@ GOOD = make_features()
     ),
     (
       {'test_features': np.full((30, 12), np.nan)},
-      'test_features of .* are not finite everywhere',
+      "'x', test split: features of example '0' are not finite",
     ),
     (
       {'test_features': np.zeros((30, 5))},
@@ -121,7 +121,11 @@ GOOD = make_features()
     ({'test_labels': np.full(30, -1)}, 'test_labels of .* are -1 to -1'),
     (
       {'train_features': np.full((64, 12), 1e300)},
-      'train_features of .* are not finite everywhere',
+      "'x', train split: features of example '0' are not finite, or beyond",
+    ),
+    (
+      {'train_features': np.full((64, 12), 1e30)},
+      r'beyond 1e\+15 \(64 such examples\); .*standardize',
     ),
     (
       {'test_labels': np.full(30, 10**14)},

@@ -14,6 +14,7 @@ import numpy as np
 from tsla_jax.analysis.predictions import (
   check_choice,
   check_confidence,
+  check_count,
   check_logits,
   check_probabilities,
   log_softmax,
@@ -243,8 +244,7 @@ def _top_label(
 def _reliability(
   confidence: np.ndarray, correct: np.ndarray, num_bins: int, binning: Binning
 ) -> Reliability:
-  if num_bins < 1:
-    raise InputError(f'num_bins: {num_bins}; must be at least 1')
+  check_count('num_bins', num_bins)
   edges = np.arange(num_bins + 1) / num_bins
   if check_choice('binning', binning, Binning) == 'mass':
     # Edges are confidences that occur, so bins (low, high] never split ties.

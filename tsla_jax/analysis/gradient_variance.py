@@ -29,6 +29,7 @@ import optax
 from tsla_jax.analysis.predictions import (
   Interval,
   bootstrap_interval,
+  check_count,
   check_finite,
   check_labels,
   check_logits,
@@ -317,6 +318,7 @@ def full(
       f'sample: {count} of {total} examples; must be at least 2, and no more'
       ' than there are'
     )
+  check_count('chunk', chunk)
   shape = (total, jax.eval_shape(apply, params, inputs[:1]).shape[1])
   labels = check_labels(labels, *shape)
   prior = _check_prior(prior, shape)

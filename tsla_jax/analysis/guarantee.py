@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from tsla_jax.analysis.predictions import check_confidence
+from tsla_jax.analysis.predictions import check_confidence, check_count
 from tsla_jax.errors import InputError
 
 
@@ -69,6 +69,7 @@ def guaranteed_threshold(
   for name, value in (('risk', risk), ('alpha', alpha), ('share', share)):
     if not 0 < value < 1:
       raise InputError(f'{name}: {value}; must be between 0 and 1')
+  check_count('num_thresholds', num_thresholds)
   order = np.random.RandomState(seed).permutation(len(confidence))
   size = round(share * len(confidence))
   learn, test = order[:size], order[size:]

@@ -15,7 +15,11 @@ import dataclasses
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import check_logits, softmax
+from tsla_jax.analysis.predictions import (
+  check_count,
+  check_logits,
+  softmax,
+)
 from tsla_jax.errors import InputError
 
 
@@ -53,6 +57,7 @@ def expected_suppression(
     `theta (1 - P_err - 1 / K)`. Positive values suppress the logit.
   """
   _check_theta(theta)
+  check_count('num_classes', num_classes)
   return theta * (1 - np.asarray(error_probability, float) - 1 / num_classes)
 
 
@@ -97,8 +102,7 @@ def measure_suppression(
     Means over the bins. `suppression` equals `expected_suppression` at the
     error rate, and at the error probability if the model is calibrated.
   """
-  if num_bins < 1:
-    raise InputError(f'num_bins: {num_bins}; must be at least 1')
+  check_count('num_bins', num_bins)
   logits, labels = check_logits(logits, labels)
   rows, top = np.arange(len(labels)), logits.argmax(axis=1)
   predicted = 1 - softmax(logits).max(axis=1)

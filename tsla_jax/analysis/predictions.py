@@ -51,10 +51,11 @@ def to_floats(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_logits(logits: np.ndarray, name: str = 'logits') -> np.ndarray:
-  """Convert logits `[N, K]` to float64, of any value.
+  """Convert logits `[N, K]` to float64.
 
   Raises:
-    InputError: if they are no real numbers `[N, K]`, or there are none.
+    InputError: if they are no real numbers `[N, K]`, there are none, or a row
+      is not finite. Minus infinity masks a class.
   """
   array = to_floats(logits, name).astype(np.float64)
   if array.ndim != 2 or 0 in array.shape:
@@ -62,6 +63,7 @@ def to_logits(logits: np.ndarray, name: str = 'logits') -> np.ndarray:
       f'{name}: an array of shape {list(array.shape)}; must be [N, K], with at'
       ' least one example and one class'
     )
+  check_finite(array, name, masked=True)
   return array
 
 
@@ -81,7 +83,6 @@ def check_logits(
     InputError: names the first bad row.
   """
   logits = to_logits(logits)
-  check_finite(logits, 'logits', masked=True)
   labels = check_labels(labels, *logits.shape)
   wrong = np.flatnonzero(np.isneginf(logits[np.arange(len(labels)), labels]))
   if len(wrong):
@@ -179,7 +180,6 @@ def check_probabilities(
     InputError: names the first bad row.
   """
   probabilities = to_logits(probabilities, 'probabilities')
-  check_finite(probabilities, 'probabilities')
   labels = check_labels(labels, *probabilities.shape)
   outside = (probabilities < 0) | (probabilities > 1 + _ROUNDING)
   sums = probabilities.sum(axis=1)
@@ -229,6 +229,21 @@ def check_choice(name: str, value: str, accepted: Any) -> str:
   return value
 
 
+def check_count(
+  name: str, value: int, least: int = 1, most: int = 1_000_000
+) -> None:
+  """Check that an option is a whole number within a range.
+
+  Raises:
+    InputError: names the option and what is accepted.
+  """
+  whole = isinstance(value, int | np.integer)
+  if not whole or not least <= value <= most:
+    raise InputError(
+      f'{name}: {value}; must be a whole number from {least} to {most:,}'
+    )
+
+
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
   """Convert logits `[N, K]` to probabilities `[N, K]`, in float64."""
   return special.softmax(scale_logits(logits, temperature), axis=1)
@@ -268,8 +283,13 @@ def held_out_split(
   Raises:
     InputError: if a part would be empty, or scikit-learn is not installed.
   """
-  labels, count = np.asarray(labels), len(labels)
-  size = round(share * count)
+  labels = np.asarray(labels)
+  if labels.ndim != 1:
+    raise InputError(
+      f'labels: an array of shape {list(labels.shape)}; must be [N]'
+    )
+  count = len(labels)
+  size = round(share * count) if 0 < share < 1 else 0
   if not 0 < size < count:
     raise InputError(
       f'{count} examples cannot be divided into a share of {share} to tune on'
@@ -333,18 +353,16 @@ def bootstrap_interval(
       of its range.
   """
   check_choice('method', method, Method)
-  lengths = [len(values) for values in arrays]
+  check_count('num_resamples', num_resamples)
+  if not 0 < level < 1:
+    raise InputError(f'level: {level}; must be above 0, below 1')
+  arrays = tuple(np.asarray(values) for values in arrays)
+  lengths = [len(values) if values.ndim else 0 for values in arrays]
   if len(set(lengths)) != 1 or not lengths[0]:
     raise InputError(
       f'arrays: of {", ".join(map(str, lengths)) or "no"} examples; all must be'
       ' of the same examples, at least one'
     )
-  for name, value, valid, accepted in (
-    ('num_resamples', num_resamples, num_resamples >= 1, 'at least 1'),
-    ('level', level, 0 < level < 1, 'above 0, below 1'),
-  ):
-    if not valid:
-      raise InputError(f'{name}: {value}; must be {accepted}')
   count, rng = lengths[0], np.random.default_rng(seed)
   resamples = [
     statistic(*(values[rows] for values in arrays))

@@ -26,7 +26,7 @@ import numpy as np
 from scipy import optimize
 
 from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
-from tsla_jax.analysis.predictions import log_softmax
+from tsla_jax.analysis.predictions import check_count, log_softmax
 from tsla_jax.errors import InputError
 
 LARGEST_JOINT = 4000  # rows of a joint Hessian, K (2 d + 1)
@@ -148,10 +148,13 @@ class UnconstrainedFeatures:
   weight_decay_b: float = 0.0
 
   def __post_init__(self):
+    for name, least in (
+      ('num_classes', 2),
+      ('feature_dim', 1),
+      ('samples_per_class', 1),
+    ):
+      check_count(name, getattr(self, name), least, _LARGEST)
     for name, accepted, valid in (
-      ('num_classes', 'at least 2', self.num_classes >= 2),
-      ('feature_dim', 'at least 1', self.feature_dim >= 1),
-      ('samples_per_class', '1 or more', self.samples_per_class > 0),
       ('smoothing', 'from 0 to 1', 0 <= self.smoothing <= 1),
       ('weight_decay_w', 'above 0, below 1e9', 0 < self.weight_decay_w < 1e9),
       ('weight_decay_h', 'above 0, below 1e9', 0 < self.weight_decay_h < 1e9),
@@ -397,6 +400,12 @@ class UnconstrainedFeatures:
     """
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
     self._check_size(n * k)
+    check_count('every', every)
+    check_count('num_steps', num_steps, 0)
+    if not 0 < learning_rate < np.inf:
+      raise InputError(
+        f'learning_rate: {learning_rate}; must be above 0, finite'
+      )
     rng = np.random.default_rng(seed)
     shapes = ((k, d), (n * k, d))
     x = [*(rng.standard_normal(shape) for shape in shapes), np.zeros(k)]

@@ -12,6 +12,8 @@ from tsla_jax.errors import InputError
 # None, which is replaced when a split is made.
 _DERIVED: Any = None
 
+_LARGEST = 1e15  # of features; training squares them in float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -160,6 +162,16 @@ def _check_split(where: str, split: Split, dataset: Dataset) -> None:
     raise InputError(
       f'{where}: needs as many images as labels and ids, and at least one; got'
       f' {len(inputs)}, {len(labels)} and {len(ids)}'
+    )
+  bad = np.zeros(len(inputs), bool)
+  if features:
+    largest = min(_LARGEST, float(np.finfo(inputs.dtype).max))
+    bad = ~(np.abs(inputs) <= largest).all(axis=(1, 2))  # also True for NaN
+  if bad.any():
+    raise InputError(
+      f"{where}: features of example '{ids[np.argmax(bad)]}' are not finite, or"
+      f' beyond {_LARGEST:.0e} ({bad.sum()} such examples); remove these, or'
+      ' set data.standardize=True for features of another scale'
     )
   wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
   if len(wrong):

@@ -93,7 +93,7 @@ def load(path: str | os.PathLike[str] | None, standardize: bool) -> Dataset:
   arrays = _read(path)
   for part, views in (('train', True), ('test', False)):
     _check_part(path, arrays, part, views)
-  features = [_to_views(path, arrays, part) for part in ('train', 'test')]
+  features = [_to_views(arrays, part) for part in ('train', 'test')]
   if standardize:
     first = features[0][:, 0].astype(np.float64)
     mean, std = first.mean(axis=0), first.std(axis=0)
@@ -133,7 +133,11 @@ def _check_part(
   name, names = f'{part}_features', ('class_names', f'{part}_ids')
   features, labels = arrays[name], arrays[f'{part}_labels']
   if not np.issubdtype(features.dtype, np.floating):
-    raise _refuse(path, name, f'are {features.dtype}; they must be floating')
+    raise _refuse(
+      path,
+      name,
+      f'are {features.dtype}; they must be floating (save bfloat16 as float32)',
+    )
   if features.ndim != 2 and not (views and features.ndim == 3):
     shape = '[N, d] or [1 + V, N, d]' if views else '[N, d]'
     raise _refuse(path, name, f'are {list(features.shape)}; must be {shape}')
@@ -159,19 +163,14 @@ def _check_part(
       raise _refuse(path, name, 'must be a list of texts')
 
 
-def _to_views(
-  path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], part: str
-) -> np.ndarray:
-  """Return features as `[N, 1 + V, d]`; check that they are finite."""
+def _to_views(arrays: Mapping[str, np.ndarray], part: str) -> np.ndarray:
+  """Return features as `[N, 1 + V, d]`."""
   features = arrays[f'{part}_features']
   if features.ndim == 2:
     features = features[None]
   kind = np.float16 if features.dtype == np.float16 else np.float32
-  with np.errstate(over='ignore'):
-    features = features.transpose(1, 0, 2).astype(kind)
-  if not np.all(np.isfinite(features)):
-    raise _refuse(path, f'{part}_features', 'are not finite everywhere')
-  return features
+  with np.errstate(over='ignore'):  # Dataset refuses infinity
+    return features.transpose(1, 0, 2).astype(kind)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
