@@ -255,8 +255,11 @@ def test_theory(root, tmp_path):
     (('fum',), ["unknown 'fum'; ufm"]),
     (('ufm', 'more'), ["unexpected argument 'more'"]),
     (('ufm', '--smoothings=0,a'), ['--smoothings', "'a'"]),
-    (('ufm', '--steps=1'), ['--steps: 1; must be at least 100']),
-    (('ufm', '--samples_per_class=1'), ['--samples_per_class: 1; must be at']),
+    (('ufm', '--steps=1'), ['--steps: 1; must be from 100 to']),
+    (
+      ('ufm', '--samples_per_class=1'),
+      ['--samples_per_class: 1; must'],
+    ),
     (('ufm', '--smoothings='), ['--smoothings: none']),
     (('ufm', '--learning_rate=0'), ['--learning_rate: 0.0; must be above 0']),
     (('ufm', '--weight_decay_w=1e300'), ['weight_decay_w: 1e+300; must be']),

@@ -28,6 +28,7 @@ FIELDS = flatten(default.base().to_dict())
     ([f'{DIGITS}:mixup'], ["unknown method 'mixup'", 'tsla,drop=EPOCH']),
     ([DIGITS, '--config.num_epochs=many'], ['many: must be a whole number']),
     (['--config=configs/nowhere.py'], ['configs/nowhere.py', 'digits.py']),
+    ([f'--config={"x" * 300}.py'], ['there is no file', 'digits.py']),
     ([], ['--config: not set', 'digits.py']),
     ([DIGITS, '--config.seed=None'], ['seed: None; must be between 0']),
     ([f'{DIGITS}:tsla,drop=60'], ['drop_epoch: 60', 'between 1 and 59']),
@@ -139,6 +140,31 @@ def test_the_command_that_the_demo_ends_with_runs(root, monkeypatch):
   (flags,) = re.findall(r"bin/tsla-train (.*)'$", makefile, re.MULTILINE)
   assert door_inside(root, 'main', *flags.split()).returncode == 0
   assert len(given) == 1
+
+
+def test_home_is_expanded_in_every_flag(root, monkeypatch):
+  given = intercept(monkeypatch)
+  monkeypatch.setenv('HOME', '/home/me')
+  flags = ('--config.data.data_dir=~/data', '--workdir=~/a=~/b')
+  assert door_inside(root, 'main', DIGITS, *flags).returncode == 0
+  ((config, workdir),) = given
+  assert config.data.data_dir == '/home/me/data'
+  assert workdir == '/home/me/a=~/b'
+
+
+def test_too_little_memory_is_one_line(root, tmp_path, monkeypatch):
+  def ask(*args, **options):
+    raise MemoryError('Unable to allocate 7 TiB')
+
+  monkeypatch.setattr(train, 'train_and_evaluate', ask)
+  done = door_inside(root, 'main', DIGITS, f'--workdir={tmp_path / "run"}')
+  check_refused(done, 'not enough memory (Unable to allocate 7 TiB); ask for')
+
+
+@pytest.mark.parametrize('flag', ['--rounds=0', '--samples=1000000000001'])
+def test_sizes_of_benchmarks_are_bounded(root, flag):
+  done = door_inside(root, 'benchmark', 'selective', flag)
+  check_refused(done, flag, 'in the range [1, ')
 
 
 def test_truncated_image_is_named(root, tmp_path):

@@ -180,8 +180,8 @@ def _check_folds(
   counts = np.bincount(labels, minlength=num_classes)
   if not 2 <= folds <= counts.min():
     raise InputError(
-      f'folds: {folds}; must be from 2 to {counts.min()}, the examples of the'
-      f' rarest of {len(counts)} classes'
+      f'folds: {folds}; must be at least 2, and at most {counts.min()}, the'
+      f' examples of the rarest of {len(counts)} classes'
     )
 
 
