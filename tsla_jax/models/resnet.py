@@ -67,15 +67,15 @@ def _max_pool_forward(
   height, width = x.shape[1:3]
   borders = (0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)
   padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), borders)
-  largest = place = None
-  for number, (row, column) in enumerate(_POOL_OFFSETS):
-    value = padded[:, row : row + height : 2, column : column + width : 2]
-    if largest is None:
-      largest, place = value, jnp.zeros(value.shape, jnp.uint8)
-    else:
-      larger = (value > largest) | jnp.isnan(value)
-      largest = jnp.where(larger, value, largest)
-      place = jnp.where(larger, jnp.uint8(number), place)
+  largest, *values = (
+    padded[:, row : row + height : 2, column : column + width : 2]
+    for row, column in _POOL_OFFSETS
+  )
+  place = jnp.zeros(largest.shape, jnp.uint8)
+  for number, value in enumerate(values, start=1):
+    larger = (value > largest) | jnp.isnan(value)
+    largest = jnp.where(larger, value, largest)
+    place = jnp.where(larger, jnp.uint8(number), place)
   return largest, (place, x[:0])
 
 
@@ -84,7 +84,7 @@ def _max_pool_backward(
 ) -> tuple[jax.Array]:
   place, like = saved
   sizes = like.shape[1:3]
-  total = 0.0
+  total = jnp.zeros((), grad.dtype)
   for number, offsets in enumerate(_POOL_OFFSETS):
     part = jnp.where(place == number, grad, 0)
     # Apart as the windows are, and shifted by the offset and the border. Adding
