@@ -14,7 +14,7 @@ from absl import flags
 OF_TRAINING = (
   *('absl', 'flax', 'huggingface_hub', 'importlib_resources', 'jinja2'),
   *('matplotlib', 'ml_collections', 'orbax', 'pandas', 'PIL', 'safetensors'),
-  *('sklearn', 'tensorboardX', 'tensorflow_datasets', 'tqdm'),
+  *('sklearn', 'tensorboardX', 'tensorflow_datasets', 'tqdm', 'vl_convert'),
 )
 # optax needs absl.
 CORE = f"""
