@@ -24,8 +24,11 @@ def on_files(files, config):
       room, [f'tsla_jax.{room}.{name.stem}' for name in names]
     )
   pages['reference/methods.md'] = _reference(
-    'methods, fields and errors',
-    [f'tsla_jax.{name}' for name in ('methods', 'fields', 'errors', 'rundir')],
+    'methods, fields and files',
+    [
+      f'tsla_jax.{name}'
+      for name in ('methods', 'fields', 'configs', 'rundir', 'io', 'errors')
+    ],
   )
   fields = (ROOT / 'configs' / 'default.py').read_text()
   pages['reference/config.md'] = f'# Config fields\n\n```python\n{fields}```\n'

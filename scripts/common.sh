@@ -9,7 +9,7 @@ install() {
   # Jobs that start together wait for one installation. The mark is written
   # last, so an installation that was cut short is repeated.
   (
-    flock 9 && { [ -e ".venv/$1" ] || {
+    flock 9 && { [ ".venv/$1" -nt setup.py ] || {
       python3 -m venv .venv &&
         "$PYTHON" -m pip install --quiet --editable ".[$1]" &&
         touch ".venv/$1"
@@ -18,12 +18,16 @@ install() {
 }
 
 # train CONFIG WORKDIR [FLAGS]: trains or resumes a table; returns its status.
+child=
 train() {
   "$PYTHON" experiments/table.py --config="$1" --workdir="$2" "${@:3}" &
   child=$!
   # A trapped signal ends `wait` while the training is still saving.
   while kill -0 "$child" 2> /dev/null; do wait "$child"; done
   wait "$child"
+  set -- $?
+  child=
+  return "$1"
 }
 
 # Asks the training to save and end; its status is then 143.

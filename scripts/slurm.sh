@@ -27,11 +27,14 @@ if [ $# -lt 2 ]; then
     'configs/digits.py runs/digits_table' >&2
   exit 2
 fi
-install "${EXTRA:-cuda12}" || exit 1
-
 time_is_over=
 trap 'time_is_over=1; save' USR1
 trap save TERM
+install "${EXTRA:-cuda12}" || exit 1
+if [ -n "$time_is_over" ]; then  # before the training began
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 143
+fi
 train "$@"
 status=$?
 if [ "$status" = 143 ] && [ -n "$time_is_over" ]; then

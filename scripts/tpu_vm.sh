@@ -22,15 +22,18 @@ if [ $# -lt 2 ]; then
     'runs/digits_table' >&2
   exit 2
 fi
+ending=
+trap 'ending=1; save' TERM INT
 install tpu || exit 1
 
-ending=
-trap 'ending=1; save' TERM
-while true; do
+while [ -z "$ending" ]; do
   train "$@"
   status=$?
   # From 128 on: ended by a signal.
   if [ -n "$ending" ] || [ "$status" -lt 128 ]; then exit "$status"; fi
   echo "The training ended with status $status; starting again." >&2
-  sleep "${PAUSE:-30}"
+  # In the background, so that a signal ends the waiting.
+  sleep "${PAUSE:-30}" &
+  wait $!
 done
+exit 143

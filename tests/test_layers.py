@@ -12,7 +12,11 @@ ALLOWED = {
   'analysis': {'errors'},
   'models': {'errors', 'io'},
   'data': {'errors', 'io'},
+  'errors': set(),
+  'io': {'errors'},
+  'fields': set(),
   'methods': {'errors', 'fields'},
+  'rundir': {'errors', 'fields', 'io'},
   'configs': {'errors', 'io'},
   'commands': {
     *BASE,

@@ -52,16 +52,15 @@ def start(tmp_path):
     'PYTHON': str(tmp_path / 'bin' / 'python'),
     'SLURM_SUBMIT_DIR': str(_ROOT),
     'SLURM_JOB_ID': '7',
-    'PAUSE': '0',
   }
   processes = []
 
-  def launch(name, *arguments):
+  def launch(name, *arguments, pause=0):
     with open(tmp_path / 'log', 'a') as log:
       process = subprocess.Popen(
         ['bash', _ROOT / 'scripts' / name, *map(str, arguments)],
         cwd=_ROOT,
-        env=environment,
+        env={**environment, 'PAUSE': str(pause)},
         stdout=log,
         stderr=log,
       )
@@ -126,6 +125,19 @@ def test_tpu_vm_starts_what_was_killed_again(start, tmp_path):
   assert len(lines(workdir / 'starts')) == 2
   assert len(lines(workdir / 'epochs')) == EPOCHS
   assert 'ended with status 137' in (tmp_path / 'log').read_text()
+
+
+def test_tpu_vm_ends_while_it_waits_to_start_again(start, tmp_path):
+  workdir, log = tmp_path / 'a table', tmp_path / 'log'
+  (workdir / 'kill').touch()
+  process = start('tpu_vm.sh', 'configs/digits.py', workdir, pause=60)
+  deadline = time.monotonic() + 60
+  while 'starting again' not in log.read_text():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == 143
+  assert len(lines(workdir / 'starts')) == 1
 
 
 @pytest.mark.parametrize('name', ['slurm.sh', 'tpu_vm.sh'])

@@ -52,7 +52,8 @@ def find(config: str) -> str:
   file, colon, method = config.partition(':')
   path = to_path(file)
   if not os.path.isfile(path):
-    if path.parent.name not in ('', 'configs') or path.name not in names():
+    short = path.parent in (pathlib.Path('.'), pathlib.Path('configs'))
+    if not short or path.name not in names():
       raise InputError(
         f"--config: there is no file '{file}'; give the path of a config file,"
         f' or one of {", ".join(names())}'

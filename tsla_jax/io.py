@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tsla_jax.errors import InputError
+from tsla_jax.errors import DamagedError, InputError
 
 
 def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -116,10 +116,10 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def damaged(
   path: pathlib.Path, error: Exception, mend: str = _MEND
-) -> InputError:
-  """Returns the error to raise for a file that cannot be read."""
+) -> DamagedError:
+  """Return the error to raise for a file that cannot be read."""
   reason = ' '.join(repr(error).split())[:150]
-  return InputError(f"'{path}' is damaged ({reason}){mend}")
+  return DamagedError(f"'{path}' is damaged ({reason}){mend}")
 
 
 def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:

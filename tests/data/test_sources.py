@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -194,6 +195,16 @@ def test_features_of_other_packages_are_not_imported(tmp_path, monkeypatch):
   file.write_text(file.read_text().replace(name, 'planted.Image'))
   with pytest.raises(InputError, match=r"features.json names 'planted.Image'"):
     sources.load('toy_images', tmp_path)
+
+
+def test_a_feature_may_be_called_type(tmp_path):
+  prepare_tfds(tmp_path)
+  file = tmp_path / 'toy_images' / '1.0.0' / 'features.json'
+  features = json.loads(file.read_text())
+  own = features['featuresDict']['features']
+  own['type'] = own['label']
+  file.write_text(json.dumps(features))
+  sources._check_features(file.parent)
 
 
 def test_tfds_grey_images(tmp_path):

@@ -28,6 +28,8 @@ FIELDS = flatten(default.base().to_dict())
     ([f'{DIGITS}:mixup'], ["unknown method 'mixup'", 'tsla,drop=EPOCH']),
     ([DIGITS, '--config.num_epochs=many'], ['many: must be a whole number']),
     (['--config=configs/nowhere.py'], ['configs/nowhere.py', 'digits.py']),
+    # A mistyped path is not replaced by a file of the package.
+    (['--config=/nowhere/configs/digits.py'], ['no file', '/nowhere/conf']),
     ([f'--config={"x" * 300}.py'], ['there is no file', 'digits.py']),
     ([], ['--config: not set', 'digits.py']),
     ([DIGITS, '--config.seed=None'], ['seed: None; must be between 0']),
@@ -43,6 +45,17 @@ def test_bad_input_is_one_line(root, tmp_path, flags, words, monkeypatch):
   done = door_inside(root, 'main', *flags, f'--workdir={workdir}')
   check_refused(done, *words)
   assert not workdir.exists()
+
+
+def test_paths_of_configs_may_have_spaces(root, tmp_path):
+  config = tmp_path / 'my configs' / 'mine.py'
+  config.parent.mkdir()
+  config.write_text('from tsla_jax.configs.digits import get_config')
+  for given in ([f'--config={config}:lsr'], ['--config', f'{config}:lsr']):
+    done = door_inside(root, 'main', *given, '--config.sed=1')
+    check_refused(done, '--config.sed', '--config.seed?')
+  done = door_inside(root, 'main', f'--config={config}', '--help')
+  assert 'Fields, with the values of mine.py' in done.stdout
 
 
 @pytest.mark.parametrize(

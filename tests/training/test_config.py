@@ -60,6 +60,7 @@ def test_none_is_accepted_where_it_is_offered(field):
     ({'optimizer.weight_decay': float('nan')}, 'weight_decay: nan'),
     ({'optimizer.momentum': 1.0}, 'momentum: 1.0; must be at least 0, below'),
     ({'data.std': (0.0,)}, 'data.std: .* from 1e-6'),
+    ({'data.std': (1.0, float('nan'), 1.0)}, 'data.std: .* from 1e-6'),
     ({'data.pad': 8}, 'data.pad: 8 .* 8x8'),
     ({'data.crop_size': 8}, 'data.pad: 1; must be 0 beside data.crop_size'),
     ({'data.image_size': -1}, 'data.image_size: -1; must be from 0'),

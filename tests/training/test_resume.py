@@ -128,6 +128,8 @@ def test_signals_save_in_the_middle_of_an_epoch(launch, whole, tmp_path):
     process = launch(tmp_path, rarely)
     wait_for_epochs(tmp_path, epochs, process)
     wait_within_an_epoch(tmp_path)
+    # Twice, as from a terminal and from the script that started it.
+    process.send_signal(number)
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == code

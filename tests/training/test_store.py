@@ -21,6 +21,7 @@ from tests.helpers import (
   make_dataset,
 )
 from tsla_jax.errors import InputError
+from tsla_jax.io import read_json, write_json
 from tsla_jax.report.explain import explain
 from tsla_jax.rundir import FINISHED, RunDir
 from tsla_jax.training.checkpoint import read_checkpoint, read_state
@@ -265,6 +266,18 @@ def test_a_checkpoint_of_another_structure_is_refused(tmp_path, monkeypatch):
   with pytest.raises(InputError, match='is of another model or optimizer'):
     train_and_evaluate(make_config(), tmp_path, make_dataset())
   assert contents(tmp_path / 'checkpoints') == before
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+  train_and_evaluate(make_config(num_epochs=3), tmp_path, make_dataset())
+  file = tmp_path / 'checkpoints' / 'progress.json'
+  record = read_json(file)
+  del record['files'], record['digest']
+  write_json(file, record)
+  before = contents(tmp_path)
+  with pytest.raises(InputError, match='another version of the code; use that'):
+    train_and_evaluate(make_config(), tmp_path, make_dataset())
+  assert contents(tmp_path) == before
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):

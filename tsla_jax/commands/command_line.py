@@ -136,10 +136,10 @@ def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
     re.sub('^(--?[^=]*=)(~[^/]*)', lambda m: m[1] + os.path.expanduser(m[2]), a)
     for a in argv
   ]
-  argv = _find_config(argv)
   known: list[str] = []
   if 'config' in flags.FLAGS:
-    known = _check_fields(argv)
+    argv, config = _find_config(argv)
+    known = _check_fields(argv, config)
   try:
     rest = flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
@@ -164,27 +164,31 @@ def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
   return rest
 
 
-def _find_config(argv: list[str]) -> list[str]:
-  """Replaces the name of a config file that comes with the package."""
-  argv = list(argv)
+def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+  """Replaces the name of a config file that comes with the package.
+
+  Returns:
+    The arguments, and the config that they name, if any.
+  """
+  argv, config = list(argv), None
   for i, (before, argument) in enumerate(itertools.pairwise(argv)):
     flag, equals, value = argument.partition('=')
     if flag in ('--config', '-config') and equals:
-      argv[i + 1] = f'--config={configs.find(value)}'
+      config = configs.find(value)
+      argv[i + 1] = f'--config={config}'
     elif before in ('--config', '-config'):
-      argv[i + 1] = configs.find(argument)
-  return argv
+      argv[i + 1] = config = configs.find(argument)
+  return argv, config
 
 
-def _check_fields(argv: Sequence[str]) -> list[str]:
+def _check_fields(argv: Sequence[str], config: str | None) -> list[str]:
   """Refuses fields that the config does not have; returns those that it has."""
-  given = ' '.join(argv)
-  config = re.findall(r'(?:^| )--?config[= ](\S+)', given)
-  if not config:
+  if config is None:
     return []
-  known = [*fields.flatten(configs.load(config[-1]).to_dict())]
+  known = [*fields.flatten(configs.load(config).to_dict())]
   for argument in argv[1:]:
-    match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
+    # An index, as in drop_epochs[0], is not a part of the name.
+    match = re.match(r'--?(?:no)?config\.([^=[]+)', argument)
     if match and match[1] not in known:
       names = [f'--config.{name}' for name in _suggest(match[1], known)]
       raise InputError(
@@ -235,8 +239,8 @@ def _help(main: Main) -> str:
 def _help_of_configs() -> str:
   """Returns the methods, the config files and the fields."""
   names = flags.text_wrap(', '.join(configs.names()), 80, '  ')
-  found = re.findall(r'--?config[= ]([^\s:]+)', ' '.join(sys.argv[1:]))
-  file = configs.find(found[-1]) if found else configs.find('default.py')
+  config = _find_config(sys.argv)[1] or configs.find('default.py')
+  file = config.partition(':')[0]
   values = fields.flatten(configs.load(file).to_dict())
   return '\n'.join(
     [

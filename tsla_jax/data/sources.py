@@ -318,8 +318,13 @@ def _check_features(directory: pathlib.Path) -> None:
       value = dict(enumerate(value))
     for key, part in value.items() if isinstance(value, dict) else ():
       # Older versions of TFDS write the last two keys.
-      if key in ('pythonClassName', 'python_class_name', 'type') and (
-        '.' in str(part) and not str(part).startswith(_TFDS_FEATURES)
+      named = key in ('pythonClassName', 'python_class_name', 'type')
+      # A feature of the data set may itself be called 'type'.
+      if (
+        named
+        and isinstance(part, str)
+        and '.' in part
+        and not part.startswith(_TFDS_FEATURES)
       ):
         raise InputError(
           f"data set in '{directory}': features.json names '{part}', which is"

@@ -107,17 +107,21 @@ def read_checkpoint(path: pathlib.Path) -> Checkpoint:
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
-    InputError: if it is damaged.
+    DamagedError: if it is damaged.
+    InputError: if it is of another version of the code.
   """
   file = path / 'progress.json'
-  record = read_json(file, 'progress', 'arrays', 'files', mend='')
+  record = read_json(file, mend='')
   if record is None:
     raise FileNotFoundError(file)
   try:
     progress = Progress(**record['progress'])
-  except TypeError as error:  # of another version of the code
-    raise damaged(file, error, mend='') from error
-  return Checkpoint(path, progress, record['arrays'], record['files'])
+    return Checkpoint(path, progress, record['arrays'], record['files'])
+  except (KeyError, TypeError) as error:
+    raise InputError(
+      f"checkpoint '{path}' is of another version of the code; use that version"
+      ' or a new workdir'
+    ) from error
 
 
 def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
@@ -128,7 +132,7 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
     name: 'last', 'best' or 'switch'.
 
   Raises:
-    InputError: if they are damaged, or there is no switch.
+    DamagedError: if they are damaged, or there is no switch.
   """
   if name == 'best' and name not in checkpoint.digests:
     name = 'last'
@@ -138,7 +142,10 @@ def read_state(checkpoint: Checkpoint, name: str = 'last') -> dict[str, Any]:
     if _digest_files(path) != checkpoint.files[name]:
       raise ValueError('its files have changed')
     with ocp.PyTreeCheckpointer() as checkpointer:
-      return jax.tree.map(np.asarray, checkpointer.restore(path.absolute()))
+      tree = jax.tree.map(np.asarray, checkpointer.restore(path.absolute()))
+    if _digest(tree) != checkpoint.digests[name]:
+      raise ValueError('its values have changed')
+    return tree
   # Orbax and TensorStore raise errors of many kinds.
   except Exception as error:
     raise damaged(path, error, mend='') from error
@@ -175,8 +182,11 @@ def restore(
   return state
 
 
-def write_state(path: pathlib.Path, state: TrainState) -> str:
-  """Write a state and return its digest.
+def write_state(path: pathlib.Path, state: TrainState) -> tuple[str, str]:
+  """Write a state.
+
+  Returns:
+    Digests of its values and of its files.
 
   Raises:
     OSError: if the disk has no room for it.
@@ -189,17 +199,25 @@ def write_state(path: pathlib.Path, state: TrainState) -> str:
   check_room(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(path.absolute(), tree)
-  return _digest(tree)
+  return _digest(tree), _digest_files(path)
 
 
 def write_progress(
-  directory: pathlib.Path, progress: Progress, digests: Mapping[str, str]
+  directory: pathlib.Path,
+  progress: Progress,
+  digests: Mapping[str, tuple[str, str]],
 ) -> None:
-  """Write the history of a checkpoint; its arrays must be written before."""
+  """Write the history of a checkpoint; its arrays must be written before.
+
+  Args:
+    directory: of the checkpoint.
+    progress: history of the state.
+    digests: what `write_state` has returned, of each state.
+  """
   record = {
     'progress': dataclasses.asdict(progress),
-    'arrays': dict(digests),
-    'files': {name: _digest_files(directory / name) for name in digests},
+    'arrays': {name: values for name, (values, _) in digests.items()},
+    'files': {name: files for name, (_, files) in digests.items()},
   }
   write_json(directory / 'progress.json', record)
 

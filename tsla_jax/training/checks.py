@@ -30,12 +30,8 @@ def _below(low: float, high: float) -> Accepted:
   return lambda v: low <= v < high, f'at least {low}, below {high}'
 
 
-def _one_of(*values: str | None) -> Accepted:
-  return lambda v: v in values, f'one of {", ".join(map(str, values))}'
-
-
-def _or_none(valid: Callable[[Any], bool], text: str) -> Accepted:
-  return lambda v: v is None or valid(v), f'{text}, or None'
+def _one_of(*values: str) -> Accepted:
+  return lambda v: v in values, f'one of {", ".join(values)}'
 
 
 def _ordered(v: Any) -> bool:
@@ -55,11 +51,11 @@ _ACCEPTED: dict[str, Accepted] = {
   'seed': (lambda v: 0 <= v < 2**32, 'between 0 and 2**32 - 1'),
   'num_epochs': _from(1, 100_000),
   'batch_size': _from(1, 1_000_000),
-  'eval_batch_size': _or_none(*_from(1, 1_000_000)),
+  'eval_batch_size': _from(1, 1_000_000),
   'smoothing.theta': _STRENGTH,
   'smoothing.schedule': _one_of(*schedules.SCHEDULES),
-  'smoothing.drop_rule': _one_of(None, *methods.DROP_RULES),
-  'smoothing.drop_step': _or_none(*_below(0, 2**31)),
+  'smoothing.drop_rule': _one_of(*methods.DROP_RULES),
+  'smoothing.drop_step': _below(0, 2**31),
   'smoothing.patience': _at_least(1),
   'smoothing.tolerance': _below(0, 1),
   'smoothing.prior': _one_of(*priors.KINDS),
@@ -79,7 +75,7 @@ _ACCEPTED: dict[str, Accepted] = {
   'data.pad': _from(0, 10_000),
   'data.mean': (lambda v: np.abs(v).max() <= 1e6, 'numbers from -1e6 to 1e6'),
   'data.std': (
-    lambda v: 1e-6 <= min(v) <= max(v) <= 1e6,
+    lambda v: len(v) > 0 and all(1e-6 <= std <= 1e6 for std in v),
     'numbers from 1e-6 to 1e6',
   ),
   'model.width': _from(1, 10_000),
@@ -88,7 +84,7 @@ _ACCEPTED: dict[str, Accepted] = {
   'optimizer.momentum': _below(0, 1),
   'optimizer.learning_rate.': _RATE,
   'optimizer.weight_decay': _DECAY,
-  'optimizer.head_weight_decay': _or_none(*_DECAY),
+  'optimizer.head_weight_decay': _DECAY,
   'optimizer.drop_factor': _POSITIVE,
   'optimizer.second_stage_factor': _POSITIVE,
   'optimizer.drop_epochs': (
@@ -124,11 +120,13 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field, value in values.items():
     prefix = field.rpartition('.')[0] + '.'
     accepted = _ACCEPTED.get(field) or _ACCEPTED.get(prefix)
-    if value is None and field not in OPTIONAL:
-      text = accepted[1] if accepted else 'set'
-      raise InputError(f'{field}: None; must be {text}')
-    if accepted is not None:
-      _require(field, value, *accepted)
+    if value is None:
+      if field not in OPTIONAL:
+        text = accepted[1] if accepted else 'set'
+        raise InputError(f'{field}: None; must be {text}')
+    elif accepted is not None:
+      valid, text = accepted
+      _require(field, value, valid, text + ', or None' * (field in OPTIONAL))
   for field, valid, text in (
     *_smoothing_conditions(config),
     *_conditions(config),

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tsla_jax.errors import InputError
+from tsla_jax.errors import DamagedError, InputError
 from tsla_jax.io import digest_text, make_empty
 from tsla_jax.training.checkpoint import (
   Checkpoint,
@@ -58,7 +58,7 @@ class Store:
         self.checkpoints.append(read_checkpoint(path))
       except FileNotFoundError:
         pass
-      except InputError as error:
+      except DamagedError as error:
         say(f'{error}. It is left out.')
 
   def newest(self, run: Any, step: int | None = None) -> Checkpoint | None:
@@ -154,7 +154,7 @@ class Store:
     digests = {}
     for part, (source, name) in parts.items():
       name = name if name in source.digests else 'last'
-      digests[part] = source.digests[name]
+      digests[part] = source.digests[name], source.files[name]
       _link(source.path / name, temporary / part)
     write_progress(temporary, newest.progress, digests)
     delete(target)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from tsla_jax.training.store import Store
 
 # Of a table, where there is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
+# Signals within so many seconds of the first are the same request.
+_SAME_REQUEST = 2.0
 
 
 @dataclasses.dataclass
@@ -216,7 +219,12 @@ class Walk:
 
 @contextlib.contextmanager
 def _catch_signals() -> Iterator[list[int]]:
-  """Collect signals to end; a second signal has the default effect."""
+  """Collect signals to end; a later one has its default effect.
+
+  A signal that follows at once is the same request: a terminal or a scheduler
+  signals a whole group, and the script that started this process passes its
+  own on.
+  """
   received: list[int] = []
   if threading.current_thread() is not threading.main_thread():
     yield received
@@ -231,9 +239,14 @@ def _catch_signals() -> Iterator[list[int]]:
     for number, handler in before.items():
       signal.signal(number, handler)
 
+  at: list[float] = []
+
   def note(number: int, frame: Any) -> None:
     received.append(number)
-    put_back()
+    at.append(time.monotonic())
+    if at[-1] - at[0] > _SAME_REQUEST:
+      put_back()
+      signal.raise_signal(number)
 
   for number in before:
     signal.signal(number, note)
