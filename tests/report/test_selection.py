@@ -131,9 +131,10 @@ def test_pooled_logits_are_weighted_by_their_counts():
     1.0,
   )
   left, right = figures.make_figure(2).axes
-  explanation_figures.draw_suppression(
-    left, right, {'a': parts}, {'a': ('black', '-')}
-  )
+  for axes, key in ((left, 'max_logit'), (right, 'suppression')):
+    explanation_figures.draw_suppression(
+      axes, {'a': parts}, key, {'a': ('black', '-')}
+    )
   many = whole.count >= 10
   x, y = left.get_lines()[0].get_data()
   np.testing.assert_allclose(x, whole.error_probability[many])

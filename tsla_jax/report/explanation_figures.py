@@ -5,31 +5,34 @@ Functions that draw on axes come first, then the figures with their captions
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.logit_gradients import Suppression
 from tsla_jax.methods import keeps_theta
-from tsla_jax.report import figures, metrics
+from tsla_jax.report import metrics
 from tsla_jax.report.explanation_tables import measured
 from tsla_jax.report.figures import (
   GREY,
   Picture,
   Styles,
-  make_figure,
+  draw_line,
+  draw_panels,
+  draw_rows,
   own_part,
   set_logarithmic,
 )
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
-from tsla_jax.report.words import say
+
+_THIN = 10  # bins of fewer examples are not drawn
 
 
 def draw_path(
@@ -41,27 +44,18 @@ def draw_path(
   row shares with an earlier row are drawn once.
 
   Args:
-    axes: to draw on.
     epochs: of a table.
     along: the column of the horizontal axis.
     key: the column of the vertical axis.
-    styles: of the rows.
   """
   epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
   drawn: list[pd.Series] = []
   for name, run in epochs.groupby('row', sort=False):
     mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
     path = np.exp(mean.loc[own_part(mean[key], drawn).index])
-    _plot(axes, path[along], path[key], name, styles, marker='.')
+    draw_line(axes, path[along], path[key], name, styles[name], marker='.')
   set_logarithmic(axes.xaxis)
   set_logarithmic(axes.yaxis)
-
-
-def _plot(
-  axes: Axes, x: Any, y: Any, row: str, styles: Styles, **look: Any
-) -> None:
-  look |= {'color': styles[row][0], 'linestyle': styles[row][1], 'label': row}
-  axes.plot(x, y, linewidth=1.4, markersize=4, **look)
 
 
 def draw_reliability(
@@ -73,9 +67,9 @@ def draw_reliability(
   """
   axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
   for row, diagram in diagrams.items():
-    many = diagram.count >= 10
+    many = diagram.count >= _THIN
     points = diagram.confidence[many], diagram.accuracy[many]
-    _plot(axes, *points, row, styles)
+    draw_line(axes, *points, row, styles[row])
     size = 4 + 150 * diagram.count[many] / diagram.count.sum()
     axes.scatter(*points, size, styles[row][0], alpha=0.5, linewidth=0)
   axes.set(xlabel='confidence', ylabel='accuracy')
@@ -83,36 +77,32 @@ def draw_reliability(
 
 
 def draw_suppression(
-  logits: Axes,
-  gradients: Axes,
+  axes: Axes,
   suppressions: Mapping[str, Sequence[Suppression]],
+  key: str,
   styles: Styles,
 ) -> None:
-  """Draw largest logits, and how smoothing acts on them, by error probability.
+  """Draw a field of `Suppression` by the predicted probability of error.
 
   Args:
-    logits: axes for the largest logits.
-    gradients: axes for the gradient that smoothing adds, and its formula.
-    suppressions: of each row, one for each seed.
-    styles: of the rows.
+    suppressions: of each row, one for each seed; bins are pooled.
+    key: 'max_logit', or 'suppression' to draw its formula, too.
   """
   for row, parts in suppressions.items():
     table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in parts)
+    fields = ['error_probability', key]
+    sums = table[fields].mul(table['count'], axis=0).groupby(table['bin']).sum()
     total = table.groupby('bin')['count'].sum()
-
-    def mean(key: str, table=table, total=total) -> pd.Series:
-      sums = (table[key] * table['count']).groupby(table['bin']).sum()
-      return (sums / total)[total >= 10]
-
-    error = mean('error_probability')
-    for axes, key in ((logits, 'max_logit'), (gradients, 'suppression')):
-      _plot(axes, error, mean(key), row, styles, marker='.')
-  every = (one for parts in suppressions.values() for one in parts)
-  for classes in {one.num_classes for one in every}:
-    ends = np.array([0, 1 - 1 / classes])
-    gradients.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
-  logits.set_ylabel('largest logit')
-  gradients.set_ylabel('added gradient, theta 1')
+    means = sums.div(total, axis=0)[total >= _THIN]
+    points = (means[name] for name in fields)
+    draw_line(axes, *points, row, styles[row], marker='.')
+  axes.set_ylabel('largest logit')
+  if key == 'suppression':
+    axes.set_ylabel('added gradient, theta 1')
+    every = (one for parts in suppressions.values() for one in parts)
+    for classes in {one.num_classes for one in every}:
+      ends = np.array([0, 1 - 1 / classes])
+      axes.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
 
 
 def draw_by_theta(
@@ -125,11 +115,9 @@ def draw_by_theta(
   """Draw a metric of each method against the strength of smoothing.
 
   Args:
-    axes: to draw on.
-    baseline: models without smoothing; drawn as a line across, with their
-      temperature.
+    baseline: models without smoothing. A horizontal line shows their mean with
+      temperature scaling.
     methods: models of each method, by label, with 'theta' and the metric.
-    metric: of calibration.
     styles: of the methods.
   """
   across = metric.factor * baseline[metrics.SCALED + metric.key].mean()
@@ -155,56 +143,37 @@ def draw_explanations(
     results: of a table, runs or files.
     log_coverage: draw coverage on a logarithmic axis.
   """
-  epochs, styles = results.epochs, results.styles
-  pictures = [
-    *_gradients(epochs, styles),
-    *_collapse(epochs, styles),
-    *_calibration(epochs, styles),
+  return [
+    *_gradients(results),
+    *_collapse(results),
+    *_calibration(results),
     *_selection(results, log_coverage),
     *_logits(results),
     *_reliability(results),
     *_strength(results),
   ]
-  for _, _, figure in pictures:
-    figures.share_legend(figure)
-  return pictures
 
 
-def _over_epochs(
-  epochs: pd.DataFrame,
-  family: Iterable[Metric],
-  styles: Styles,
-  *,
-  first: int = 0,
-  **look: Any,
-) -> Figure:
-  """Draw a panel of each metric of training, after some empty ones."""
-  family = list(family)
-  figure = make_figure(first + len(family))
-  for axes, metric in zip(figure.axes[first:], family, strict=True):
-    key = f'train_{metric.key}'
-    figures.draw_rows(axes, epochs, key, metric.label, styles=styles, **look)
-  return figure
-
-
-def _gradients(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
-  drawn = shown(metrics.GRADIENTS, 'gradients')
-  if not all(len(measured(epochs, f'train_{m.key}')) for m in drawn):
+def _gradients(results: Results) -> list[Picture]:
+  epochs = results.epochs
+  family = shown(metrics.GRADIENTS, 'gradients')
+  if not all(len(measured(epochs, f'train_{m.key}')) for m in family):
     return []
-  figure = make_figure(len(drawn))
-  for axes, metric in zip(figure.axes, drawn, strict=True):
-    log, key = metric.key != 'best_theta', f'train_{metric.key}'
-    look = {'log': log, 'whole': True, 'styles': styles}
-    figures.draw_rows(axes, epochs, key, metric.label, **look)
+
+  def draw(axes: Axes, metric: Metric) -> None:
+    log = metric.key != 'best_theta'
+    look = {'log': log, 'whole': True, 'styles': results.styles}
+    draw_rows(axes, epochs, f'train_{metric.key}', metric.label, **look)
     # Smoothing lowers the variance below delta 1, and the error of the batch's
     # gradient up to twice the best theta.
     limit = 1.0 if log else epochs['theta'].max() / 2
     axes.axhline(limit, color=GREY, linewidth=0.8, linestyle='--')
-  caption = say('captions.gradients', 'captions.dots')
-  return [('gradients', caption, figure)]
+
+  return [draw_panels('gradients', zip(family), draw, remark='dots')]
 
 
-def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
+def _collapse(results: Results) -> list[Picture]:
+  epochs, styles = results.epochs, results.styles
   # NC2 of two classes is always 0 up to rounding.
   family = [
     metric
@@ -216,87 +185,83 @@ def _collapse(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
   known = measured(epochs, f'train_{family[0].key}')
   if known['row'].value_counts().max() < 2:
     return []
-  norms = shown(metrics.COLLAPSE, 'norms')
-  paths = _over_epochs(epochs, norms, styles, first=1, whole=True)
-  if {'nc1', 'nc2_features'} <= {metric.key for metric in family}:
-    pair = 'train_nc1', 'train_nc2_features'
-    draw_path(paths.axes[0], epochs, *pair, styles)
-  paths.axes[0].set(xlabel='NC1', ylabel='NC2')
+
+  def draw(axes: Axes, metric: Metric | None, **look: bool) -> None:
+    if metric is not None:
+      key = f'train_{metric.key}'
+      draw_rows(axes, epochs, key, metric.label, styles=styles, **look)
+      return
+    if {'nc1', 'nc2_features'} <= {metric.key for metric in family}:
+      draw_path(axes, epochs, 'train_nc1', 'train_nc2_features', styles)
+    axes.set(xlabel='NC1', ylabel='NC2')
+
+  norms = [None, *shown(metrics.COLLAPSE, 'norms')]
   return [
-    (
-      'collapse',
-      say('captions.collapse', 'captions.dots'),
-      _over_epochs(epochs, family, styles, log=True),
+    draw_panels(
+      'collapse', zip(family), functools.partial(draw, log=True), remark='dots'
     ),
-    ('norms', say('captions.norms', 'captions.dots'), paths),
+    draw_panels(
+      'norms', zip(norms), functools.partial(draw, whole=True), remark='dots'
+    ),
   ]
 
 
-def _calibration(epochs: pd.DataFrame, styles: Styles) -> list[Picture]:
+def _calibration(results: Results) -> list[Picture]:
+  epochs = results.epochs
   if not len(measured(epochs, 'test_ece')):
     return []
-  figure = make_figure(2)
-  gap = epochs['test_confidence'] - epochs['test_top1']
-  left, right = figure.axes
-  frame, scale = epochs.assign(gap=gap), 100
-  label = 'confidence - accuracy [points]'
-  for axes, key, title in (
-    (left, 'test_ece', 'ECE [%]'),
-    (right, 'gap', label),
-  ):
-    figures.draw_rows(axes, frame, key, title, scale, styles=styles)
-  right.axhline(0, color=GREY, linewidth=0.8)
-  caption = say('captions.calibration', 'captions.dots')
-  return [('calibration', caption, figure)]
+  frame = epochs.assign(gap=epochs['test_confidence'] - epochs['test_top1'])
+
+  def draw(axes: Axes, key: str, label: str) -> None:
+    draw_rows(axes, frame, key, label, 100, styles=results.styles)
+    if key == 'gap':
+      axes.axhline(0, color=GREY, linewidth=0.8)
+
+  panels = ('test_ece', 'ECE [%]'), ('gap', 'confidence - accuracy [points]')
+  return [draw_panels('calibration', panels, draw, remark='dots')]
 
 
 def _selection(results: Results, log_coverage: bool) -> list[Picture]:
   if not results.diagrams or 'aurc' not in results.runs:
     return []
-  figure = make_figure(2, xlabel='coverage')
-  for axes, kind, title in zip(
-    figure.axes,
-    ('risk', 'norm_risk'),
-    ('by maximum softmax probability', 'by normalised logits'),
-    strict=True,
-  ):
-    for row, diagrams in results.diagrams.items():
-      risks = 100 * np.array([getattr(one, kind) for one in diagrams])
-      _plot(axes, COVERAGES, risks.mean(axis=0), row, results.styles)
+
+  def draw(axes: Axes, kind: str, title: str) -> None:
+    for row, parts in _existing(results, kind).items():
+      risk = 100 * np.mean(parts, axis=0)
+      draw_line(axes, COVERAGES, risk, row, results.styles[row])
     if log_coverage:
       set_logarithmic(axes.xaxis)
     axes.set(ylabel='risk [%]', title=title)
     axes.set_ylim(bottom=0)
-  caption = say('captions.selection')
-  return [('selection', caption, figure)]
+
+  panels = (
+    ('risk', 'by maximum softmax probability'),
+    ('norm_risk', 'by normalised logits'),
+  )
+  return [draw_panels('selection', panels, draw, xlabel='coverage')]
 
 
 def _logits(results: Results) -> list[Picture]:
-  suppressions = _existing(results, 'suppression')
-  if not suppressions or 'aurc' not in results.runs:
+  found, styles = _existing(results, 'suppression'), results.styles
+  if not found or 'aurc' not in results.runs:
     return []
-  figure = make_figure(2, xlabel='predicted probability of error')
-  draw_suppression(*figure.axes, suppressions, results.styles)
-  caption = say('captions.logits')
-  return [('logits', caption, figure)]
+  panels = [(found, key, styles) for key in ('max_logit', 'suppression')]
+  label = 'predicted probability of error'
+  return [draw_panels('logits', panels, draw_suppression, xlabel=label)]
 
 
 def _reliability(results: Results) -> list[Picture]:
   if not _existing(results, 'plain') or 'ece' not in results.runs:
     return []
-  figure = make_figure(2, height=3.6)
-  for axes, kind, title in zip(
-    figure.axes,
-    ('plain', 'scaled'),
-    ('as trained', 'with temperature'),
-    strict=True,
-  ):
+
+  def draw(axes: Axes, kind: str, title: str) -> None:
     parts = _existing(results, kind)
     pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
     draw_reliability(axes, pooled, results.styles)
     axes.set_title(title if pooled else f'{title}: none has one')
-  caption = say('captions.reliability')
-  return [('reliability', caption, figure)]
+
+  panels = ('plain', 'as trained'), ('scaled', 'with temperature')
+  return [draw_panels('reliability', panels, draw, height=3.6)]
 
 
 def _existing(results: Results, kind: str) -> dict[str, list[Any]]:
@@ -316,32 +281,26 @@ def _strength(results: Results) -> list[Picture]:
   strengths = pd.concat([baseline, *methods.values()]).get('theta')
   if not methods or strengths.nunique() < 3:
     return []
-  # A method has the colour of its rows.
+  # A method has the colour of its last row.
   styles = {
     label: results.styles[models['row'].iloc[-1]]
     for label, models in methods.items()
   }
-  panels = shown(metrics.CALIBRATION, 'strength')
-  figure = make_figure(len(panels))
-  for axes, metric in zip(figure.axes, panels, strict=True):
-    draw_by_theta(axes, baseline, methods, metric, styles)
-  caption = say('captions.strength')
-  return [('strength', caption, figure)]
+  family = shown(metrics.CALIBRATION, 'strength')
+  panels = [(baseline, methods, metric, styles) for metric in family]
+  return [draw_panels('strength', panels, draw_by_theta)]
 
 
 def group_by_method(
   results: Results, runs: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-  """Group models by method, of the rows that share the first baseline.
+  """Group models by method, for rows that share the first baseline.
 
-  Args:
-    results: with the configs of the rows.
-    runs: the models to group.
+  Rows belong to one method if they differ only in theta. The baseline counts as
+  theta 0 of methods without a drop.
 
   Returns:
-    The models of the baseline, and those of each method, by label. Rows are of
-    one method if they differ in theta alone. The baseline is theta 0 of a
-    method without a drop.
+    The models of the baseline, and those of each method, by label.
   """
   compared = {
     row: references['baseline']
@@ -361,7 +320,7 @@ def group_by_method(
 
 
 def pool(diagrams: Sequence[Reliability]) -> Reliability:
-  """Merge diagrams of the same bins into that of all examples."""
+  """Merge reliability diagrams with the same bins."""
   frame = pd.concat(pd.DataFrame(dataclasses.asdict(d)) for d in diagrams)
   means = ['confidence', 'accuracy']
   frame[means] = frame[means].mul(frame['count'], axis=0)

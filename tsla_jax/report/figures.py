@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -23,13 +23,15 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.text import Text
 
+from tsla_jax.report.words import say
+
 Picture = tuple[str, str, Figure]  # name, caption, figure
-Style = tuple[str, Any]  # colour and dashes of a line
+Style = Sequence[Any]  # colour and dashes of a line
 Styles = Mapping[str, Style]  # by row
 
 FONT_SIZE = 9  # points, of all text; figures are as wide as in a paper
-# The palette of Okabe and Ito, safe for colour blindness. Dashes tell the
-# curves apart in print.
+# The palette of Okabe and Ito, safe for colour blindness. Dashes distinguish
+# curves in black-and-white print.
 BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'
 _OTHERS = (BLUE, ORANGE, GREEN, '#CC79A7', '#8C564B', '#3A86FF')
 _DASHES = ('-', (0, (6, 1)), (0, (3, 1)), (0, (1, 1)), (0, (6, 1, 1, 1)))
@@ -45,14 +47,14 @@ def curves_png(
   Args:
     metrics: the lines of `metrics.jsonl`.
     title: of the figure.
-    drop: after how many epochs theta comes to 0; None if it does not.
+    drop: number of epochs after which theta is 0; None if it never is.
 
   Returns:
-    A PNG.
+    The bytes of a PNG.
   """
   figure, frame = make_figure(3, layout=None), pd.DataFrame(metrics)
-  # Every run has this figure: a layout that is not computed takes a third of
-  # the time.
+  # Every run draws this figure; fixed margins take a third of the time of a
+  # computed layout.
   figure.subplots_adjust(0.07, 0.16, 0.93, 0.84, wspace=0.3)
   figure.suptitle(title)
   panels = figure.axes
@@ -83,6 +85,36 @@ def make_figure(
   return figure
 
 
+def draw_panels(
+  name: str,
+  items: Iterable[Sequence[Any]],
+  draw: Callable[..., None],
+  *,
+  remark: str = '',
+  xlabel: str = 'epoch',
+  height: float = 2.7,
+  **values: Any,
+) -> Picture:
+  """Draw a panel for each item, a shared legend, and a caption.
+
+  Args:
+    name: of the figure, and of its caption in `words.toml`.
+    items: arguments of `draw` after the axes, for each panel.
+    draw: draws one panel.
+    remark: name of a second caption.
+    xlabel: of all panels.
+    height: of the panels, in inches.
+    **values: fill the braces of the caption.
+  """
+  items = list(items)
+  figure = make_figure(len(items), xlabel, height=height)
+  for axes, item in zip(figure.axes, items, strict=True):
+    draw(axes, *item)
+  share_legend(figure)
+  captions = [f'captions.{part}' for part in (name, remark) if part]
+  return name, say(*captions, **values), figure
+
+
 def render(figure: Figure, kind: str) -> bytes:
   """Render as 'png', 'pdf' or 'svg'; equal figures have equal bytes."""
   for axes in figure.axes:
@@ -90,17 +122,16 @@ def render(figure: Figure, kind: str) -> bytes:
   for text in figure.findobj(Text):
     text.set_fontsize(FONT_SIZE)
   if figure.get_layout_engine() is not None:
-    figure.draw_without_rendering()  # a layout settles at the second time
+    figure.draw_without_rendering()  # the layout needs two passes
   image = io.BytesIO()
   metadata = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
-  # Text stays text in an SVG: it can be searched, and takes the fewest bytes.
-  # Browsers without the font have narrower ones.
+  # Text of an SVG stays text: it can be searched, and is smaller than paths.
   fixed = {'svg.hashsalt': 'tsla_jax', 'svg.fonttype': 'none'}
   with matplotlib.rc_context(fixed | {'pdf.fonttype': 42}):
     figure.savefig(
       image, format=kind, dpi=150, metadata=metadata, transparent=kind == 'svg'
     )
-  # A layout takes its time and is the same for all kinds.
+  # The layout is slow to compute, and is the same for all kinds.
   figure.set_layout_engine('none')
   return image.getvalue()
 
@@ -115,12 +146,12 @@ def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
 
 
 def to_svg(name: str, figure: Figure) -> str:
-  """Render an SVG element for a page, whose ids begin with the name."""
+  """Render an SVG element for a page; its ids begin with `name`."""
   text = render(figure, 'svg').decode()
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
   head, _, body = text[text.find('<svg') :].partition('>')
   body = re.sub(r'\bid="|href="#|url\(#', rf'\g<0>{name}-', body)
-  # A hundredth of a point is enough for paths, and half of the bytes.
+  # Rounding paths to a hundredth of a point halves the size.
   body = re.sub(
     r' d="[^"]*"', lambda d: re.sub(r'(\.\d\d)\d+', r'\1', d[0]), body
   )
@@ -155,11 +186,11 @@ def to_markdown(pictures: Iterable[Picture]) -> str:
 
 
 def method_color(config: Mapping[str, Any]) -> str:
-  """Return the colour of a method: it is the same in every figure.
+  """Return the colour of a method, the same in every figure.
 
-  It depends on the method alone, and not on the strength of smoothing: black
-  for the baseline, orange for LSR; fixed drops go from dark to light as they
-  come later in training. A prior that is not uniform darkens it.
+  It does not depend on theta. The baseline is black and LSR orange. TSLA with a
+  fixed drop epoch is lighter for later drops. A prior that is not uniform
+  darkens the colour.
 
   Args:
     config: the 'config' of a `config.json`.
@@ -190,8 +221,8 @@ def row_styles(
 
   Args:
     rows: their names, in order.
-    configs: the `config.json` of the rows that are runs, which have the colour
-      of their method. Others have a palette's, in their order.
+    configs: the `config.json` of rows that are runs. These have the colour of
+      their method; other rows take colours from a palette.
   """
   palette, styles = itertools.cycle(_OTHERS), {}
   for i, row in enumerate(dict.fromkeys(rows)):
@@ -211,27 +242,27 @@ def shade(i: int, count: int) -> str:
 
 def draw_losses(axes: Axes, run: pd.DataFrame) -> None:
   """Draw the minimised training loss with its floor, and one-hot losses."""
-  for key, label, color, style in (
+  for key, label, *style in (
     ('train_loss', 'train, smoothed', BLUE, '-'),
     ('train_onehot_loss', 'train, one-hot', BLUE, '--'),
     ('train_entropy_floor', 'floor of the smoothed', GREY, ':'),
     ('test_onehot_loss', 'test, one-hot', ORANGE, '-'),
   ):
-    draw_line(axes, run['epoch'], run[key], label, (color, style))
-  # The loss falls to a fraction at the drop.
-  axes.set_yscale('log', nonpositive='mask')  # the floor of one-hot labels is 0
+    draw_line(axes, run['epoch'] + 1, run[key], label, style)
+  # The loss is much smaller after the drop; the floor of one-hot labels is 0.
+  axes.set_yscale('log', nonpositive='mask')
   axes.set_ylabel('loss [nats]')
   axes.legend()
 
 
 def draw_accuracy(axes: Axes, run: pd.DataFrame) -> None:
   """Draw training and test top-1 and test top-5, in percent."""
-  for key, label, color, style in (
+  for key, label, *style in (
     ('train_top1', 'train top-1', BLUE, '--'),
     ('test_top1', 'test top-1', ORANGE, '-'),
     ('test_top5', 'test top-5', GREEN, '-.'),
   ):
-    draw_line(axes, run['epoch'], 100 * run[key], label, (color, style))
+    draw_line(axes, run['epoch'] + 1, 100 * run[key], label, style)
   # Low values of the first epochs would hide differences of the later ones.
   later = run.iloc[len(run) // 5 :]
   low = later[['train_top1', 'test_top1']].min(axis=None)
@@ -247,7 +278,7 @@ def draw_schedules(
 
   Args:
     axes: to draw on; a twin is added.
-    epochs: of a run or a table. Of a table the first seed is drawn, with the
+    epochs: of a run or a table. For a table, draws the first seed, and the
       learning rates of the first row.
     styles: of the rows of a table.
   """
@@ -259,7 +290,7 @@ def draw_schedules(
   for name, run in runs:
     theta = own_part(run.set_index('epoch')['theta'], drawn)
     style = styles[name] if styles else (BLUE, '-')
-    draw_line(axes, theta.index, theta, name, style, drawstyle='steps-mid')
+    draw_line(axes, theta.index + 1, theta, name, style, drawstyle='steps-mid')
   axes.set_ylabel('theta')
   axes.margins(y=0.15)
   axes.set_ylim(bottom=min(axes.get_ylim()[0], 0))
@@ -273,9 +304,8 @@ def draw_schedules(
     groups, names = groups[:1], ['learning rate']
   for group, name, dashes in zip(groups, names, ('--', '-.'), strict=False):
     style = (GREY if styles else ORANGE, dashes)
-    draw_line(
-      twin, run['epoch'], run[group], name, style, drawstyle='steps-mid'
-    )
+    at = run['epoch'] + 1
+    draw_line(twin, at, run[group], name, style, drawstyle='steps-mid')
   if not styles:
     axes.legend(handles=[*axes.get_lines(), *twin.get_lines()])
 
@@ -287,7 +317,7 @@ def share_legend(figure: Figure) -> None:
     lines, labels = axes.get_legend_handles_labels()
     for line, label in zip(lines, labels, strict=True):
       handles.setdefault(label, line)
-  # As many columns as fit, at 13 letters an inch, plus the line.
+  # As many columns as fit, at 13 letters an inch; the line takes 6.
   letters = 6 + max(map(len, handles), default=0)
   room = int(13 * figure.get_figwidth() / letters)
   columns = max(min(len(handles), room), 1)
@@ -320,12 +350,9 @@ def draw_rows(
 
   Args:
     epochs: of a table; epochs without a value are skipped.
-    key: the column.
-    ylabel: label of the axis, with the unit.
     scale: factor of the values.
     log: use a logarithmic axis, and mean and deviation of the logarithms.
-    whole: choose limits that show the first fifth of the epochs, too.
-    styles: of the rows.
+    whole: let the limits of the axis include the first fifth of the epochs.
   """
   drawn: list[pd.Series] = []
   styles = styles or row_styles(epochs['row'])
@@ -341,14 +368,15 @@ def draw_rows(
     # Markers show that only some epochs were measured.
     gaps = np.diff(np.sort(run['epoch'].unique())) > 1
     marker = '.' if gaps.any() else None
-    draw_line(axes, mean.index, back(mean), name, styles[name], marker=marker)
+    at, style = mean.index + 1, styles[name]
+    draw_line(axes, at, back(mean), name, style, marker=marker)
     low, high = back(mean - spread), back(mean + spread)
     band = {'color': color, 'alpha': 0.12, 'linewidth': 0}
-    axes.fill_between(mean.index + 1, low, high, **band)
+    axes.fill_between(at, low, high, **band)
     seen += [ends[mean.index >= start] for ends in (low, high)]
     for drop in run['drop_epoch'].dropna().unique():  # seeds may differ
-      at = mean.index[mean.index >= drop][:1]
-      axes.plot(at + 1, back(mean[at]), 'o', color=color, markersize=4)
+      first = mean.index[mean.index >= drop][:1]
+      axes.plot(first + 1, back(mean[first]), 'o', color=color, markersize=4)
   axes.set_ylabel(ylabel)
   if log:
     set_logarithmic(axes.yaxis)
@@ -371,15 +399,12 @@ def draw_drop(
 ) -> None:
   """Draw training losses with and without the drop, as in Figure 1.
 
-  The paper does not say which loss Figure 1 shows. Both are drawn: the
+  The paper does not say which loss Figure 1 shows. This figure has both: the
   minimised loss, bounded below by the entropy of the smoothed labels, and the
-  one-hot loss.
+  one-hot loss. Lines are means over the seeds.
 
   Args:
-    axes: to draw on.
-    epochs: of a table; lines are means over the seeds.
     rows: the one that keeps theta, and the one that drops it.
-    styles: of the rows.
   """
   for key, label, dashes in (
     ('train_loss', 'as minimised', '-'),
@@ -389,19 +414,16 @@ def draw_drop(
     for name in rows:
       mean = epochs[epochs['row'] == name].groupby('epoch')[key].mean()
       mean, style = own_part(mean, drawn), (styles[name][0], dashes)
-      draw_line(axes, mean.index, mean, f'{name}, {label}', style)
+      draw_line(axes, mean.index + 1, mean, f'{name}, {label}', style)
   axes.set_ylabel('training loss [nats]')
 
 
 def own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
-  """Return the part of a curve after the last point that another one shares.
+  """Return the end of a curve, from the last point shared with another curve.
 
   Args:
     values: by epoch.
     drawn: the other curves; this one is added to them.
-
-  Returns:
-    The part, with that last point.
   """
   shared = 0
   for other in drawn:
@@ -413,15 +435,11 @@ def own_part(values: pd.Series, drawn: list[pd.Series]) -> pd.Series:
 
 
 def draw_line(
-  axes: Axes,
-  epochs: pd.Series,
-  values: pd.Series,
-  label: str,
-  style: Style,
-  **look: Any,
+  axes: Axes, x: Any, y: Any, label: str, style: Style, **look: Any
 ) -> None:
-  """Draw values over the epochs, with gaps where they are not finite."""
-  look |= {'color': style[0], 'linestyle': style[1], 'label': label}
-  if len(epochs) == 1:
+  """Draw a labelled line, with gaps where values are not finite."""
+  color, dashes = style
+  look |= {'color': color, 'linestyle': dashes, 'label': label}
+  if len(x) == 1:
     look['marker'] = '.'
-  axes.plot(epochs + 1, values.astype(float), linewidth=1.4, **look)
+  axes.plot(x, np.asarray(y, float), linewidth=1.4, **look)
