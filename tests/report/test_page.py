@@ -87,7 +87,7 @@ def test_notes_say_what_the_numbers_are(workdir):
   assert '9 of 9 runs are finished' in text
   assert 'have 45 epochs, of which 39 were trained' in text
   assert 'took 156 seconds on 1 TPU v9' in text
-  assert 'wrong on purpose' not in text and 'cannot be told apart' not in text
+  assert 'wrong on purpose' not in text and 'cannot be separated' not in text
   for path in (workdir / 'runs').rglob('config.json'):
     record = json.loads(path.read_text())
     record['config']['data']['label_noise'] = 0.2
@@ -116,7 +116,9 @@ def test_runs_that_are_left_out_are_named(workdir, monkeypatch):
     assert note in printed
     assert note in (workdir / 'table.md').read_text()
   text = notes(workdir)
-  assert 'Not finished, and in no mean: LSR, theta 0.1 (seed 1, 2).' in text
+  assert (
+    'Not finished, and left out of means: LSR, theta 0.1 (seed 1, 2).' in text
+  )
 
 
 def test_a_table_under_way_can_be_drawn(workdir):

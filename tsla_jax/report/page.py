@@ -3,10 +3,11 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from tsla_jax import fields, methods
 from tsla_jax.io import to_path
@@ -25,7 +26,7 @@ from tsla_jax.report.tables import Layout, lay_out
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
-# Sections of what was measured, and the figures that stand in them.
+# Sections of measured quantities: key, title, and names of figures.
 _EXPLAINED = {
   'calibration': ('Calibration', ('reliability', 'calibration', 'strength')),
   'selection': ('Selective risk', ('selection', 'logits')),
@@ -39,14 +40,14 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   """Write the results of a table, from the files of the runs.
 
   Args:
-    workdir: of the table. Gets `results.csv`, `table.md`, `table.tex`,
-      `figures/` and `report.html`.
+    workdir: of the table. `results.csv`, `table.md`, `table.tex`, `report.html`
+      and `figures/` are written to it.
 
   Returns:
     The tables and the paths of the files, for a terminal.
 
   Raises:
-    InputError: if it holds no table that has begun, or cannot be written.
+    InputError: if no run of the table has begun, or files cannot be written.
   """
   workdir = to_path(workdir)
   results = read_results(workdir)
@@ -61,8 +62,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     ),
     'table.tex': '\n'.join(map(tables.to_latex, report.layouts)),
   }
-  mend = 'draw the results with --redraw'
-  document.write(report, workdir, content, mend=mend)
+  document.write(report, workdir, content, 'draw the results with --redraw')
   lines = ['', f'{report.sentence}\n', *texts[:2]]
   lines += [f'Note: {note}.' for note in results.notes]
   if len(texts) > 2:
@@ -113,7 +113,7 @@ def make_report(results: Results) -> Report:
 def explained_sections(
   results: Results, *, log_coverage: bool = False
 ) -> list[Section]:
-  """Return what was measured, each figure beside its table."""
+  """Return the sections of measured quantities, with tables and figures."""
   layouts = explanation_tables.explain(results)
   drawn = draw_explanations(results, log_coverage=log_coverage)
   pictures = {picture[0]: picture for picture in drawn}
@@ -131,67 +131,70 @@ def explained_sections(
 def describe(results: Results) -> list[str]:
   """Describe the runs behind the numbers, in sentences."""
   runs, configs = results.runs, results.configs
-  total, trained = runs['epochs'].sum(), runs['epochs_trained'].sum()
-  finished = (runs['status'] == FINISHED).sum()
   devices = ' or '.join(dict.fromkeys(map(_devices, configs.values())))
   notes = [
-    *_by_rows(results, _describe_setting),
-    f'{finished} of {len(runs)} runs are finished. Their histories have'
-    f' {total:,.0f} epochs, of which {trained:,.0f} were trained: epochs that'
-    ' runs share were trained once. The results are bitwise identical to'
-    ' training each run separately.',
-    f'Training and evaluation took {_duration(runs["seconds"].sum())} on'
-    f' {devices}, summed over the runs.',
-    *_describe_drops(results),
-    *_by_rows(results, _describe_noise),
-    *_by_rows(results, _describe_pretrained),
+    *_describe_configs(configs),
+    say(
+      'runs.finished',
+      finished=(runs['status'] == FINISHED).sum(),
+      count=len(runs),
+      epochs=runs['epochs'].sum(),
+      trained=runs['epochs_trained'].sum(),
+    ),
+    say('runs.time', time=_duration(runs['seconds'].sum()), devices=devices),
   ]
-  coinciding = [
-    row
-    for row, drops in runs.groupby('row', sort=False)['drop_epoch']
-    if row in configs
+  coinciding = []
+  for row, record in configs.items():
+    smoothing = record['config']['smoothing']
+    drops = results.finished(row, 'drop_epoch')
+    if smoothing['drop_rule'] is not None and len(drops):
+      texts = ['never' if pd.isna(d) else f'{d:.0f}' for d in drops]
+      names = ['runs.rule', *['runs.never'] * ('never' in texts)]
+      notes.append(say(*names, row=row, drops=', '.join(texts)))
     # A drop within an epoch is counted from the next one.
-    and configs[row]['config']['smoothing']['drop_step'] is None
-    and drops.isin(configs[row]['config']['optimizer']['drop_epochs']).any()
-  ]
+    rates = record['config']['optimizer']['drop_epochs']
+    every = runs.loc[runs['row'] == row, 'drop_epoch']
+    if smoothing['drop_step'] is None and every.isin(rates).any():
+      coinciding.append(row)
   if coinciding:
-    notes.append(
-      f'In {", ".join(coinciding)} the learning rates drop in the same epoch as'
-      ' theta, so the two effects cannot be told apart.'
-    )
-  diverged = runs[runs['status'] == DIVERGED]
-  notes += [
-    f'{run["row"]}, seed {run["seed"]}, diverged after {run["epochs"]:.0f}'
-    ' epochs and is in no mean.'
-    for _, run in diverged.iterrows()
-  ]
-  unfinished = [
+    notes.append(say('runs.coinciding', rows=', '.join(coinciding)))
+  diverged = runs[runs['status'] == DIVERGED].to_dict('records')
+  notes += [say('runs.diverged', **run) for run in diverged]
+  unfinished = runs[runs['status'] == UNFINISHED].groupby('row', sort=False)
+  texts = [
     f'{row} (seed {", ".join(map(str, seeds))})'
-    for row, seeds in runs[runs['status'] == UNFINISHED].groupby(
-      'row', sort=False
-    )['seed']
+    for row, seeds in unfinished['seed']
   ]
-  if unfinished:
-    notes.append(f'Not finished, and in no mean: {"; ".join(unfinished)}.')
+  if texts:
+    notes.append(say('runs.unfinished', runs='; '.join(texts)))
   return [*notes, *(f'{note}.' for note in results.notes)]
 
 
-def _describe_drops(results: Results) -> list[str]:
-  """Say when rules on the metrics have dropped theta."""
-  notes = []
-  for row, record in results.configs.items():
-    if record['config']['smoothing']['drop_rule'] is None:
-      continue
-    drops = results.finished(row, 'drop_epoch')
-    if len(drops):
-      texts = ['never' if pd.isna(d) else f'{d:.0f}' for d in drops]
-      note = (
-        f'{row} dropped theta after this many epochs, by seed:'
-        f' {", ".join(texts)}.'
+def _describe_configs(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Describe the settings of rows; sentences that differ name their rows."""
+  rows: dict[str, list[str]] = {}
+  for row, record in configs.items():
+    config, data = record['config'], record['dataset']
+    sentences = [
+      say(
+        'runs.setting',
+        **(data | {'classes': len(data['class_names'])}),
+        model=config['model']['name'],
+        batch=config['batch_size'],
+        epochs=config['num_epochs'],
       )
-      never = ' A run that never drops it is LSR.' if 'never' in texts else ''
-      notes.append(note + never)
-  return notes
+    ]
+    if share := config['data']['label_noise']:
+      sentences.append(say('runs.noise', share=share))
+    if weights := config['model']['pretrained']:
+      name = pathlib.PurePath(weights).name
+      sentences.append(say('runs.pretrained', name=name))
+    for sentence in sentences:
+      rows.setdefault(sentence, []).append(row)
+  return [
+    text if len(names) == len(configs) else f'{", ".join(names)}: {text}'
+    for text, names in rows.items()
+  ]
 
 
 def _devices(record: Mapping[str, Any]) -> str:
@@ -199,82 +202,10 @@ def _devices(record: Mapping[str, Any]) -> str:
   return f'{len(devices)} {devices[0]}'
 
 
-def _by_rows(
-  results: Results, sentence: Callable[[Mapping[str, Any]], str | None]
-) -> list[str]:
-  """Describe the `config.json` of rows: once, or naming the rows that differ.
-
-  Args:
-    results: of the table.
-    sentence: describes one, or returns None if there is nothing to say.
-  """
-  rows: dict[str | None, list[str]] = {}
-  for name, record in results.configs.items():
-    rows.setdefault(sentence(record), []).append(name)
-  return [
-    text if len(rows) == 1 else f'{", ".join(names)}: {text}'
-    for text, names in rows.items()
-    if text is not None
-  ]
-
-
-def _describe_setting(record: Mapping[str, Any]) -> str:
-  config, data = record['config'], record['dataset']
-  return (
-    f'{data["name"]}: {data["train_examples"]:,} training and'
-    f' {data["test_examples"]:,} test images of {len(data["class_names"])}'
-    f' classes; {config["model"]["name"]}, batches of {config["batch_size"]},'
-    f' {config["num_epochs"]} epochs.'
-  )
-
-
-def _describe_noise(record: Mapping[str, Any]) -> str | None:
-  share = record['config']['data']['label_noise']
-  if not share:
-    return None
-  return (
-    f'{share:.0%} of the training labels are wrong on purpose, the same ones in'
-    ' every run; test labels are unchanged.'
-  )
-
-
-def _describe_pretrained(record: Mapping[str, Any]) -> str | None:
-  weights = record['config']['model']['pretrained']
-  if weights is None:
-    return None
-  name = pathlib.PurePath(weights).name
-  return f'Training starts from the pretrained weights {name}.'
-
-
 def _duration(seconds: float) -> str:
   if seconds < 600:
     return f'{seconds:.0f} seconds'
   return f'{seconds / 3600:.1f} hours'
-
-
-def make_figures(results: Results) -> list[Picture]:
-  """Draw the figures of the paper."""
-  epochs, styles = results.epochs, results.styles
-  if epochs.empty:
-    return []
-  figure = figures.make_figure(2)
-  for axes, (key, label, scale, _) in zip(figure.axes, _CURVES, strict=True):
-    figures.draw_rows(axes, epochs, key, label, scale, styles=styles)
-  caption = say('captions.test')
-  pictures = [('test', caption, figure)]
-  pair = _best_drop(results)
-  if pair is not None:
-    figure = figures.make_figure(1)
-    figures.draw_drop(figure.axes[0], epochs, pair, styles)
-    caption = say('captions.drop', kept=pair[0], dropped=pair[1])
-    pictures.append(('drop', caption, figure))
-  figure = figures.make_figure(1)
-  figures.draw_schedules(figure.axes[0], epochs, styles)
-  caption = say('captions.schedules')
-  pictures.append(('schedules', caption, figure))
-  for _, _, figure in pictures:
-    figures.share_legend(figure)
-  return pictures
 
 
 # Of the epochs: column, title, factor, and format of single values.
@@ -284,8 +215,31 @@ _CURVES = (
 )
 
 
+def make_figures(results: Results) -> list[Picture]:
+  """Draw the figures of the paper."""
+  epochs, styles = results.epochs, results.styles
+  if epochs.empty:
+    return []
+
+  def draw_curve(axes: Axes, key: str, label: str, scale: float, _: str):
+    figures.draw_rows(axes, epochs, key, label, scale, styles=styles)
+
+  pictures = [figures.draw_panels('test', _CURVES, draw_curve)]
+  if pair := _best_drop(results):
+    kept, dropped = pair
+    pictures.append(
+      figures.draw_panels(
+        *('drop', [(epochs, pair, styles)], figures.draw_drop),
+        kept=kept,
+        dropped=dropped,
+      )
+    )
+  schedules = [(epochs, styles)], figures.draw_schedules
+  return [*pictures, figures.draw_panels('schedules', *schedules)]
+
+
 def make_charts(results: Results) -> dict[str, list[dict[str, Any]]]:
-  """Specify the charts that take the place of figures where scripts run."""
+  """Specify the charts that replace figures where scripts run."""
   epochs, styles = results.epochs, results.styles
   if epochs.empty:
     return {}
@@ -299,16 +253,16 @@ def make_charts(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 def _best_drop(results: Results) -> tuple[str, str] | None:
   """Return the LSR row of the row with the best drop, and that row."""
-  pairs = []
-  for row, references in results.references.items():
-    values = results.finished(row, 'last_top1')
-    known = 'LSR' in references and len(values)
-    if known and methods.has_drop(results.configs[row]['config']):
-      pairs.append((values.mean(), references['LSR'], row))
-  if not pairs:
+  means = {
+    row: results.finished(row, 'last_top1').mean()
+    for row, references in results.references.items()
+    if 'LSR' in references and methods.has_drop(results.configs[row]['config'])
+  }
+  means = {row: mean for row, mean in means.items() if pd.notna(mean)}
+  if not means:
     return None
-  _, lsr, row = max(pairs, key=lambda pair: pair[0])
-  return lsr, row
+  row = max(means, key=means.get)
+  return results.references[row]['LSR'], row
 
 
 def _runs_layout(runs: pd.DataFrame) -> Layout:
@@ -331,31 +285,22 @@ def configuration_section(results: Results) -> Section:
       for row, record in results.configs.items()
     }
   ).fillna('null')
-  differ = configs.nunique(axis=1) > 1
-  common = configs[~differ].iloc[:, 0].to_dict()
+  common = configs.nunique(axis=1) == 1
+  differing = configs[~common]
+  columns = {'Method': list(configs), **differing.T.to_dict('list')}
+  same = configs[common].iloc[:, 0].to_dict()
   given = results.record.get('fields', {})
-  folded = [
-    lay_out('Given on the command line', _fields(given, '--config.')),
-    lay_out(
-      'Fields that differ between the rows',
-      {'Method': list(configs)}
-      | {key: list(line) for key, line in configs[differ].iterrows()},
-    ),
-    lay_out('Fields that are the same in all rows', _fields(common)),
-  ]
-  notes = []
-  if 'config_file' in results.record:
-    notes = [f'The rows are defined in {results.record["config_file"]}.']
-  used = (bool(given), bool(differ.any()), True)
-  folded = [f for f, u in zip(folded, used, strict=True) if u]
+  given = {f'--config.{key}': value for key, value in given.items()}
+  folded = []
+  if given:
+    folded.append(_pairs_layout('Given on the command line', given, 'field'))
+  if len(differing):
+    folded.append(lay_out('Fields that differ between the rows', columns))
+  title = 'Fields that are the same in all rows'
+  folded.append(_pairs_layout(title, same, 'field'))
+  file = results.record.get('config_file')
+  notes = [f'The rows are defined in {file}.'] if file else []
   return Section('configuration', 'Configuration', notes=notes, folded=folded)
-
-
-def _fields(
-  values: Mapping[str, str], prefix: str = ''
-) -> dict[str, list[str]]:
-  names = [prefix + key for key in values]
-  return {'field': names, 'value': list(values.values())}
 
 
 def versions_section(results: Results) -> Section:
@@ -364,16 +309,18 @@ def versions_section(results: Results) -> Section:
   commit = record['git_commit'] or 'unknown'
   if record['git_modified']:
     commit += ', with changes'
-  environment = record['environment'] | {'devices': _devices(record)}
-  shown = lay_out(
-    'All versions, of the first row',
-    {
-      'part': [*environment, 'commit'],
-      'version': [*map(str, environment.values()), commit],
-    },
-  )
-  note = (
-    f'jax {environment["jax"]} on {environment["devices"]}, Python'
-    f' {environment["python"]}, commit {commit}.'
-  )
-  return Section('versions', 'Versions', notes=[note], folded=[shown])
+  versions = record['environment'] | {
+    'devices': _devices(record),
+    'commit': commit,
+  }
+  title = 'All versions, of the first row'
+  folded = [_pairs_layout(title, versions, 'part', 'version')]
+  notes = [say('runs.versions', **versions)]
+  return Section('versions', 'Versions', notes=notes, folded=folded)
+
+
+def _pairs_layout(
+  title: str, pairs: Mapping[str, Any], name: str, value: str = 'value'
+) -> Layout:
+  columns = {name: list(pairs), value: list(map(str, pairs.values()))}
+  return lay_out(title, columns)

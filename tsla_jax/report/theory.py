@@ -1,6 +1,5 @@
-"""What the commands of `experiments/theory.py` have in common."""
+"""Write the results of the commands of `experiments/theory.py`."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +7,8 @@ import pandas as pd
 
 from tsla_jax.report import document, figures, tables
 from tsla_jax.report.document import Report, Section
+from tsla_jax.report.figures import Picture
+from tsla_jax.report.tables import Layout
 
 
 def write_theory(
@@ -16,20 +17,23 @@ def write_theory(
   title: str,
   sentence: str,
   remarks: Sequence[str],
-  sections: Sequence[Section],
+  parts: Sequence[tuple[Layout, Picture]],
   frames: Mapping[str, pd.DataFrame],
+  conclusions: Sequence[str] = (),
 ) -> str:
-  """Write what a command has computed.
+  """Write the tables and figures of a command.
 
   Args:
     name: of the command.
-    output: directory for `report.html`, `NAME.md`, a CSV file of each frame and
-      `figures/`.
+    output: directory for `report.html`, `NAME.md`, `figures/`, and a CSV file
+      of each frame.
     title: of the page.
     sentence: the result.
-    remarks: what was computed, in paragraphs.
-    sections: a table and a figure each.
+    remarks: paragraphs on what was computed.
+    parts: a table and a figure for each section; the first figure is shown at
+      the top of the page.
     frames: by the names of their files.
+    conclusions: further results.
 
   Returns:
     The text and the paths of the results, for a terminal.
@@ -37,17 +41,15 @@ def write_theory(
   Raises:
     InputError: if the directory cannot be written.
   """
-  # The figure of the first table is that of the first screen.
-  (overview,) = next(s.pictures for s in sections if s.pictures)
-  later = [
-    dataclasses.replace(s, pictures=[p for p in s.pictures if p != overview])
-    for s in sections
+  sections = [Section('conclusions', 'Conclusions', notes=conclusions)]
+  sections += [
+    Section(picture[0], layout.title, [layout], [picture] if i else [])
+    for i, (layout, picture) in enumerate(parts)
   ]
-  report = Report(title, sentence, later, overview, remarks)
-  parts = [f'{sentence}\n', *(f'{remark}\n' for remark in remarks)]
-  parts += map(tables.to_markdown, report.layouts)
-  notes = (note for section in sections for note in section.notes)
-  text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
+  report = Report(title, sentence, sections, parts[0][1], remarks)
+  texts = [f'{text}\n' for text in (sentence, *remarks)]
+  texts += map(tables.to_markdown, report.layouts)
+  text = '\n'.join([*texts, ''.join(f'- {line}\n' for line in conclusions)])
   content = {
     f'{name}.md': tables.escape_html(
       text + figures.to_markdown(report.pictures)

@@ -9,12 +9,12 @@ import pathlib
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from tsla_jax.io import lock_directory
 from tsla_jax.report import convergence_experiments as experiments
 from tsla_jax.report import figures
 from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
-from tsla_jax.report.document import Section
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
@@ -48,38 +48,24 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
     iterations = experiments.count_iterations(setting)
     errors = experiments.measure_test_errors(setting)
     sentence, *conclusions = conclude(bounds, iterations, errors)
-    sections = [
-      Section('conclusions', 'Conclusions', notes=conclusions),
-      _section('Bounds', _bounds_layout(bounds), _draw_bounds(bounds)),
-      _section(
-        'Iterations',
-        _iterations_layout(iterations),
-        _draw_iterations(iterations),
-      ),
-      _section('Test error', _errors_layout(errors), _draw_errors(errors)),
-    ]
-    frames = {'bounds': bounds, 'iterations': iterations, 'test_error': errors}
+    n, d = setting.regression.features.shape
     return write_theory(
       'convergence',
       output,
-      'The convergence theorems of TSLA against trials',
+      'Measurements and the convergence theorems of TSLA',
       sentence,
-      _describe(setting),
-      sections,
-      frames,
+      [
+        say('remarks.theorems', trials=setting.trials),
+        say('remarks.problems', n=n, d=d, name=setting.name),
+      ],
+      [
+        (_bounds_layout(bounds), _draw_bounds(bounds)),
+        (_iterations_layout(iterations), _draw_iterations(iterations)),
+        (_errors_layout(errors), _draw_errors(errors)),
+      ],
+      {'bounds': bounds, 'iterations': iterations, 'test_error': errors},
+      conclusions,
     )
-
-
-def _section(title: str, layout: Layout, picture: Picture) -> Section:
-  return Section(picture[0], title, [layout], [picture])
-
-
-def _describe(setting: experiments.Setting) -> list[str]:
-  n, d = setting.regression.features.shape
-  return [
-    say('remarks.theorems', trials=setting.trials),
-    say('remarks.problems', n=n, d=d, name=setting.name),
-  ]
 
 
 def _bounds_layout(frame: pd.DataFrame) -> Layout:
@@ -194,10 +180,8 @@ def conclude(
 
 
 def _draw_bounds(frame: pd.DataFrame) -> Picture:
-  problems = frame['problem'].unique()
-  figure = figures.make_figure(len(problems), xlabel='')
-  for axes, problem in zip(figure.axes, problems, strict=True):
-    part = frame[frame['problem'] == problem].reset_index(drop=True)
+  def draw(axes: Axes, problem: str, part: pd.DataFrame) -> None:
+    part = part.reset_index(drop=True)
     for name, of in part.groupby('algorithm', sort=False):
       error = 2 * of['standard_error'] / of['bound']
       dots = {'fmt': 'o', 'color': _STYLES[name][0], 'label': name}
@@ -210,37 +194,32 @@ def _draw_bounds(frame: pd.DataFrame) -> Picture:
     axes.set_xticks(part.index, labels, rotation=90)
     axes.axhline(1, color='black', linewidth=1)
     axes.set_ylim(0, max(1.1, 1.1 * part['slack'].max()))
-    axes.set_title(problem)
-    axes.set_ylabel('measured / bound')
-  figures.share_legend(figure)
-  return 'bounds', say('captions.bounds'), figure
+    axes.set(title=problem, ylabel='measured / bound')
+
+  problems = frame.groupby('problem', sort=False)
+  return figures.draw_panels('bounds', problems, draw, xlabel='')
 
 
 def _draw_iterations(frame: pd.DataFrame) -> Picture:
-  deltas = frame['delta'].dropna().unique()
-  figure = figures.make_figure(len(deltas), xlabel='eps')
-  for axes, delta in zip(figure.axes, deltas, strict=True):
+  def draw(axes: Axes, delta: float) -> None:
     part = frame[frame['delta'].isna() | (frame['delta'] == delta)]
-    for key, curve in part.groupby(experiments.CURVE, dropna=False, sort=False):
-      color, style = _STYLES[key[0]]
-      aligned = key[1] == 'aligned'
-      eps, measured = curve['eps'], curve['measured_steps']
-      fill = 'none' if aligned else color
-      axes.plot(eps, measured, 'o', color=color, markerfacecolor=fill)
+    curves = part.groupby(experiments.CURVE, dropna=False, sort=False)
+    for (name, noise, _), curve in curves:
+      aligned, (color, _) = noise == 'aligned', _STYLES[name]
+      dots = {'color': color, 'markerfacecolor': 'none' if aligned else color}
+      axes.plot(curve['eps'], curve['measured_steps'], 'o', **dots)
       if not aligned:
-        axes.plot(eps, curve['steps'], style, color=color, label=key[0])
-    axes.set_title(f'delta {delta:g}')
-    axes.set_ylabel('iterations')
-    axes.set_yscale('log')
+        line = curve['eps'], curve['steps'], name, _STYLES[name]
+        figures.draw_line(axes, *line)
+    axes.set(title=f'delta {delta:g}', ylabel='iterations', yscale='log')
     figures.set_logarithmic(axes.xaxis)
-  figures.share_legend(figure)
-  return 'iterations', say('captions.iterations'), figure
+
+  deltas = zip(frame['delta'].dropna().unique())
+  return figures.draw_panels('iterations', deltas, draw, xlabel='eps')
 
 
 def _draw_errors(frame: pd.DataFrame) -> Picture:
-  populations = frame.groupby('population', sort=False)
-  figure = figures.make_figure(len(populations), xlabel='n')
-  for axes, (population, part) in zip(figure.axes, populations, strict=True):
+  def draw(axes: Axes, population: str, part: pd.DataFrame) -> None:
     for name, of in part.groupby('algorithm', sort=False):
       color, style = _STYLES[name]
       line = {'color': color, 'linestyle': style, 'label': name}
@@ -249,9 +228,8 @@ def _draw_errors(frame: pd.DataFrame) -> Picture:
       axes.plot(of['n'], rest.where(rest > 0), '.', color=color)
     reference = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
     axes.plot(of['n'], reference, color=figures.GREY, label='1 / sqrt(n)')
-    axes.set_title(population)
-    axes.set_ylabel('test error, eq. 6 [nats]')
+    axes.set(title=population, ylabel='test error, eq. 6 [nats]', yscale='log')
     figures.set_logarithmic(axes.xaxis)
-    axes.set_yscale('log')
-  figures.share_legend(figure)
-  return 'test_error', say('captions.test_error'), figure
+
+  populations = frame.groupby('population', sort=False)
+  return figures.draw_panels('test_error', populations, draw, xlabel='n')

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import tqdm
+from matplotlib.axes import Axes
 
 from tsla_jax.analysis.unconstrained_features import (
   LARGEST_JOINT,
@@ -19,7 +20,6 @@ from tsla_jax.analysis.unconstrained_features import (
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory
 from tsla_jax.report import figures
-from tsla_jax.report.document import Section
 from tsla_jax.report.figures import Picture
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
@@ -90,29 +90,33 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
         ' smaller one'
       )
     means = mean_paths(descents, setting)
-    sections = [
-      _section(_minimisers_layout(minimisers), _draw_minimisers(minimisers)),
-      _section(_conditions_layout(conditions), _draw_conditions(conditions)),
-      _section(_descents_layout(means), _draw_descents(means)),
-    ]
-    frames = {
-      'minimisers': minimisers,
-      'condition_numbers': conditions,
-      'descent': descents,
-    }
+    model = setting.model
     return write_theory(
       'ufm',
       output,
       'Label smoothing in the unconstrained feature model',
       _conclude(minimisers, conditions, means),
-      [_describe(setting)],
-      sections,
-      frames,
+      [
+        say(
+          'remarks.ufm',
+          classes=model.num_classes,
+          samples=model.samples_per_class,
+          dim=model.feature_dim,
+          lw=model.weight_decay_w,
+          lh=model.weight_decay_h,
+        )
+      ],
+      [
+        (_minimisers_layout(minimisers), _draw_minimisers(minimisers)),
+        (_conditions_layout(conditions), _draw_conditions(conditions)),
+        (_descents_layout(means), _draw_descents(means)),
+      ],
+      {
+        'minimisers': minimisers,
+        'condition_numbers': conditions,
+        'descent': descents,
+      },
     )
-
-
-def _section(layout: Layout, picture: Picture) -> Section:
-  return Section(picture[0], layout.title, [layout], [picture])
 
 
 def _conclude(
@@ -131,18 +135,6 @@ def _conclude(
     f' of {last["smoothing"]:g} changes the condition number of the loss from'
     f' {first["loss"]:.3g} to {last["loss"]:.3g}; NC1 falls to {_COLLAPSED:g}'
     f' at tuned rates after: {descents}.'
-  )
-
-
-def _describe(setting: Setting) -> str:
-  model = setting.model
-  return say(
-    'remarks.ufm',
-    classes=model.num_classes,
-    samples=model.samples_per_class,
-    dim=model.feature_dim,
-    lw=model.weight_decay_w,
-    lh=model.weight_decay_h,
   )
 
 
@@ -321,48 +313,45 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
 
 
 def _draw_minimisers(frame: pd.DataFrame) -> Picture:
-  figure = figures.make_figure(3, xlabel='delta')
-  for axes, name, label in zip(
-    figure.axes,
-    ('loss', 'weight_norm', 'feature_norm'),
-    ('objective [nats]', 'norm of W', 'norm of a feature'),
-    strict=True,
-  ):
-    x, dots = frame['smoothing'], {'label': 'L-BFGS', 'linestyle': 'none'}
-    axes.plot(x, frame[name], color=figures.BLUE, label='closed form')
-    dots |= {'color': figures.ORANGE, 'marker': 'o'}
-    axes.plot(x, frame[f'solver_{name}'], **dots)
+  def draw(axes: Axes, name: str, label: str) -> None:
+    x, dots = frame['smoothing'], (figures.ORANGE, 'none')
+    figures.draw_line(axes, x, frame[name], 'closed form', (figures.BLUE, '-'))
+    found = frame[f'solver_{name}']
+    figures.draw_line(axes, x, found, 'L-BFGS', dots, marker='o')
     axes.set_ylabel(label)
-  figures.share_legend(figure)
-  return 'minimisers', say('captions.minimisers'), figure
+
+  panels = (
+    ('loss', 'objective [nats]'),
+    ('weight_norm', 'norm of W'),
+    ('feature_norm', 'norm of a feature'),
+  )
+  return figures.draw_panels('minimisers', panels, draw, xlabel='delta')
 
 
 def _draw_conditions(frame: pd.DataFrame) -> Picture:
-  figure = figures.make_figure(1, xlabel='delta')
-  (axes,) = figure.axes
-  styles = figures.row_styles(_CONDITIONS)
-  for name in filter(frame.columns.__contains__, _CONDITIONS):
-    look = dict(zip(('color', 'linestyle'), styles[name], strict=True))
-    label = _CONDITIONS[name]
-    axes.plot(frame['smoothing'], frame[name], label=label, **look)
-  axes.set_ylabel('condition number')
-  figures.set_logarithmic(axes.yaxis)
-  figures.share_legend(figure)
-  return 'condition_numbers', say('captions.condition_numbers'), figure
+  def draw(axes: Axes) -> None:
+    for name, style in figures.row_styles(_CONDITIONS).items():
+      if name in frame:
+        line = frame['smoothing'], frame[name], _CONDITIONS[name], style
+        figures.draw_line(axes, *line)
+    axes.set_ylabel('condition number')
+    figures.set_logarithmic(axes.yaxis)
+
+  return figures.draw_panels('condition_numbers', [()], draw, xlabel='delta')
 
 
 def _draw_descents(means: pd.DataFrame) -> Picture:
-  figure = figures.make_figure(4, xlabel='step')
-  panels = itertools.product(('equal', 'tuned'), ('nc1', 'nc2'))
-  strengths = means['smoothing'].unique()
-  for axes, (rates, name) in zip(figure.axes, panels, strict=True):
+  count = means['smoothing'].nunique()
+
+  def draw(axes: Axes, rates: str, name: str) -> None:
     paths = means[means['rates'] == rates].groupby('smoothing')
     for i, (smoothing, path) in enumerate(paths):
-      look = {'color': figures.shade(i, len(strengths))}
-      look |= {'linestyle': ('-', '--', '-.', ':')[i % 4]}
-      label = f'delta {smoothing:g}'
-      axes.plot(path['step'], path[name], label=label, **look)
+      style = figures.shade(i, count), ('-', '--', '-.', ':')[i % 4]
+      line = path['step'], path[name], f'delta {smoothing:g}', style
+      figures.draw_line(axes, *line)
     axes.set(yscale='log', ylabel=name.upper(), title=f'{rates} learning rates')
-  figures.share_legend(figure)
-  caption = say('captions.descent', floor=_FLOOR)
-  return 'descent', caption, figure
+
+  panels = itertools.product(('equal', 'tuned'), ('nc1', 'nc2'))
+  return figures.draw_panels(
+    'descent', panels, draw, xlabel='step', floor=_FLOOR
+  )
