@@ -29,57 +29,70 @@ def shifted(*steps):
   return tuple(b + s for b, s in zip(BASE, steps, strict=True))
 
 
-def test_a_row_that_is_told_apart(tmp_path):
+def test_a_row_that_is_significantly_better(tmp_path):
   tsla, lsr = shifted(0.10, 0.11, 0.12), shifted(-0.02, -0.03, -0.04)
   # The t-quantile of two degrees of freedom, times 0.01 / sqrt(3).
   assert sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla) == (
-    'TSLA(2) 83.00 %, +11.00 [+8.52, +13.48] points over the baseline;'
-    ' LSR, theta 0.1 loses 3.00 [0.52, 5.48] points; 3 seeds.'
+    'TSLA(2) 83.00 %, +11.00 [+8.52, +13.48] points over the baseline'
+    ' (72.00 %); LSR, theta 0.1: -3.00 [-5.48, -0.52] points; 3 seeds.'
   )
 
 
-def test_nothing_is_told_apart(tmp_path):
+def test_no_difference_is_significant(tmp_path):
   tsla, lsr = shifted(0.03, -0.01, 0.02), shifted(0.02, -0.02, 0.01)
   text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
   assert text.startswith(
-    'Nothing is told apart: no interval of any of 2 rows against the baseline'
-    ' (72.00 %) excludes 0; the best mean, TSLA(2) 73.33 %, differs by +1.33 ['
+    'No row is significantly better than the baseline (72.00 %); highest mean:'
+    ' TSLA(2) 73.33 %, +1.33 ['
   )
-  assert text.endswith('; 3 seeds.')
+  assert '] points (not significant); LSR, theta 0.1: +0.33 [' in text
+  assert text.endswith('] points (not significant); 3 seeds.')
 
 
-def test_only_a_loss_is_told_apart(tmp_path):
+def test_only_a_loss_is_significant(tmp_path):
   tsla, lsr = shifted(0.03, -0.01, 0.02), shifted(-0.10, -0.11, -0.12)
   text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
   assert text.startswith(
-    'No row is told apart above the baseline (72.00 %): the best mean, TSLA(2)'
+    'No row is significantly better than the baseline (72.00 %); highest mean:'
+    ' TSLA(2)'
   )
-  assert '; LSR, theta 0.1 loses 11.00 [' in text
+  assert '; LSR, theta 0.1: -11.00 [' in text
 
 
 def test_the_baseline_is_best(tmp_path):
   text = sentence(tmp_path, baseline=BASE, lsr=shifted(-0.10, -0.11, -0.12))
-  assert text.startswith('No row is told apart above the baseline (72.00 %)')
-  assert '; LSR, theta 0.1 loses 11.00 [8.52, 13.48] points; 3 seeds.' in text
+  assert text == (
+    'No row is significantly better than the baseline (72.00 %);'
+    ' LSR, theta 0.1: -11.00 [-13.48, -8.52] points; 3 seeds.'
+  )
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_few_seeds_have_no_interval(tmp_path, count):
   text = sentence(tmp_path, baseline=BASE[:count], tsla=(0.80, 0.82)[:count])
   assert text == (
-    f'TSLA(2) {80 + count - 1:.2f} %, +10.00 points over the baseline;'
-    f' {count} seed{"s" * (count > 1)}, so there is no interval and nothing is'
-    ' told apart.'
+    f'TSLA(2) {80 + count - 1:.2f} %, +10.00 points over the baseline'
+    f' ({70 + count - 1:.2f} %); {count} seed{"s" * (count > 1)}, too few for'
+    ' an interval.'
   )
 
 
-def test_the_best_mean_need_not_be_told_apart(tmp_path):
+@pytest.mark.parametrize('count', [1, 2])
+def test_few_seeds_of_the_best_baseline(tmp_path, count):
+  text = sentence(tmp_path, baseline=BASE[:count], tsla=(0.60, 0.62)[:count])
+  assert text == (
+    f'No row has a higher mean than the baseline ({70 + count - 1:.2f} %);'
+    f' {count} seed{"s" * (count > 1)}, too few for an interval.'
+  )
+
+
+def test_the_best_mean_need_not_be_significant(tmp_path):
   """Another row may be, with a smaller spread."""
   tsla, lsr = shifted(0.09, -0.01, 0.04), shifted(0.02, 0.021, 0.019)
   text = sentence(tmp_path, baseline=BASE, lsr=lsr, tsla=tsla)
   assert text.startswith('LSR, theta 0.1 74.00 %, +2.00 [+1.75, +2.25] points')
-  assert '; the best mean, TSLA(2) 76.00 %, differs by +4.00 [' in text
-  assert ' points: not told apart; ' in text
+  assert '; highest mean: TSLA(2) 76.00 %, +4.00 [' in text
+  assert text.endswith('] points (not significant); 3 seeds.')
 
 
 def test_seeds_that_are_not_shared_are_not_compared(workdir):
@@ -87,15 +100,15 @@ def test_seeds_that_are_not_shared_are_not_compared(workdir):
     (workdir / f'runs/baseline/seed{seed}/summary.json').unlink()
     text = summary.describe_result(read_results(workdir))
     if seed < 2:
-      assert 'over the baseline; LSR, theta 0.1 gains' in text
-      assert f'{2 - seed} seed' in text and 'no interval' in text
-  assert text.startswith('Best mean: TSLA(2) 82.00 %; no baseline to compare')
+      assert 'over the baseline' in text and '; LSR, theta 0.1: +' in text
+      assert f'{2 - seed} seed' in text and 'too few for an interval' in text
+  assert text.startswith('Highest mean: TSLA(2) 82.00 %; no baseline to comp')
 
 
 def test_a_table_without_a_baseline(tmp_path):
   text = sentence(tmp_path, lsr=BASE, tsla=shifted(0.1, 0.1, 0.1))
   assert text == (
-    'Best mean: TSLA(2) 82.00 %; no baseline to compare it with; 3 seeds.'
+    'Highest mean: TSLA(2) 82.00 %; no baseline to compare it with; 3 seeds.'
   )
 
 
@@ -113,7 +126,7 @@ def test_diverged_and_unfinished_runs_are_said(workdir):
     if not (path / 'diverged.json').exists():
       RunDir(path).diverge('x', 1, {})
   text = summary.describe_result(read_results(workdir))
-  assert text == 'All 9 runs diverged: there is no result.'
+  assert text == 'No result; 9 of 9 runs diverged.'
   assert summary.draw_overview(read_results(workdir)) is None
 
 
@@ -158,4 +171,4 @@ def test_models_are_summed_up(tmp_path):
   assert 'AURC {:.3g} [{:.3g}, {:.3g}] %'.format(*aurc) in text
   assert text.endswith('; one model, 30 test examples.')
   both = summary.describe_models(explain.measure_files(paths))
-  assert both.startswith('Lowest selective risk (AURC) of 2 rows, and no')
+  assert both.startswith('Lowest selective risk (AURC) of 2 rows, no baseline')

@@ -335,6 +335,16 @@ def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
   return Difference(mean, float(interval.low), float(interval.high), count)
 
 
+def bootstrap_interval(
+  models: pd.DataFrame, key: str
+) -> tuple[float, float] | None:
+  """Return the bootstrap interval of a single model; None without one."""
+  ends = [f'{key}_low', f'{key}_high']
+  if len(models) > 1 or not set(ends) <= set(models):
+    return None
+  return tuple(models[ends].iloc[0])
+
+
 def method_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
   """Label rows by their method, ignoring theta.
 

@@ -1,9 +1,9 @@
 """The first screen of a report: the result in one sentence and one figure.
 
-The result is the top-1 test accuracy of the last epoch, which selects no epoch.
+The result is the top-1 test accuracy of the last epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,12 @@ from scipy import stats
 from tsla_jax.methods import keeps_theta, method_name
 from tsla_jax.report import figures
 from tsla_jax.report.figures import GREY, Picture
-from tsla_jax.report.results import Difference, Results, paired_difference
+from tsla_jax.report.results import (
+  Difference,
+  Results,
+  bootstrap_interval,
+  paired_difference,
+)
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, UNFINISHED
 
@@ -29,69 +34,62 @@ _SELECTION = {'arXiv:2403.14715': 'https://arxiv.org/abs/2403.14715'}
 
 
 def describe_result(results: Results) -> str:
-  """Say in one sentence which row is best, and how it differs.
+  """Describe in one sentence the best row, and its difference to the baseline.
+
+  A difference is significant if its 95 % interval excludes 0. The sentence says
+  so if no row is significantly better than the baseline, if there are too few
+  seeds for an interval, and if there is no result.
 
   Args:
     results: of a table or of runs.
-
-  Returns:
-    The sentence. It says if no row can be told apart from the baseline, if
-    there are too few seeds for an interval, and if there is no result.
   """
   values = _values(results, KEY)
-  runs, many = results.runs, len(results.runs)
-  diverged = int((runs['status'] == DIVERGED).sum())
   if not values:
-    every = f'All {many} runs' if diverged == many else f'{diverged} runs'
-    said = f'{every} diverged' if diverged else 'No run is finished yet'
-    return f'{said}: there is no result.'
-  best = max(values, key=lambda row: values[row].mean())
-  result = f'{best} {100 * values[best].mean():.2f} %'
+    return f'{"; ".join(["No result", *_count_others(results)])}.'
   changes = _changes(results, values)
-  is_base = any(best == base for base, _ in changes.values())
-  base, change = changes.get(best, (best, None))
-  # Of the comparison, or where there is none of the row.
-  seeds = (
-    max(d.count for _, d in changes.values())
-    if is_base
-    else (change.count if change else len(values[best]))
-  )
-  ends = [f'{seeds} seed{"s" * (seeds > 1)}']
-  if seeds < 3:
-    ends[0] += ', so there is no interval and nothing is told apart'
-  if diverged:
-    ends.append(f'{diverged} of {many} runs diverged')
-  if waiting := int((runs['status'] == UNFINISHED).sum()):
-    ends.append(f'{waiting} of {many} runs are not finished')
-  end = f'; {"; ".join(ends)}.'
-  if not change and not is_base:
-    if len(values) == 1:
-      return f'{result}: the only row with a finished run{end}'
-    return f'Best mean: {result}; no baseline to compare it with{end}'
-  end = _describe_lsr(results, changes, best) + end
-  if seeds < 3 and is_base:
-    return f'No row has a higher mean than the {result}{end}'
-  if change and (seeds < 3 or _sign(change)):
-    return f'{result}, {_points(change)} over the {base}{end}'
-  against = f'the baseline ({100 * values[base].mean():.2f} %)'
-  said = 'its mean is the highest'
-  if change:
-    said = f'the best mean, {result}, differs by {_points(change)}'
-  apart = [row for row, (_, d) in changes.items() if _sign(d)]
-  above = [row for row in apart if _sign(changes[row][1]) > 0]
-  if above:
-    row = max(above, key=lambda row: values[row].mean())
-    text = f'{row} {100 * values[row].mean():.2f} %'
-    points = _points(changes[row][1])
-    return f'{text}, {points} over {against}; {said}: not told apart{end}'
-  if apart:
-    return f'No row is told apart above {against}: {said}{end}'
-  count = len(changes)
-  rows = 'the only other row' if count == 1 else f'any of {count} rows'
-  return (
-    f'Nothing is told apart: no interval of {rows} against {against} excludes'
-    f' 0; {said}; {"; ".join(ends)}.'
-  )
+  means = {row: 100 * of.mean() for row, of in values.items()}
+  best = max(means, key=means.get)
+  # Rows that are better than their baseline. Few seeds have no interval.
+  better = [
+    row
+    for row, (_, d) in changes.items()
+    if d.low > 0 or (row == best and d.count < 3)
+  ]
+  leader = max(better, key=means.get, default=best)
+  compared = [d for row, (to, d) in changes.items() if best in (row, to)]
+  seeds = max((d.count for d in compared), default=len(values[best]))
+  said = {row: f'{row} {mean:.2f} %' for row, mean in means.items()}
+  said |= {r: f'{said[r]}, {_points(d)}' for r, (_, d) in changes.items()}
+  against = f'the baseline ({means[changes.get(leader, [leader])[0]]:.2f} %)'
+  if better:
+    parts = [f'{said[leader]} over {against}']
+  elif compared:
+    more = 'is significantly better' if seeds > 2 else 'has a higher mean'
+    parts = [f'No row {more} than {against}']
+  elif len(values) == 1:
+    parts = [f'{said[best]}: the only row with a finished run']
+  else:
+    parts = [f'Highest mean: {said[best]}; no baseline to compare it with']
+  if leader != best or (best in changes and not better):
+    parts.append(f'highest mean: {said[best]}')
+  if lsr := _find_lsr(results, changes, {leader, best}):
+    parts.append(f'{lsr}: {_points(changes[lsr][1])}')
+  few = ', too few for an interval' if seeds < 3 else ''
+  parts += [f'{seeds} seed{"s" * (seeds > 1)}{few}', *_count_others(results)]
+  return f'{"; ".join(parts)}.'
+
+
+def _count_others(results: Results) -> list[str]:
+  """Count the runs that diverged, and those that are not finished."""
+  status = results.runs['status']
+  return [
+    f'{(status == kind).sum()} of {len(status)} runs {text}'
+    for kind, text in (
+      (DIVERGED, 'diverged'),
+      (UNFINISHED, 'are not finished'),
+    )
+    if kind in set(status)
+  ]
 
 
 def _changes(
@@ -106,39 +104,25 @@ def _changes(
   return {row: found for row, found in changes.items() if found[1].count}
 
 
-def _sign(difference: Difference) -> int:
-  """Return 1 or -1 if the interval excludes 0, and else 0."""
-  return int(difference.low > 0) - int(difference.high < 0)
+def _points(difference: Difference) -> str:
+  d = difference
+  if np.isfinite(d.low):
+    remark = '' if d.low > 0 or d.high < 0 else ' (not significant)'
+    ends = f' [{100 * d.low:+.2f}, {100 * d.high:+.2f}]'
+    return f'{100 * d.mean:+.2f}{ends} points{remark}'
+  remark = ' (the same in every seed)' if d.count > 2 else ''
+  return f'{100 * d.mean:+.2f} points{remark}'
 
 
-def _points(difference: Difference, sign: str = '+') -> str:
-  text = f'{100 * difference.mean:{sign}.2f}'
-  if np.isfinite(difference.low):
-    low, high = 100 * difference.low, 100 * difference.high
-    text += f' [{low:{sign}.2f}, {high:{sign}.2f}]'
-  same = ' (the same in every seed)'
-  known = np.isfinite(difference.low) or difference.count < 3
-  return f'{text} points{"" if known else same}'
-
-
-def _describe_lsr(
-  results: Results, changes: Mapping[str, tuple[str, Difference]], best: str
-) -> str:
-  """Say how smoothing throughout compares with the baseline, if it is a row."""
-  rows = [results.references[best].get('LSR')]
+def _find_lsr(
+  results: Results,
+  changes: Mapping[str, tuple[str, Difference]],
+  named: Collection[str],
+) -> str | None:
+  """Return the LSR row to compare with, unless it is named already."""
+  rows = [results.references[row].get('LSR') for row in named]
   rows += [r for r in changes if keeps_theta(results.configs[r]['config'])]
-  row = next((r for r in rows if r in changes and r != best), None)
-  if row is None:
-    return ''
-  difference = changes[row][1]
-  unknown = np.isfinite(difference.low) and not _sign(difference)
-  if unknown or not difference.mean:
-    return f'; {row} is not told apart ({_points(difference)})'
-  if difference.mean < 0:
-    d = difference
-    lost = Difference(-d.mean, -d.high, -d.low, d.count)
-    return f'; {row} loses {_points(lost, sign="")}'
-  return f'; {row} gains {_points(difference, sign="")}'
+  return next((r for r in rows if r in changes and r not in named), None)
 
 
 def draw_overview(
@@ -191,12 +175,12 @@ def _values(results: Results, key: str) -> dict[str, pd.Series]:
   return {row: values.astype(float) for row, values in rows}
 
 
-def _interval(results: Results, row: str, key: str) -> tuple[float, float]:
+def _interval(results: Results, row: str, key: str) -> Sequence[float]:
+  """Return the interval of a single model, or over the seeds."""
   models = results.runs[results.runs['row'] == row]
-  ends = [f'{key}_low', f'{key}_high']
-  if len(models) == 1 and set(ends) <= set(models):
-    return tuple(models[ends].iloc[0])
   values = models[key].dropna()
+  if ends := bootstrap_interval(models, key):
+    return ends
   if len(values) < 3:
     return np.nan, np.nan
   half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -206,13 +190,13 @@ def _interval(results: Results, row: str, key: str) -> tuple[float, float]:
 def describe_methods(
   configs: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, str, Mapping[str, str]]]:
-  """Say what the methods of some rows are.
+  """Describe the methods of rows.
 
   Args:
     configs: the `config.json` of a run of each row.
 
   Returns:
-    Of each method its rows, one line, and papers by name with their addresses.
+    For each method its rows, one line, and the addresses of papers by name.
   """
   found: dict[str, list[str]] = {}
   papers = {}
@@ -230,10 +214,10 @@ def _describe_method(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
   if not smoothing['theta']:
     return say('methods.baseline'), {}
   key, links = 'tsla', _TSLA
-  if smoothing['schedule'] != 'two_stage':
+  if smoothing['schedule'] == 'best_theta':
+    key = 'best_theta'
+  elif smoothing['schedule'] != 'two_stage':
     key = 'schedule'
-    if smoothing['schedule'] == 'best_theta':
-      key = 'best_theta'
   elif keeps_theta(config):
     key, links = 'lsr', _TSLA | _COLLAPSE | _SELECTION
   elif smoothing['drop_rule'] is not None:
@@ -248,11 +232,11 @@ def _describe_method(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def describe_models(results: Results) -> str:
-  """Say in one sentence how good the predictions of some models are.
+  """Describe in one sentence the quality of the predictions of models.
 
   Args:
-    results: of runs, a table or files; of several rows the best by AURC, or by
-      NC1 if nothing else was measured, is named.
+    results: of runs, a table or files. Of several rows, the sentence names the
+      best by AURC, or by NC1 if nothing else was measured.
   """
   runs = results.runs
   key = next((k for k in ('aurc', 'nc1') if k in runs), None)
@@ -260,41 +244,38 @@ def describe_models(results: Results) -> str:
     return 'Nothing was measured.'
   values = _values(results, key)
   row = min(values, key=lambda name: values[name].mean())
-  models = runs[runs['row'] == row]
+  models = runs[runs['row'] == row].dropna(axis='columns', how='all')
   texts = [
-    _measure(models, *measure)
-    for measure in (
+    form.format(_measure(models, name, factor))
+    for name, form, factor in (
       ('evaluated_top1', 'top-1 {} %', 100),
       ('ece', 'ECE {} %', 100),
       ('aurc', 'AURC {} %', 100),
       ('nc1', 'NC1 {}', 1),
     )
-    if measure[0] in models and models[measure[0]].notna().any()
+    if name in models
   ]
   count = len(models)
   end = 'one model' if count == 1 else f'mean of {count} seeds'
-  if 'evaluated_on' in models and models['evaluated_on'].notna().any():
+  if 'evaluated_on' in models:
     end += f', {models["evaluated_on"].max():,.0f} test examples'
   text = f'{row}: {", ".join(texts)}; {end}.'
   if len(values) == 1:
     return text
-  name = {'aurc': 'selective risk (AURC)', 'nc1': 'NC1'}[key]
-  compared = ''
-  if key == 'aurc':
-    change = _changes(results, values).get(row)
-    compared = ', and no baseline to compare it with'
-    if change is not None:
-      said = '' if _sign(change[1]) else ': not told apart'
-      compared = f', {_points(change[1])} to the baseline{said}'
-    elif any(row == base for base, _ in _changes(results, values).values()):
-      compared = ', that of the baseline'
-  return f'Lowest {name} of {len(values)} rows{compared}. {text}'
+  if key == 'nc1':
+    return f'Lowest NC1 of {len(values)} rows. {text}'
+  changes = _changes(results, values)
+  compared = 'no baseline to compare it with'
+  if row in changes:
+    compared = f'{_points(changes[row][1])} relative to the baseline'
+  elif any(row == base for base, _ in changes.values()):
+    compared = 'that of the baseline'
+  rows = f'{len(values)} rows'
+  return f'Lowest selective risk (AURC) of {rows}, {compared}. {text}'
 
 
-def _measure(models: pd.DataFrame, key: str, form: str, factor: float) -> str:
-  ends = [f'{key}_low', f'{key}_high']
-  values = [models[key].mean()]
-  if len(models) == 1 and set(ends) <= set(models):
-    values += models[ends].iloc[0].tolist()
-  first, *rest = (f'{factor * value:.3g}' for value in values)
-  return form.format(f'{first} [{", ".join(rest)}]' if rest else first)
+def _measure(models: pd.DataFrame, key: str, factor: float) -> str:
+  text = f'{factor * models[key].mean():.3g}'
+  if ends := bootstrap_interval(models, key):
+    text += ' [{:.3g}, {:.3g}]'.format(*(factor * end for end in ends))
+  return text

@@ -372,32 +372,21 @@ _LATEX = str.maketrans(
 def to_latex(layout: Layout) -> str:
   """Write a `table` environment with the rules of booktabs."""
 
-  def line(cells: Sequence[Cell]) -> str:
-    texts = (
-      rf'\textbf{{{cell.text.translate(_LATEX)}}}'
-      if cell.bold
-      else cell.text.translate(_LATEX)
-      for cell in cells
-    )
-    row = f'{" & ".join(texts)} \\\\'
+  def text(cell: Cell) -> str:
+    escaped = cell.text.translate(_LATEX)
     # LaTeX reads a bracket at the start of a row as an option of the last one.
-    return f'{{}}{row}' if row.startswith('[') else row
+    escaped = f'{{}}{escaped}' if escaped.startswith('[') else escaped
+    return rf'\textbf{{{escaped}}}' if cell.bold else escaped
 
-  caption = ' '.join([f'{layout.title}.', *_notes(layout)]).translate(_LATEX)
-  return '\n'.join(
-    [
-      '% needs \\usepackage{booktabs}',
-      '\\begin{table}',
-      '\\centering',
-      f'\\caption{{{caption}}}',
-      f'\\begin{{tabular}}{{l{"c" * (len(layout.header) - 1)}}}',
-      '\\toprule',
-      line([Cell(text) for text in layout.header]),
-      '\\midrule',
-      *map(line, layout.rows),
-      '\\bottomrule',
-      '\\end{tabular}',
-      '\\end{table}',
-      '',
-    ]
+  frame = pd.DataFrame(
+    [list(map(text, row)) for row in layout.rows],
+    columns=[title.translate(_LATEX) for title in layout.header],
   )
+  caption = ' '.join([f'{layout.title}.', *_notes(layout)]).translate(_LATEX)
+  table = frame.style.hide(axis='index').to_latex(
+    column_format=f'l{"c" * (len(layout.header) - 1)}',
+    position_float='centering',
+    hrules=True,
+    caption=caption,
+  )
+  return f'% needs \\usepackage{{booktabs}}\n{table}'
