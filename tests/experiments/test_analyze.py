@@ -73,7 +73,9 @@ def test_runs_are_compared_and_what_was_not_measured_is_named(
   assert done.returncode == 0, done.stderr
   table = pd.read_csv(output / 'metrics.csv')
   assert list(table['row']) == ['LSR, theta 0.1'] * 2 + ['baseline'] * 2
-  assert 'What the methods change, as factors, paired by seed' in done.stdout
+  assert (
+    'Differences between methods, as factors, paired by seed' in done.stdout
+  )
   assert (
     done.stdout.count('neural collapse was not measured during training') == 2
   )

@@ -1,4 +1,4 @@
-"""A report: one page that needs no network, and the same as files."""
+"""A report: one page that needs no network, and its parts as files."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ class Section:
   """A numbered part of a page.
 
   Attributes:
-    key: its address on the page.
+    key: its anchor on the page.
     title: its heading.
     layouts: tables.
     pictures: figures.
     notes: sentences.
-    folded: tables that are opened by a click, and in print.
-    charts: specifications of Vega-Lite that take the place of the picture of
-      the same name where scripts run.
+    folded: tables that a click opens; they are open in print.
+    charts: specifications in Vega-Lite, by the name of the picture that they
+      replace where scripts run.
   """
 
   key: str
@@ -50,15 +50,16 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a page says.
+  """The content of a page.
 
   Attributes:
     title: of the page.
     sentence: the result.
     sections: in order; empty ones are left out.
-    overview: the figure of the first screen.
-    remarks: sentences on how the result was chosen, and its limits.
-    methods: of each method its rows, what it is, and papers by address.
+    overview: the figure at the top.
+    remarks: how the result was chosen, and its limits.
+    methods: for each method its rows, a description, and the addresses of
+      papers by name.
     styles: of the rows; tables show the colours.
   """
 
@@ -78,7 +79,7 @@ class Report:
 
   @property
   def layouts(self) -> list[Layout]:
-    """All tables but the folded ones, without what says nothing."""
+    """All tables but the folded ones, pruned (`tables.prune`)."""
     return [tables.prune(one) for s in self.sections for one in s.layouts]
 
 
@@ -94,7 +95,7 @@ def write(
     report: of the page.
     output: directory for `report.html` and `figures/`.
     content: other files, by name.
-    mend: what the error advises.
+    mend: how to mend a failure to write, for the error.
 
   Raises:
     InputError: if it cannot be written.
@@ -129,7 +130,7 @@ def to_html(report: Report) -> str:
 
 
 def _svgs(name: str, figure: figures.Figure) -> dict[str, str]:
-  """Return the figure for wide screens, and for narrow ones; stacks it."""
+  """Render a figure for wide and for narrow screens; stacks its panels."""
   wide = figures.to_svg(f'{name}-wide', figure)
   figures.stack(figure)
   return {'wide': wide, 'narrow': figures.to_svg(f'{name}-narrow', figure)}
@@ -138,7 +139,7 @@ def _svgs(name: str, figure: figures.Figure) -> dict[str, str]:
 @functools.cache
 def vega() -> str:
   """Return the JavaScript of Vega, Vega-Lite and Vega-Embed."""
-  # Imported here because it takes its time.
+  # Imported here because the import is slow.
   import vl_convert
 
   # Inside of a page this would end the script.
@@ -154,62 +155,51 @@ def curve_chart(
   scale: float = 1.0,
   form: str = '.2f',
 ) -> dict[str, Any]:
-  """Specify a chart of all rows over the epochs, whose values can be read off.
+  """Specify a chart in Vega-Lite that shows the values of all rows on hover.
 
   Args:
     epochs: of a table.
     key: the column; lines are means over the seeds.
     title: of the vertical axis, with the unit.
-    styles: of the rows.
     scale: factor of the values.
-    form: of the values.
-
-  Returns:
-    A specification of Vega-Lite.
+    form: format of the values.
   """
-  mean = (scale * epochs[key]).groupby([epochs['epoch'] + 1, epochs['row']])
-  wide = mean.mean().unstack()[[r for r in styles if r in set(epochs['row'])]]
-  names = {f'r{i}': row for i, row in enumerate(wide)}
-  wide.columns = list(names)
+  values = (scale * epochs[key]).groupby([epochs['epoch'] + 1, epochs['row']])
+  wide = values.mean().unstack()
+  rows = [row for row in styles if row in wide]
+  names = [f'r{i}' for i in range(len(rows))]  # names of rows may hold any text
+  wide = wide[rows].set_axis(names, axis=1)
   later = wide[wide.index > wide.index.max() // 5].to_numpy()
   low, high = np.nanmin(later), np.nanmax(later)
   margin = 0.05 * (high - low) or 1.0
-  x = {'field': 'epoch', 'type': 'quantitative', 'title': 'epoch'}
-  x['axis'] = {'tickMinStep': 1}
+  epoch = {'field': 'epoch', 'title': 'epoch', 'type': 'quantitative'}
+  x = epoch | {'axis': {'tickMinStep': 1}}
   y = {'field': 'value', 'type': 'quantitative', 'title': title}
   y['scale'] = {'domain': [low - margin, high + margin], 'nice': False}
-  color = {
-    'field': 'row',
-    'type': 'nominal',
-    'legend': None,
-    'scale': {
-      'domain': list(names),
-      'range': [styles[row][0] for row in names.values()],
-    },
-  }
+  palette = {'domain': names, 'range': [styles[row][0] for row in rows]}
+  color = {'field': 'row', 'type': 'nominal', 'legend': None, 'scale': palette}
   hover = {'type': 'point', 'encodings': ['x'], 'nearest': True}
   hover |= {'on': 'pointerover', 'clear': 'pointerout'}
-  number = {'field': 'epoch', 'title': 'epoch', 'type': 'quantitative'}
-  tips = [number] + [
-    number | {'field': key, 'title': row, 'format': form}
-    for key, row in names.items()
+  tips = [
+    epoch | {'field': name, 'title': row, 'format': form}
+    for name, row in zip(names, rows, strict=True)
   ]
   shown = {'condition': {'param': 'at', 'empty': False, 'value': 0.6}}
+  pointed = {'x': x, 'opacity': shown | {'value': 0}, 'tooltip': [epoch, *tips]}
+  curves = {
+    'transform': [{'fold': names, 'as': ['row', 'value']}],
+    'mark': {'type': 'line', 'clip': True, 'strokeWidth': 1.6},
+    'encoding': {'x': x, 'y': y, 'color': color},
+  }
+  rule = {
+    'mark': 'rule',
+    'params': [{'name': 'at', 'select': hover}],
+    'encoding': pointed,
+  }
   lines = wide.rename_axis(index='epoch').reset_index()
   return {
     'data': {'values': json.loads(lines.to_json(orient='records'))},
     'width': 'container',
     'height': 260,
-    'layer': [
-      {
-        'transform': [{'fold': list(names), 'as': ['row', 'value']}],
-        'mark': {'type': 'line', 'clip': True, 'strokeWidth': 1.6},
-        'encoding': {'x': x, 'y': y, 'color': color},
-      },
-      {
-        'mark': 'rule',
-        'params': [{'name': 'at', 'select': hover}],
-        'encoding': {'x': x, 'opacity': {**shown, 'value': 0}, 'tooltip': tips},
-      },
-    ],
+    'layer': [curves, rule],
   }

@@ -3,6 +3,8 @@
 Rows show the mean and standard deviation of their models over the seeds.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,7 +14,12 @@ import pandas as pd
 
 from tsla_jax.report import metrics
 from tsla_jax.report.metrics import Metric, shown
-from tsla_jax.report.results import Difference, Results, paired_difference
+from tsla_jax.report.results import (
+  Difference,
+  Results,
+  bootstrap_interval,
+  paired_difference,
+)
 from tsla_jax.report.tables import (
   Cell,
   Layout,
@@ -23,21 +30,12 @@ from tsla_jax.report.tables import (
 )
 from tsla_jax.report.words import say
 
-# Tables with a column for each metric: a key that tells if it was measured, the
-# section and name of its note, the title, and the metrics.
-_PLAIN = (
-  ('nc1', 'collapse', 'Neural collapse', 'COLLAPSE'),
-  (
-    'best_theta',
-    'gradients',
-    'Variance of the gradients of the last layer',
-    'GRADIENTS',
-  ),
-)
-
 
 def explain(results: Results) -> list[Layout]:
   """Lay out everything that was measured."""
+  collapse = 'collapse', 'Neural collapse', metrics.COLLAPSE
+  title = 'Variance of the gradients of the last layer'
+  gradients = 'gradients', title, metrics.GRADIENTS
   layouts = [
     layout(models)
     for key, layout in (
@@ -45,19 +43,11 @@ def explain(results: Results) -> list[Layout]:
       ('aurc', _selection_layout),
       ('aurc', _scores_layout),
       (metrics.GUARANTEE[0].key, _guarantee_layout),
+      ('nc1', functools.partial(_plain_layout, *collapse)),
+      ('best_theta', functools.partial(_plain_layout, *gradients)),
     )
     if len(models := measured(results.runs, key))
   ]
-  for key, section, title, family in _PLAIN:
-    if len(models := measured(results.runs, key)):
-      known = [
-        metric
-        for metric in getattr(metrics, family)
-        if len(measured(models, metric.key))
-      ]
-      columns = _columns(_lines(models), known)
-      notes = [say(f'notes.{section}', 'notes.spread')]
-      layouts.append(lay_out(title, columns, notes, section))
   compared = comparison_layout(results)
   return [*layouts, *([] if compared is None else [compared])]
 
@@ -82,20 +72,25 @@ def _lines(runs: pd.DataFrame) -> list[_Line]:
 def _with_tuned(
   runs: pd.DataFrame, key: str, prefix: str, name: str, fallback: bool = False
 ) -> list[_Line]:
-  """Return the lines of all rows, and after each that of its tuned models.
+  """Return a line for each row, followed by one for its tuned models.
 
-  With a fallback, models that could not be tuned have values, too, and are in
-  the line, so that it is of the same models as the line above it.
+  Args:
+    runs: the models.
+    key: of a value that only tuned models have.
+    prefix: of the metrics of tuned models.
+    name: of the tuned lines, after the name of the row.
+    fallback: whether metrics with the prefix also exist for models without
+      tuning; the tuned line then has all models of the row.
   """
   lines = []
   for line in _lines(runs):
-    tuned = line.models[line.models[key].notna()]
     lines.append(line)
+    tuned = measured(line.models, key)
     if len(tuned):
-      count = f' ({len(tuned)} of {len(line.models)})'
-      some = count * (len(tuned) < len(line.models))
+      some = len(tuned) < len(line.models)
+      count = f' ({len(tuned)} of {len(line.models)})' if some else ''
       models = line.models if fallback else tuned
-      lines.append(_Line(f'{line.name}, {name}{some}', models, prefix))
+      lines.append(_Line(f'{line.name}, {name}{count}', models, prefix))
   return lines
 
 
@@ -104,12 +99,10 @@ def _column(
 ) -> list[Cell]:
   """Show a metric: mean and deviation over seeds, or value and interval."""
   numbers = []
-  for line in lines:
-    keys = [f'{line.prefix}{key}{end}' for end in ('', '_low', '_high')]
-    number = mean_and_spread(factor * line.models[keys[0]])
-    if len(line.models) == 1 and set(keys) <= set(line.models):
-      number = tuple(factor * line.models[keys].iloc[0])
-    numbers.append(number)
+  for _, models, prefix in lines:
+    number = mean_and_spread(models[prefix + key])
+    interval = bootstrap_interval(models, prefix + key) or ()
+    numbers.append([factor * value for value in (*number, *interval)])
   return number_cells(numbers, form, 'not measured')
 
 
@@ -122,31 +115,35 @@ def _columns(
   }
 
 
+def _plain_layout(
+  section: str, title: str, family: Sequence[Metric], runs: pd.DataFrame
+) -> Layout:
+  known = [metric for metric in family if len(measured(runs, metric.key))]
+  notes = [say(f'notes.{section}', 'notes.spread')]
+  return lay_out(title, _columns(_lines(runs), known), notes, section)
+
+
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
   lines = _with_tuned(runs, 'scaled_nll', metrics.SCALED, 'temperature')
   method, *others = _columns(lines, metrics.CALIBRATION).items()
   plain = [line._replace(prefix='') for line in lines]
-  temperatures = _column(plain, 'temperature', '.3g')
   tuned = _counts(runs['tuned_on'])
   notes = [say('notes.calibration', 'notes.spread', tuned=tuned)]
   if untuned := runs['scaled_nll'].isna().sum():
     notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
-  if runs['evaluated_on'].nunique() > 1:
-    notes.append(say('notes.unequal'))
   if len(measured(runs, 'ece_low')):
     notes.append(say('notes.bootstrap'))
+  temperatures = [
+    cell if line.prefix else Cell('1')
+    for cell, line in zip(
+      _column(plain, 'temperature', '.3g'), lines, strict=True
+    )
+  ]
+  top1 = _column(plain, 'evaluated_top1', '.2f', 100)
   return lay_out(
     f'Calibration on {_counts(runs["evaluated_on"])} test examples',
-    dict([method])
-    | {
-      'T': [
-        cell if line.prefix else Cell('1')
-        for cell, line in zip(temperatures, lines, strict=True)
-      ],
-      'top-1 [%]': _column(plain, 'evaluated_top1', '.2f', 100),
-    }
-    | dict(others),
-    notes,
+    dict([method, ('T', temperatures), ('top-1 [%]', top1), *others]),
+    notes + _unequal(runs),
     'calibration',
   )
 
@@ -166,29 +163,25 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
 
   method, *others = _columns(lines, metrics.SELECTION).items()
   plain = [line._replace(prefix='') for line in lines]
+  error = _column(plain, 'error', '.2f', 100)
   notes = [say('notes.selection', 'notes.spread')]
   share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
   if share.max() > 0.01:
     row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
     ties, area = (100 * area for area in areas)
     notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
-  if runs['evaluated_on'].nunique() > 1:
-    notes.append(say('notes.unequal'))
   return lay_out(
     f'Selective classification on {_counts(runs["evaluated_on"])} test'
     ' examples',
-    dict([method])
-    | {'p': list(map(norms, lines))}
-    | {'error [%]': _column(plain, 'error', '.2f', 100)}
+    dict([method, ('p', list(map(norms, lines))), ('error [%]', error)])
     | dict(others),
-    notes,
+    notes + _unequal(runs),
     'selection',
   )
 
 
 def _guarantee_layout(runs: pd.DataFrame) -> Layout:
-  lines, family = _lines(runs), shown(metrics.GUARANTEE)
-  single = [len(line.models) == 1 for line in lines]
+  lines = _lines(runs)
 
   def score(models: pd.DataFrame) -> str:
     p = models['norm_p']
@@ -196,28 +189,27 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
       return 'the better'
     return 'probability' if p.isna().all() else f'logits, p = {p.iloc[0]:g}'
 
+  def add_threshold(cell: Cell, models: pd.DataFrame, key: str) -> Cell:
+    if len(models) > 1 or not np.isfinite(models[key].iloc[0]):
+      return cell
+    return Cell(f'{cell.text} from {models[key].iloc[0]:.4g} on')
+
   columns = {
     'Method': [line.name for line in lines],
     'score': [score(line.models) for line in lines],
   }
-  for i, metric in enumerate(family):
+  for metric in shown(metrics.GUARANTEE):
     cells = _column(lines, metric.key, metric.format, metric.factor)
-    if i < len(metrics.RISKS):
-      key = f'threshold_{metrics.RISKS[i]}'
-      firsts = [line.models[key].iloc[0] for line in lines]
+    key = metric.key.replace('guaranteed', 'threshold')
+    if key != metric.key:
       cells = [
-        Cell(f'{cell.text} from {first:.4g} on')
-        if one and np.isfinite(first)
-        else cell
-        for cell, one, first in zip(cells, single, firsts, strict=True)
+        add_threshold(cell, line.models, key)
+        for cell, line in zip(cells, lines, strict=True)
       ]
     columns[metric.title] = cells
-  return lay_out(
-    'Coverage in % whose risk is guaranteed',
-    columns,
-    [say('notes.guarantee', 'notes.spread')],
-    'selection',
-  )
+  notes = [say('notes.guarantee', 'notes.spread')]
+  title = 'Coverage in % whose risk is guaranteed'
+  return lay_out(title, columns, notes, 'selection')
 
 
 def _scores_layout(runs: pd.DataFrame) -> Layout:
@@ -226,15 +218,16 @@ def _scores_layout(runs: pd.DataFrame) -> Layout:
     f'{metrics.NORMALISED}aurc': 'normalised logits',
     **{metric.key: metric.title for metric in shown(metrics.SCORES)},
   }
+  # Without the columns of bootstrap intervals.
   lines = _lines(runs.filter(items=['row', *titles]))
-  known = [key for key in titles if len(measured(runs, key))]
-  return lay_out(
-    'AURC in % by confidence score',
-    {'Method': [line.name for line in lines]}
-    | {titles[key]: _column(lines, key, '.2f', 100) for key in known},
-    [say('notes.scores', 'notes.spread')],
-    'selection',
-  )
+  columns = {'Method': [line.name for line in lines]} | {
+    title: _column(lines, key, '.2f', 100)
+    for key, title in titles.items()
+    if len(measured(runs, key))
+  }
+  notes = [say('notes.scores', 'notes.spread')]
+  title = 'AURC in % by confidence score'
+  return lay_out(title, columns, notes, 'selection')
 
 
 def comparison_layout(results: Results) -> Layout | None:
@@ -244,51 +237,62 @@ def comparison_layout(results: Results) -> Layout | None:
     The table; None if there is nothing to compare.
   """
   pairs = [
-    (row, reference, other)
+    (row, other, reference)
     for row, others in results.references.items()
     for reference, other in others.items()
   ]
 
-  def cells(metric: Metric | None, key: str = '') -> list[Cell]:
-    points = metric is not None and metric.compared == 'difference'
-    changes: list[Difference | str] = []
-    for row, _, other in pairs:
-      if metric is None:
-        both = _nc2_at_equal_nc1(results, row, other)
-      else:
-        both = [_by_seed(results.runs, name, key) for name in (row, other)]
-      if not points:
-        # Where all values are positive, a factor says more than a difference.
-        both = [np.log(values[values > 0]) for values in both]
-      known = points or all(map(len, both))
-      changes.append(paired_difference(*both) if known else 'not above 0')
-    return change_cells(changes, factors=not points)
-
   columns: dict[str, list[Cell]] = {}
+  normalised = {'': '', metrics.NORMALISED: ', normalised'}
   for key, family, prefixes in (
     ('nc1', metrics.COLLAPSE, {'': ''}),
     ('ece', metrics.CALIBRATION, {'': ''}),
-    ('aurc', metrics.SELECTION, {'': '', metrics.NORMALISED: ', normalised'}),
+    ('aurc', metrics.SELECTION, normalised),
   ):
-    known = len(measured(results.runs, key)) > 0
-    for metric in family if known else ():
+    for metric in family if len(measured(results.runs, key)) else ():
+      points = metric.compared == 'difference'
       for prefix, suffix in prefixes.items() if metric.compared else ():
-        unit = ' [points]' * (metric.compared == 'difference')
-        title = metric.title + suffix + unit
-        columns[title] = cells(metric, prefix + metric.key)
+        values = [
+          [_by_seed(results.runs, name, prefix + metric.key) for name in both]
+          for *both, _ in pairs
+        ]
+        title = metric.title + suffix + ' [points]' * points
+        columns[title] = _compare(values, points)
       if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
-        columns['NC2 at equal NC1'] = cells(None)
+        values = [_nc2_at_equal_nc1(results, *both) for *both, _ in pairs]
+        columns['NC2 at equal NC1'] = _compare(values)
   if not columns or not pairs:
     return None
   at_equal = ['notes.nc2'] * ('NC2 at equal NC1' in columns)
   names = {
     'Method': [row for row, *_ in pairs],
-    'against': [reference for _, reference, _ in pairs],
+    'against': [reference for *_, reference in pairs],
   }
-  title = 'What the methods change, as factors, paired by seed'
-  return lay_out(
-    title, names | columns, [say('notes.effects', *at_equal)], 'effects'
+  layout = lay_out(
+    'Differences between methods, as factors, paired by seed',
+    names | columns,
+    [say('notes.effects', *at_equal)],
+    'effects',
   )
+  known = [
+    row for row in layout.rows if not all(cell.missing for cell in row[2:])
+  ]
+  return dataclasses.replace(layout, rows=known or layout.rows)
+
+
+def _compare(
+  values: Iterable[Sequence[pd.Series]], points: bool = False
+) -> list[Cell]:
+  """Show differences in points, or factors, of pairs of values by seed."""
+  changes: list[Difference | str] = []
+  for both in values:
+    reason = 'not above 0' if all(map(len, both)) else 'not measured'
+    if not points:
+      # For positive values, a factor is clearer than a difference.
+      both = [np.log(one[one > 0]) for one in both]
+    known = all(map(len, both))
+    changes.append(paired_difference(*both) if known else reason)
+  return change_cells(changes, factors=not points)
 
 
 def _by_seed(runs: pd.DataFrame, row: str, key: str) -> pd.Series:
@@ -340,6 +344,11 @@ def value_at_level(
     return float(values[i])
   share = np.log(falling[i - 1] / level) / np.log(falling[i - 1] / falling[i])
   return float(values[i - 1] + share * (values[i] - values[i - 1]))
+
+
+def _unequal(runs: pd.DataFrame) -> list[str]:
+  unequal = runs['evaluated_on'].nunique() > 1
+  return [say('notes.unequal')] if unequal else []
 
 
 def _counts(values: pd.Series) -> str:
