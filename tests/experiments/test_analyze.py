@@ -114,7 +114,7 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
     str(tmp_path / 'baseline.npz'),
   ]
   assert table['ece_low'].notna().all()
-  assert 'runs on different data (stand-in, stand-in)' in done.stdout
+  assert 'on different data (stand-in, stand-in)' in done.stdout
   assert 'nan' not in done.stdout
 
 

@@ -112,7 +112,7 @@ def test_runs_that_are_left_out_are_named(workdir, monkeypatch):
   (lsr / 'seed2' / 'config.json').unlink()
   printed = page.draw(workdir)
   for seed, name in ((1, 'predictions.npz'), (2, 'config.json')):
-    note = f'LSR, theta 0.1, seed {seed}, lacks {name} and is in no mean; put'
+    note = f'LSR, theta 0.1, seed {seed}, lacks {name}; means leave it out. Put'
     assert note in printed
     assert note in (workdir / 'table.md').read_text()
   text = notes(workdir)

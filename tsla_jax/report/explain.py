@@ -44,18 +44,19 @@ def explain(
     files: predictions, as in `inputs.read_predictions`.
     dense: folders of dense predictions, as in `dense.measure_dense`.
     output: folder for `report.html`, `metrics.csv`, `analysis.md` and
-      `figures/`. None:
-      `analysis/` in a folder, `NAME_analysis/` beside a file.
-    seed: of the division of a test split into tune and eval.
+      `figures/`. The default is `analysis/` in a folder, or `NAME_analysis/`
+      beside a file.
+    seed: of the division of a test split into a part to tune on and a part to
+      evaluate.
     ignore_label: label of pixels to leave out.
-    selection_only: leave out all but selective classification.
+    selection_only: measure only selective classification.
     log_coverage: draw coverage on a logarithmic axis.
 
   Returns:
     The tables and the paths of the files, for a terminal.
 
   Raises:
-    InputError: names what cannot be read, measured or written.
+    InputError: if something cannot be read, measured or written.
   """
   runs, files, dense = (
     [
@@ -82,7 +83,7 @@ def explain(
     _default_output([*runs, *files, *dense]) if output is None else output
   )
   output = to_path(output)
-  # Errors of the folder come before any computation.
+  # The lock fails before any computation if the folder cannot be written.
   with lock_directory(output, output / 'figures', name='output'):
     parts = [measure_table(path, seed) for path in found]
     parts += [measure_runs(rows, seed)] if rows else []
@@ -118,7 +119,7 @@ def _default_output(given: Sequence[pathlib.Path]) -> pathlib.Path:
   if not given:
     raise InputError('nothing to explain; give runs, files or dense')
   if len(given) > 1:
-    raise InputError('output: not set; give a directory for what is compared')
+    raise InputError('output: not set; several inputs need a directory')
   if given[0].is_dir():
     return given[0] / 'analysis'
   return given[0].with_name(f'{given[0].stem}_analysis')
@@ -129,11 +130,8 @@ def name_runs(
 ) -> dict[pathlib.Path, tuple[str, int]]:
   """Name the row and the seed of finished runs.
 
-  Rows are named by method. Runs are seeds of one row if they differ in nothing
-  but the seed; other runs of one method are named by their paths.
-
-  Args:
-    paths: of run folders.
+  Rows are named by method. Runs that differ only in the seed are seeds of one
+  row. Other runs of the same method are named by their paths.
 
   Raises:
     InputError: if a folder holds no run, or a run is not finished.
@@ -191,12 +189,7 @@ def measure_table(path: Path, seed: int = 0) -> Results:
 def measure_runs(
   rows: Mapping[pathlib.Path, tuple[str, int]], seed: int = 0
 ) -> Results:
-  """Measure finished runs.
-
-  Args:
-    rows: the row and the seed of each run folder, as from `name_runs`.
-    seed: as in `explain`.
-  """
+  """Measure finished runs, given their rows and seeds (`name_runs`)."""
   paths = [(*name, path, None) for path, name in rows.items()]
   results = read_runs(paths, split_seed=seed, intervals=True)
   runs, notes, collapse_notes = results.runs, [], []
@@ -216,8 +209,8 @@ def measure_runs(
   }
   if len(data) > 1:
     notes.append(
-      f'these are runs on different data ({", ".join(data.values())}), which'
-      ' cannot be compared'
+      f'the runs are on different data ({", ".join(data.values())}); do not'
+      ' compare them'
     )
   return dataclasses.replace(
     results, notes=notes, collapse_notes=collapse_notes
@@ -225,12 +218,7 @@ def measure_runs(
 
 
 def measure_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Results:
-  """Measure predictions files.
-
-  Args:
-    paths: as in `inputs.read_predictions`, by the names of their rows.
-    seed: as in `explain`.
-  """
+  """Measure predictions files, given by the names of their rows."""
   runs, diagrams, notes, collapse_notes = [], {}, [], []
   for name, path in paths.items():
     predictions = read_predictions(path)
@@ -259,13 +247,7 @@ def measure_dense(
   ignore_label: int | None = None,
   seed: int = 0,
 ) -> Results:
-  """Measure dense predictions.
-
-  Args:
-    paths: the files of each model, by the names of their rows.
-    ignore_label: as in `dense.measure_dense`.
-    seed: as in `dense.measure_dense`.
-  """
+  """Measure dense predictions, given the files of each row."""
   runs, diagrams = [], {}
   for name, files in paths.items():
     found, curves = dense_lib.measure_dense(files, ignore_label, seed)
@@ -324,7 +306,7 @@ def write(
 def make_report(
   results: Results, notes: Sequence[str], log_coverage: bool = False
 ) -> document.Report:
-  """Make the report of some models; notes say what was left out and why."""
+  """Make the report of models, with notes on what was left out and why."""
   sections = page.explained_sections(results, log_coverage=log_coverage)
   notes = [f'{note[0].upper()}{note[1:]}.' for note in notes]
   sections.append(document.Section('notes', 'Notes', notes=notes))
@@ -343,7 +325,7 @@ def make_report(
 
 
 def _selection_columns(runs: pd.DataFrame) -> list[str]:
-  """Return the columns of selective classification, and those of all models."""
+  """Return the columns of selective classification and of the models."""
   families = (*metrics.SELECTION, *metrics.GUARANTEE, *metrics.SCORES)
   keys = {
     *('row', 'seed', 'drop_epoch', 'norm_p'),

@@ -1,9 +1,9 @@
 """The registry of metrics: what is measured, and how it is shown.
 
-Tables, figures, CSV files and the report read the tuples of `Metric` below, so
-a new entry is measured and shown everywhere. A function that is added to
-`analysis.confidence.SCORES` and a field that is added to
-`analysis.neural_collapse.NeuralCollapse` become entries without further code.
+Tables, figures, CSV files and the report read the tuples of `Metric` below: a
+new entry is measured and shown everywhere. Functions in
+`analysis.confidence.SCORES` and fields of
+`analysis.neural_collapse.NeuralCollapse` are entries without further code.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ class Metric:
   Attributes:
     key: name of the column in CSV files.
     title: name in tables and figures; empty if only CSV files have it.
-    compute: computes the value; the comment on each tuple says from what.
+    compute: computes the value; the comment on each tuple names the arguments.
     unit: shown after the title; '%' multiplies shown values by 100.
     format: of the value in tables.
-    examples: makes the arrays of examples that `compute` takes, from
+    examples: makes the arguments of `compute`, arrays by example, from
       predictions; only for `CALIBRATION`.
-    interval: method of the bootstrap interval; None if there is none.
-    compared: how tables compare rows by it; None if they do not.
-    figure: name of the figure that has a panel of it; empty if there is none.
+    interval: method of the bootstrap interval; None for no interval.
+    compared: how tables compare rows by the metric; None for no comparison.
+    figure: name of the figure with a panel of the metric; empty for none.
   """
 
   key: str
@@ -64,7 +64,7 @@ def shown(metrics: Iterable[Metric], figure: str = '') -> list[Metric]:
 
 
 # Computed from the lines of `metrics.jsonl`, as a data frame. The paper reports
-# the best epoch, which selects on the test split.
+# the best epoch, and selects it on the test split.
 BEST = (
   Metric('best_top1', 'best top-1', lambda e: e['test_top1'].max(), '%'),
   Metric('best_epoch', '', lambda e: e['epoch'][e['test_top1'].idxmax()]),

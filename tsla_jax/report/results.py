@@ -29,20 +29,20 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What is known of some models.
+  """Measurements of models.
 
   Attributes:
-    runs: a line for each model, with 'row', 'seed' and the metrics. For runs
-      also `COLUMNS`: 'status' is 'finished', 'diverged' or 'not finished';
-      accuracies are fractions; 'drop_epoch' is the first epoch on one-hot
-      labels; 'epochs_trained' and 'seconds' leave out epochs that another run
-      of the table has trained.
+    runs: a line for each model, with 'row', 'seed' and the metrics; of runs
+      also `COLUMNS`. 'status' is 'finished', 'diverged' or 'not finished'.
+      Accuracies are fractions. 'drop_epoch' is the first epoch on one-hot
+      labels. 'epochs_trained' and 'seconds' exclude epochs that another run of
+      the table trained.
     epochs: a line for each epoch of each run: 'row', 'seed', 'drop_epoch', and
       the fields of `metrics.jsonl`. Empty without runs.
     configs: the `config.json` of a run of each row. Empty without runs.
     diagrams: curves of each row, one for each model.
     record: the `table.json`; empty without a table.
-    notes: sentences on what was left out and why.
+    notes: what was left out and why.
     collapse_notes: the same for neural collapse.
   """
 
@@ -95,7 +95,7 @@ def read_results(
 
   Args:
     workdir: of the table.
-    split_seed: as the seed of `measure`.
+    split_seed: the seed of `measure`.
 
   Raises:
     InputError: if it is no table, no run has begun, or a file is damaged.
@@ -120,7 +120,7 @@ def read_results(
   results = read_runs(paths, split_seed=split_seed)
   if not results.configs:
     raise InputError(
-      f"workdir '{workdir}' holds a table of which no run has begun"
+      f"workdir '{workdir}' holds a table of which no run has begun; start it"
     )
   return dataclasses.replace(results, record=record)
 
@@ -134,9 +134,9 @@ def read_runs(
   """Read run folders.
 
   Args:
-    paths: of each run the row, seed, folder, and number of epochs (None: that
-      of the config).
-    split_seed: as the seed of `measure`.
+    paths: for each run the row, seed, folder, and number of epochs (None: the
+      number in the config).
+    split_seed: the seed of `measure`.
     intervals: as in `measure`.
 
   Raises:
@@ -148,7 +148,7 @@ def read_runs(
     record = folder.record()
     if lost := lost_files(folder):
       notes.append(
-        f'{row}, seed {seed}, lacks {", ".join(lost)} and is in no mean; put'
+        f'{row}, seed {seed}, lacks {", ".join(lost)}; means leave it out. Put'
         ' back what is missing, or start again'
       )
     if record is None:
@@ -189,7 +189,7 @@ def read_runs(
 
 
 def lost_files(folder: RunDir) -> list[str]:
-  """Return the files that a run had once it was finished, and are missing."""
+  """Return the missing files of a run that was finished."""
   if not (folder.path / 'summary.json').is_file():
     return []
   names = ('config.json', 'metrics.jsonl', 'predictions.npz', 'curves.png')
@@ -210,7 +210,7 @@ def _read_epochs(folder: RunDir, status: str) -> pd.DataFrame:
 def _describe_run(
   folder: RunDir, record: Mapping[str, Any], status: str, epochs: pd.DataFrame
 ) -> dict[str, Any]:
-  """Return the values of `COLUMNS`, as far as the run has got."""
+  """Return the values of `COLUMNS` that exist so far."""
   smoothing = record['config']['smoothing']
   timing = [
     line
@@ -243,7 +243,7 @@ def drop_epoch(
 
   Args:
     smoothing: fields of the config.
-    theta: of each epoch so far; tells when a rule on the metrics has fired.
+    theta: of each epoch so far, which shows when a drop rule fired.
   """
   if smoothing['drop_rule'] is smoothing['drop_step'] is None:
     return smoothing['drop_epoch']
@@ -267,15 +267,15 @@ def _read_predictions(folder: RunDir, record: Mapping[str, Any]) -> Predictions:
   found = (len(test.labels), test.logits.shape[1], 1 - np.mean(test.errors))
   top1 = folder.summary()['last']['test_top1']
   expected = (data['test_examples'], len(data['class_names']), top1)
-  # Another device may move an example of a thousand.
+  # Another device may change the prediction of one example in a thousand.
   if found[:2] != expected[:2] or abs(found[2] - top1) > 1e-3:
     theirs, ours = (
       f'{count} test examples, {classes} classes and top-1 {value:.4g}'
       for count, classes, value in (found, expected)
     )
     raise InputError(
-      f"the predictions in '{path}' are not those of the run: {theirs}, in"
-      f' place of {ours}; put its own back, or remove them and start again'
+      f"the predictions in '{path}' are not those of the run: {theirs}; the"
+      f' run has {ours}; put its file back, or remove it and start again'
     )
   return predictions
 
@@ -322,8 +322,8 @@ def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
     b: values by seed; seeds that only one of both has are left out.
 
   Returns:
-    The comparison of `a - b`. Fewer than 3 pairs have no interval, nor do
-    differences that are equal up to rounding.
+    The comparison of `a - b`. There is no interval for fewer than 3 pairs, or
+    if the differences are equal up to rounding.
   """
   both = pd.concat([a, b], axis=1, join='inner').to_numpy(np.float64)
   difference = both[:, 0] - both[:, 1]
@@ -352,8 +352,8 @@ def method_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     configs: the `config.json` of a run of each row.
 
   Returns:
-    Labels by row. Rows have the same label only if nothing but theta differs in
-    their methods; methods of one name are told apart by the fields that differ.
+    Labels by row. Rows have the same label only if their methods differ at most
+    in theta. Labels of methods with the same name add the fields that differ.
   """
   names = {
     row: methods.method_name(record['config'])

@@ -15,7 +15,7 @@ from tsla_jax.report.results import Difference, Results, paired_difference
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
-BOLD = 'Bold: the 95 % interval of the change excludes no change.'
+BOLD = 'Bold: the 95 % interval of the difference excludes 0 (of a factor: 1).'
 # Columns of CSV files that are whole numbers.
 _INTEGERS = (
   *('drop_epoch', 'best_epoch', 'epochs', 'epochs_trained'),
@@ -30,7 +30,7 @@ class Cell:
   Attributes:
     text: of the cell.
     bold: whether it is set in bold, see `BOLD`.
-    missing: whether the text is the reason why there is no value.
+    missing: whether there is no value; the text is then the reason.
   """
 
   text: str
@@ -43,7 +43,7 @@ class Layout:
   """A table for reading: title, header, rows of cells, and notes.
 
   Attributes:
-    section: key of the section of the page that it stands in.
+    section: key of its section of the page.
   """
 
   title: str
@@ -104,9 +104,9 @@ def column_format(values: Sequence[float], form: str) -> str:
 
   Args:
     values: of the column.
-    form: of a single value. 'f' has one precision as it is. '.3g' shows three
-      digits of the smallest value, as decimals or, where sizes differ by more
-      than 1000, as powers of ten.
+    form: of a single value. 'f' is used as it is. '.3g' shows three digits of
+      the smallest value: as decimals, or in scientific notation if sizes differ
+      by a factor above 1000.
 
   Returns:
     A format for all values.
@@ -129,10 +129,10 @@ def number_cells(
   """Format a column of numbers with one precision.
 
   Args:
-    numbers: of each row the value; or with the deviation over seeds; or with
-      the two ends of an interval. NaN: there is none.
+    numbers: for each row the value, optionally followed by the deviation over
+      seeds or by the two ends of an interval. NaN is a missing number.
     form: as in `column_format`.
-    missing: why there may be no value.
+    missing: the reason for missing values.
   """
   form = column_format([value for value, *_ in numbers], form)
   cells = []
@@ -163,9 +163,8 @@ def change_cells(
   """Show changes with intervals: in percentage points, or as factors.
 
   Args:
-    differences: of fractions; of logarithms if they are factors. A text is the
-      reason why there is none.
-    factors: show factors.
+    differences: of fractions, or of logarithms for factors. A text is the
+      reason for a missing difference.
   """
   to = np.exp if factors else (lambda values: 100 * np.array(values))
   found = [d for d in differences if isinstance(d, Difference) and d.count]
@@ -187,10 +186,9 @@ def change_cells(
 
 
 def prune(layout: Layout) -> Layout:
-  """Leave out what says nothing.
+  """Remove columns and rows without a value, and constant columns.
 
-  These are columns without a value, columns with one value in every row (a note
-  says it), and rows without a value.
+  A note gives the values of constant columns.
   """
 
   def empty(cells: Sequence[Cell]) -> bool:
@@ -214,7 +212,7 @@ def prune(layout: Layout) -> Layout:
 
 
 def results_layout(results: Results) -> Layout:
-  """Lay out accuracies of the last epoch, and of the best as in the paper."""
+  """Lay out accuracies of the last and of the best epoch."""
   published = results.record['published']
   best, last = metrics.shown(metrics.BEST), metrics.shown(metrics.LAST)
 
@@ -263,7 +261,7 @@ def compare(
   reference: str,
   values: Callable[[str], pd.Series],
 ) -> Difference | str:
-  """Compare a row with its baseline or LSR; or say why that is not possible."""
+  """Compare a row with its baseline or LSR, or return why that fails."""
   other = results.references[row].get(reference)
   if other is None:
     return 'reference' if _is(results, row, reference) else f'no {reference}'

@@ -9,6 +9,6 @@ _WORDS = tomllib.loads(_FILE.read_text(encoding='utf-8'))
 
 
 def say(*names: str, **values: Any) -> str:
-  """Return sentences, as 'notes.results', filled in with values."""
+  """Return sentences by name, as 'notes.results', with values filled in."""
   parts = (name.split('.') for name in names)
   return ' '.join(_WORDS[group][key].format(**values) for group, key in parts)
