@@ -253,8 +253,8 @@ def test_theory(root, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
-    ((), ['say what to do: ufm']),
-    (('fum',), ["unknown 'fum'; ufm"]),
+    ((), ['no command given; must be ufm']),
+    (('fum',), ["unknown command 'fum'; must be ufm"]),
     (('ufm', 'more'), ["unexpected argument 'more'"]),
     (('ufm', '--smoothings=0,a'), ['--smoothings', "'a'"]),
     (('ufm', '--steps=1'), ['--steps: 1; must be from 100 to']),

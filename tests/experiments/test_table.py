@@ -108,7 +108,7 @@ def test_dry_run_prints_the_plan_of_the_papers_tables(
     (['--table=table9'], ["no table 'table9'", 'small, twice, named']),
     (['--seeds=0'], ['--seeds: 0; must be from 1']),
     (['--config.num_epochs=5'], ["row 'TSLA(6)'", 'drop_epoch: 6', '1 and 4']),
-    (['--config.smoothing.drop_epoch=3'], ['rows of a table have their own']),
+    (['--config.smoothing.drop_epoch=3'], ['each row of a table has one']),
   ],
 )
 def test_bad_input_is_one_line(root, config, tmp_path, flags, words):
@@ -139,7 +139,7 @@ def test_a_method_beside_a_table_is_refused(root):
   flags = ('--config=configs/digits.py:lsr', '--workdir=x')
   check_refused(
     door_inside(root, 'table', *flags),
-    "'lsr' is a method, and the rows of a table have their own",
+    "'lsr' is a method, but each row of a table has one",
   )
 
 

@@ -1,4 +1,4 @@
-"""The commands: flags, and one call each. See `--help` of each of them."""
+"""The commands: each parses flags and makes one call. See their `--help`."""
 
 import importlib.util
 

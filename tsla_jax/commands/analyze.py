@@ -1,4 +1,4 @@
-"""Explains models: calibration, selective classification, neural collapse.
+"""Measure calibration, selective classification and neural collapse.
 
   python experiments/analyze.py --run=runs/digits
   python experiments/analyze.py --run=runs/lsr --run=runs/tsla20 --output=out
@@ -6,10 +6,10 @@
   python experiments/analyze.py --predictions=mine.npz
   python experiments/analyze.py --dense=segmentation --ignore_label=255
 
-Runs and the runs of a table are measured from their files. A predictions file
-may come from any framework: an .npz with logits [N, K] and labels [N].
-Optional are features [N, d], weights [K, d] and bias [K] of the classifier, and
-split [N] ('train', 'validation' or 'test' for each example; without it, all is
+Runs, also those of a table, are measured from their files. A predictions file
+may come from any framework: an .npz with logits [N, K] and labels [N]. Optional
+arrays are features [N, d], weights [K, d] and bias [K] of the classifier, and
+split [N] ('train', 'validation' or 'test' for each example; the default is
 'test').
 
                               tuned on               evaluated on
@@ -27,25 +27,27 @@ from tsla_jax.commands import command_line
 from tsla_jax.errors import InputError
 
 _RUN = flags.DEFINE_multi_string(
-  'run', [], 'Directory of a finished run, or of a table; runs may be several.'
+  'run',
+  [],
+  'Directory of a finished run or a table. Repeat it for more runs.',
 )
 _PREDICTIONS = flags.DEFINE_multi_string(
-  'predictions', [], 'An .npz of predictions; may be given several times.'
+  'predictions', [], 'An .npz of predictions. Repeat the flag for more files.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'Directory to write to; None: analysis/ in the run, or NAME_analysis beside'
-  ' the file. Required if several are compared.',
+  'Directory to write to. The default is analysis/ in the run, or NAME_analysis'
+  ' beside the file. Required for several inputs.',
 )
 _SEED = flags.DEFINE_integer(
   'seed',
   0,
-  'Of the division of a test split into a half to tune temperatures on and a'
+  'Seed that divides a test split into a half to tune temperatures on and a'
   ' half to evaluate.',
 )
 _SELECTIVE = flags.DEFINE_bool(
-  'selective', False, 'Leave out all but selective classification.'
+  'selective', False, 'Measure only selective classification.'
 )
 _LOG_COVERAGE = flags.DEFINE_bool(
   'log_coverage', False, 'Draw coverage on a logarithmic axis.'
@@ -53,9 +55,9 @@ _LOG_COVERAGE = flags.DEFINE_bool(
 _DENSE = flags.DEFINE_multi_string(
   'dense',
   [],
-  'Directory of .npz files of dense predictions, as of a segmentation: logits'
-  ' [N, H, W, K] and labels [N, H, W]. Selective classification by pixels; may'
-  ' be given several times.',
+  'Directory of .npz files of dense predictions, such as segmentations: logits'
+  ' [N, H, W, K] and labels [N, H, W]. Measures selective classification of'
+  ' pixels. Repeat the flag for more directories.',
 )
 _IGNORE_LABEL = flags.DEFINE_integer(
   'ignore_label', None, 'Label of pixels that --dense leaves out.'
@@ -63,13 +65,14 @@ _IGNORE_LABEL = flags.DEFINE_integer(
 _PREDICT_TRAIN = flags.DEFINE_bool(
   'predict_train',
   False,
-  'Make predictions_train.npz of each run first, with the weights of its last'
-  ' epoch: neural collapse of runs that did not measure it. Needs their data.',
+  'First write predictions_train.npz of each run, with the weights of the last'
+  ' epoch. Use it to measure neural collapse of runs that did not measure it.'
+  ' Needs their data.',
 )
 
 
 def main() -> None:
-  """Run what the flags say."""
+  """Run the command with the parsed flags."""
   if not _RUN.value and not _PREDICTIONS.value and not _DENSE.value:
     raise InputError(
       'give --run=DIR, --predictions=FILE.npz or --dense=DIR; see --help'
@@ -101,5 +104,5 @@ def main() -> None:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main)

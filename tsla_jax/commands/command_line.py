@@ -1,4 +1,4 @@
-"""What every command shares: flags, help, signals, and errors in a line."""
+"""Flags, help, signals and one-line errors of all commands."""
 
 import difflib
 import io
@@ -20,7 +20,7 @@ from tsla_jax.io import to_path
 
 Main = Callable[[], None] | Mapping[str, Callable[[], None]]
 
-# Names that other projects have for fields of the config.
+# Names of fields of the config in other projects.
 _ALIASES = {
   'lr': ('optimizer.learning_rate.head', 'optimizer.learning_rate.backbone'),
   'epochs': ('num_epochs',),
@@ -31,13 +31,13 @@ _ALIASES = {
 
 
 class _OrNone(flags.ArgumentParser):
-  """Parses `None`, and leaves everything else to the parser of a type."""
+  """A parser that also accepts `None`."""
 
   def __init__(self, parser: flags.ArgumentParser, accepted: str):
     self._parser, self._accepted = parser, accepted
 
   def parse(self, argument: Any) -> Any:
-    """Returns the value of a field."""
+    """Return the value of a field."""
     if argument == 'None':
       return None
     try:
@@ -55,29 +55,30 @@ for _type, _parser, _accepted in (
 
 
 def define_config(help_string: str) -> flags.FlagHolder:
-  """Defines `--config`, the config file of a command."""
+  """Define `--config`, the config file of a command."""
   return config_flags.DEFINE_config_file('config', help_string=help_string)
 
 
 def run(main: Main, required: Sequence[str] = ()) -> None:
-  """Runs `main` with parsed flags; bad input (2) and divergence (1) in a line.
+  """Run `main` with parsed flags.
 
-  Anything else that is raised is a defect and keeps its traceback.
+  Bad input exits with 2 and divergence with 1, after one line. Other exceptions
+  are defects and keep their traceback.
 
   Args:
-    main: what the command does; all it is told are flags. Or several by name,
-      of which the command's one argument is to name one.
+    main: the command, a function that reads flags; or several by name, selected
+      by the argument of the command.
     required: names of flags that must be given.
   """
-  # Until a training loop takes over: a KeyboardInterrupt could get lost in
-  # callbacks of the libraries that are being loaded.
+  # Until a training loop sets its handlers. A KeyboardInterrupt could get lost
+  # in callbacks of libraries during their import.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
       signal.signal(number, _leave)
-  # The log file of a batch job is to grow line by line.
+  # So that the log file of a batch job is written line by line.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(line_buffering=True)
-  logging.set_verbosity(logging.WARNING)  # the libraries' own news
+  logging.set_verbosity(logging.WARNING)  # of libraries
   try:
     if {'--help', '-help', '-h'} & {*sys.argv[1:]}:
       print(_help(main))
@@ -95,12 +96,12 @@ def run(main: Main, required: Sequence[str] = ()) -> None:
       file=sys.stderr,
     )
     sys.exit(2)
-  except BrokenPipeError:  # nobody reads any more, as behind `| head`
+  except BrokenPipeError:  # the reader has ended, such as `| head`
     os._exit(128 + signal.SIGPIPE)
 
 
 def npz_path(flag: flags.FlagHolder) -> pathlib.Path:
-  """Returns the path of an `.npz` to write; refuses any other."""
+  """Return the path of an `.npz` to write; refuse any other."""
   path = to_path(flag.value)
   if path.suffix != '.npz' or os.path.isdir(path):
     raise InputError(f"--{flag.name}: '{path}'; must be a file ending in .npz")
@@ -112,10 +113,10 @@ def _start(main: Main, argv: Sequence[str]) -> None:
   if isinstance(main, Mapping):
     names = ' or '.join(main)
     if not arguments:
-      raise InputError(f'say what to do: {names}; see --help')
+      raise InputError(f'no command given; must be {names}; see --help')
     name, *arguments = arguments
     if name not in main:
-      raise InputError(f'unknown {name!r}; {names}; see --help')
+      raise InputError(f'unknown command {name!r}; must be {names}; see --help')
     main = main[name]
   if arguments:
     raise InputError(f'unexpected argument {arguments[0]!r}; see --help')
@@ -123,14 +124,14 @@ def _start(main: Main, argv: Sequence[str]) -> None:
 
 
 def _leave(number: int, frame: object) -> None:
-  """Ends at once what has nothing to save yet."""
+  """Exit at once; there is nothing to save yet."""
   del frame
-  print('Interrupted; what was saved before is kept.', file=sys.stderr)
+  print('Interrupted; files that were saved before are kept.', file=sys.stderr)
   os._exit(128 + number)
 
 
 def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
-  """Parses the command line, and turns what can go wrong into one line."""
+  """Parse the command line; raise errors of one line."""
   # A shell does not expand the ~ of --flag=~/path.
   argv = [
     re.sub('^(--?[^=]*=)(~[^/]*)', lambda m: m[1] + os.path.expanduser(m[2]), a)
@@ -165,7 +166,7 @@ def _parse_flags(argv: list[str], required: Sequence[str]) -> list[str]:
 
 
 def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-  """Replaces the name of a config file that comes with the package.
+  """Replace the name of a config file of the package by its path.
 
   Returns:
     The arguments, and the config that they name, if any.
@@ -182,7 +183,7 @@ def _find_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _check_fields(argv: Sequence[str], config: str | None) -> list[str]:
-  """Refuses fields that the config does not have; returns those that it has."""
+  """Return the fields of the config; refuse flags for other fields."""
   if config is None:
     return []
   known = [*fields.flatten(configs.load(config).to_dict())]
@@ -199,7 +200,7 @@ def _check_fields(argv: Sequence[str], config: str | None) -> list[str]:
 
 
 def _suggest(name: str, known: Iterable[str]) -> list[str]:
-  """Returns which of the known names may be meant by another."""
+  """Return the known names that resemble another name."""
   last = {field: field.rpartition('.')[2] for field in known}
   end = name.rpartition('.')[2]
   return (
@@ -221,7 +222,7 @@ def _did_you_mean(names: Sequence[str]) -> str:
 
 
 def _help(main: Main) -> str:
-  """Returns what `--help` prints."""
+  """Return the text of `--help`."""
   one = next(iter(main.values())) if isinstance(main, Mapping) else main
   parts = [(sys.modules[one.__module__].__doc__ or '').strip(), '', 'Flags:']
   for module, own in flags.FLAGS.flags_by_module_dict().items():
@@ -237,7 +238,7 @@ def _help(main: Main) -> str:
 
 
 def _help_of_configs() -> str:
-  """Returns the methods, the config files and the fields."""
+  """Return the help on methods, config files and fields."""
   names = flags.text_wrap(', '.join(configs.names()), 80, '  ')
   config = _find_config(sys.argv)[1] or configs.find('default.py')
   file = config.partition(':')[0]
@@ -247,11 +248,11 @@ def _help_of_configs() -> str:
       'Methods, after the colon of --config=FILE:METHOD:',
       *(f'  {name:<16} {text}' for name, text in methods.METHODS.items()),
       '',
-      'Config files of the package, which are found from any directory:',
+      'Config files of the package, for use from any directory:',
       names,
       '',
-      f'Fields, with the values of {pathlib.Path(file).name}; what they mean'
-      f' stands in\n{configs.DIRECTORY / "default.py"}:',
+      f'Fields, with the values of {pathlib.Path(file).name}. Their meaning is'
+      f' documented in\n{configs.DIRECTORY / "default.py"}:',
       *(
         f'  --config.{name}={tuple(v) if isinstance(v, list) else v}'
         for name, v in values.items()

@@ -1,14 +1,14 @@
-"""Shows a pretrained backbone every image, and writes its features to a file.
+"""Compute features of all images with a pretrained backbone.
 
   python experiments/features.py --config=configs/dogs40.py \
     --config.data.data_dir=DIR --output=dogs40_features.npz
   python experiments/table.py --config=configs/dogs40_head.py \
     --config.data.data_dir=dogs40_features.npz --workdir=runs/dogs40_head
 
-A classifier on these features trains in seconds on any CPU. Images are seen as
-in evaluation; --views=4 adds four augmented views of each training image, one
-of which is drawn whenever it is trained on. Started again with the same flags,
-it goes on where it was.
+A classifier on these features trains in seconds on any CPU. Images have the
+preprocessing of evaluation. --views=4 adds four augmented views of each
+training image; training then draws one view of an image in each epoch. An
+interrupted command continues if it is started again with the same flags.
 """
 
 from typing import Any
@@ -19,19 +19,21 @@ from tsla_jax.commands import command_line
 from tsla_jax.errors import InputError
 
 _CONFIG = command_line.define_config('Config of the data set.')
-_OUTPUT = flags.DEFINE_string('output', None, 'The file to write, an .npz.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The .npz file to write.')
 _WEIGHTS = flags.DEFINE_string(
-  'weights', 'timm/resnet18.tv_in1k', 'Pretrained weights: a file or an id.'
+  'weights',
+  'timm/resnet18.tv_in1k',
+  'Pretrained weights: a file or an id.',
 )
-_MODEL = flags.DEFINE_string('model', 'resnet18', "The weights' architecture.")
+_MODEL = flags.DEFINE_string('model', 'resnet18', 'Architecture of weights.')
 _VIEWS = flags.DEFINE_integer(
-  'views', 0, 'Augmented views of each training image, beside the plain one.'
+  'views', 0, 'Augmented views of each training image, beside the plain view.'
 )
-_BATCH = flags.DEFINE_integer('batch_size', 64, 'Images at a time.')
+_BATCH = flags.DEFINE_integer('batch_size', 64, 'Images in each batch.')
 
 
 def main() -> None:
-  """Runs what the flags say."""
+  """Run the command with the parsed flags."""
   for flag, least, most in ((_VIEWS, 0, 1000), (_BATCH, 1, 100_000)):
     if not least <= flag.value <= most:
       raise InputError(
@@ -43,7 +45,7 @@ def main() -> None:
 
   config = resolve(_CONFIG.value)
   if config.data.name == 'features':
-    raise InputError("data.name: 'features' are no images; give their config")
+    raise InputError("data.name: 'features' has no images; give their config")
   view: Any = augmentation(config)  # of images
   backbone, report = extract.load_backbone(_WEIGHTS.value, _MODEL.value)
   dataset = load_dataset(config)
@@ -66,5 +68,5 @@ def main() -> None:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main, required=('config', 'output'))

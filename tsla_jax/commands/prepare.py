@@ -1,12 +1,13 @@
-"""Prepares a TFDS data set, so that training reads it without TensorFlow.
+"""Prepare a TFDS data set that training reads without TensorFlow.
 
   python experiments/prepare.py --dataset=cifar100 --data_dir=DIR
   python experiments/prepare.py --dataset=caltech_birds2011 --data_dir=DIR \
     --archives=FOLDER
 
-Downloads it, or takes the original archives from a folder: for cifar100
-cifar-100-binary.tar.gz; for caltech_birds2011 CUB_200_2011.tgz and
-segmentations.tgz; for stanford_dogs images.tar, lists.tar and annotation.tar.
+The command downloads the data set, or reads the archives from a folder:
+  cifar100           cifar-100-binary.tar.gz
+  caltech_birds2011  CUB_200_2011.tgz, segmentations.tgz
+  stanford_dogs      images.tar, lists.tar, annotation.tar
 """
 
 from absl import flags
@@ -14,18 +15,22 @@ from absl import flags
 from tsla_jax.commands import command_line
 
 _DATASET = flags.DEFINE_string(
-  'dataset', None, "TFDS' name: cifar100, stanford_dogs, caltech_birds2011, ..."
+  'dataset',
+  None,
+  'Name in TFDS, as cifar100, stanford_dogs, caltech_birds2011.',
 )
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where to prepare it; data.data_dir of a config.'
+  'data_dir', None, 'Directory to write to; the data.data_dir of a config.'
 )
 _ARCHIVES = flags.DEFINE_string(
-  'archives', None, 'Folder of the original archives; None: download them.'
+  'archives',
+  None,
+  'Folder of the archives. The default is to download them.',
 )
 
 
 def main() -> None:
-  """Runs what the flags say."""
+  """Run the command with the parsed flags."""
   from tsla_jax.data.prepare import prepare
 
   where = prepare(_DATASET.value or '', _DATA_DIR.value or '', _ARCHIVES.value)
@@ -36,5 +41,5 @@ def main() -> None:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main, required=('dataset', 'data_dir'))

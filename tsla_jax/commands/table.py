@@ -1,18 +1,18 @@
-"""Trains a whole table of runs, and draws its tables, figures and report.
+"""Train a table of runs, and write its tables, figures and report.
 
   tsla-table --config=digits.py --seeds=3 --workdir=runs/digits_table
   tsla-table --config=dogs.py --table=table1 --config.data.data_dir=DIR \
     --workdir=runs/dogs_table1
 
-`python experiments/table.py` is the same in a checkout. The rows stand in the
-config file (`get_tables`). What runs have in common is trained once: --dry_run
-prints the plan and ends. Started again with the same workdir, a table goes on
-where it was; rows and seeds may be added. --redraw draws everything anew from
-the files of a table, and trains nothing.
+In a checkout, `python experiments/table.py` is the same command. The config
+file defines the rows (`get_tables`). Epochs that runs share are trained once;
+--dry_run prints the plan and trains nothing. An interrupted table continues if
+it is started again with the same workdir; rows and seeds may be added. --redraw
+writes all results again from the files of a table, and trains nothing.
 
-Fields of the config, as --config.num_epochs=30, hold for all rows. Tables are
-deterministic: the same bits at every start, at some 5 % of a GPU's speed;
---config.deterministic=False saves that.
+Fields of the config, such as --config.num_epochs=30, apply to all rows. Tables
+are deterministic: repeated runs are bitwise identical, which costs a GPU about
+5 % of its speed. --config.deterministic=False turns this off.
 """
 
 import pathlib
@@ -26,34 +26,34 @@ from tsla_jax.commands import command_line
 from tsla_jax.errors import DivergenceError, InputError
 
 _CONFIG = command_line.define_config('Config file, without a method.')
-_WORKDIR = flags.DEFINE_string('workdir', None, "The table's directory.")
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the table.')
 _TABLE = flags.DEFINE_string(
-  'table', None, "Which of the config file's tables; None: its first."
+  'table', None, 'Name of a table of the config file. The default is the first.'
 )
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 5, 'How many seeds each row has, from config.seed on.'
+  'seeds', 5, 'Number of seeds of each row, counted from config.seed.'
 )
 _PARALLEL = flags.DEFINE_enum(
   'parallel',
   'seeds',
   ['seeds', 'batch'],
-  'What several devices share: the seeds, one each, or every batch.',
+  'How to use several devices: one seed on each, or split every batch.',
 )
 _ALLOW = flags.DEFINE_bool(
   'allow_other_versions',
   False,
-  'Go on with a deterministic table of other versions or devices.',
+  'Continue a deterministic table that began with other versions or devices.',
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the plan; no data and no device are needed.'
 )
 _REDRAW = flags.DEFINE_bool(
-  'redraw', False, "Draw a table's results anew from its files."
+  'redraw', False, 'Write the results of a table again from its files.'
 )
 
 
 def main() -> None:
-  """Runs what the flags say."""
+  """Run the command with the parsed flags."""
   workdir = _WORKDIR.value or ''
   if not workdir and (_REDRAW.value or not _DRY_RUN.value):
     raise InputError('--workdir: not set; give the path of a directory')
@@ -68,7 +68,7 @@ def main() -> None:
   if _DRY_RUN.value:
     import jax
 
-    # So that a plan can be had while other processes hold the devices.
+    # A plan needs no device; other processes may hold them.
     jax.config.update('jax_platforms', 'cpu')
   from tsla_jax.training import plan
   from tsla_jax.training.train import train_table
@@ -108,10 +108,10 @@ def main() -> None:
 
 
 def _draw(workdir: str) -> None:
-  """Draws a table.
+  """Draw a table.
 
   Raises:
-    DivergenceError: after it is drawn, if all its runs diverged.
+    DivergenceError: after drawing, if all runs diverged.
   """
   from tsla_jax.report import page
   from tsla_jax.rundir import DIVERGED, TableDir
@@ -133,12 +133,12 @@ def _draw(workdir: str) -> None:
 
 
 def _rows(path: str) -> tuple[str, list[methods.Row]]:
-  """The table that the flags name, and its rows."""
+  """Return the name and the rows of the table that the flags select."""
   file, colon, method = path.partition(':')
   if colon:
     raise InputError(
-      f"--config: '{method}' is a method, and the rows of a table have their"
-      f' own; give --config={file}'
+      f"--config: '{method}' is a method, but each row of a table has one;"
+      f' give --config={file}'
     )
   module = config_files.import_file(file)
   if not hasattr(module, 'get_tables'):
@@ -148,7 +148,7 @@ def _rows(path: str) -> tuple[str, list[methods.Row]]:
     )
   try:
     tables = module.get_tables()
-  # It is the user's own.
+  # The function is the user's.
   except Exception as error:
     raise InputError(
       f"--config: get_tables of '{file}' failed: {error}"
@@ -174,5 +174,5 @@ def _rows(path: str) -> tuple[str, list[methods.Row]]:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main)

@@ -1,4 +1,4 @@
-"""Makes a teacher's y_hat for every training example, for lsr_pre and tsla_pre.
+"""Write the predictions of a teacher, the y_hat of lsr_pre and tsla_pre.
 
   python experiments/teacher.py --config=configs/dogs.py \
     --config.data.data_dir=DIR --output=teachers/dogs.npz
@@ -7,11 +7,11 @@
     --workdir=runs/dogs_tsla_pre
 
 --kind=probe   a linear classifier on the features of pretrained weights, or
-               on the data if they are features; cross-fitted, so that no
-               example is judged by a classifier that was fitted to it
---kind=run     a model you have trained: --run=WORKDIR, its last epoch
---kind=frozen  the pretrained weights' own classes, turned into those of the
-               data set by counting which go together
+               on the data if they are features. It is cross-fitted: predictions
+               for an example come from a classifier fitted without it.
+--kind=run     a trained run, --run=WORKDIR, at its last epoch
+--kind=frozen  the classifier of the pretrained weights. Counts of pairs of
+               classes map its classes to those of the data set.
 """
 
 from absl import flags
@@ -20,25 +20,27 @@ from tsla_jax.commands import command_line
 from tsla_jax.errors import InputError
 
 _CONFIG = command_line.define_config('Config of the data set.')
-_OUTPUT = flags.DEFINE_string('output', None, 'The table to write, an .npz.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The .npz file to write.')
 _KIND = flags.DEFINE_enum(
-  'kind', 'probe', ['probe', 'run', 'frozen'], 'Which teacher.'
+  'kind', 'probe', ['probe', 'run', 'frozen'], 'Kind of the teacher.'
 )
 _RUN = flags.DEFINE_string('run', None, 'Workdir of a run, for --kind=run.')
 _WEIGHTS = flags.DEFINE_string(
-  'weights', 'timm/resnet18.tv_in1k', 'Pretrained weights: a file or an id.'
+  'weights',
+  'timm/resnet18.tv_in1k',
+  'Pretrained weights: a file or an id.',
 )
-_MODEL = flags.DEFINE_string('model', 'resnet18', "The weights' architecture.")
-_SIZE = flags.DEFINE_integer('size', 224, 'Images are shown at this size.')
+_MODEL = flags.DEFINE_string('model', 'resnet18', 'Architecture of weights.')
+_SIZE = flags.DEFINE_integer('size', 224, 'Size of the images in pixels.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the softmax.')
-_FOLDS = flags.DEFINE_integer('folds', 5, 'Of the cross-fitted probe.')
+_FOLDS = flags.DEFINE_integer('folds', 5, 'Folds of the cross-fitted probe.')
 _STRENGTH = flags.DEFINE_float(
-  'strength', 0.01, "The probe's inverse penalty, scikit-learn's C."
+  'strength', 0.01, 'Inverse penalty of the probe, the C of scikit-learn.'
 )
 
 
 def main() -> None:
-  """Runs what the flags say."""
+  """Run the command with the parsed flags."""
   for flag in (_TEMPERATURE, _STRENGTH):
     if not 1e-9 < flag.value < 1e9:
       raise InputError(
@@ -92,5 +94,5 @@ def main() -> None:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main, required=('config', 'output'))

@@ -1,12 +1,12 @@
-"""Trains and evaluates one run.
+"""Train and evaluate one run.
 
   tsla-train --config=digits.py
   tsla-train --config=digits.py:tsla,drop=20 --config.seed=1 --workdir=runs/mine
 
-`python experiments/main.py` is the same in a checkout. A config may be given a
-method, digits.py:tsla,drop=20, and any field of configs/default.py a value,
---config.seed=1. Started again with the same workdir, a run goes on where it
-was.
+In a checkout, `python experiments/main.py` is the same command. A method may
+follow the config file, as in digits.py:tsla,drop=20. --config.seed=1 sets a
+field; configs/default.py has all fields. An interrupted run continues if it is
+started again with the same workdir.
 """
 
 import pathlib
@@ -17,24 +17,24 @@ from ml_collections import config_flags
 from tsla_jax.commands import command_line
 
 _CONFIG = command_line.define_config(
-  'Config file, and method: a path or digits.py:tsla,drop=40.'
+  'Config file, and optionally a method, as in digits.py:tsla,drop=40.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  "The run's directory; runs/CONFIG_METHOD_SEED if not given, as"
+  'Directory of the run. The default is runs/CONFIG_METHOD_SEED, such as'
   ' runs/digits_tsla_drop_20_seed0.',
 )
 _ALLOW = flags.DEFINE_bool(
   'allow_other_versions',
   False,
-  'Go on with a deterministic run of other versions or devices.',
+  'Continue a deterministic run that began with other versions or devices.',
 )
 
 
 def main() -> None:
-  """Runs what the flags say."""
-  # Imported here, so that --help and flag errors come at once.
+  """Run the command with the parsed flags."""
+  # Imported here so that --help and errors of flags need no slow imports.
   from tsla_jax.rundir import slug
   from tsla_jax.training.train import train_and_evaluate
 
@@ -48,5 +48,5 @@ def main() -> None:
 
 
 def run() -> None:
-  """Runs the command."""
+  """Parse the flags and run the command."""
   command_line.run(main, required=('config',))
