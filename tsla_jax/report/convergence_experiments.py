@@ -27,8 +27,8 @@ from tsla_jax.data import features, sources
 from tsla_jax.errors import InputError
 
 SGD, LSR, TSLA, TWO_STAGE = 'SGD', 'LSR', 'TSLA', 'SGD in two stages'
-CURVE = ['algorithm', 'noise', 'delta']  # columns that tell curves apart
-LSR_STEPS = 2048  # to find out whether LSR reaches eps without a guarantee
+CURVE = ['algorithm', 'noise', 'delta']  # columns that identify a curve
+LSR_STEPS = 2048  # of LSR where no theorem guarantees eps
 EVERY = 64  # steps between measured iterates of the regression
 ETA = 0.9  # eta1 of Theorem 5, in units of 1/(3L)
 
@@ -45,9 +45,9 @@ _MARGIN = 1.05  # factor of the suprema, as later runs draw other noise
 _EXAMPLES = (64, 256, 1024, 4096)  # n of Theorem 5
 _SAMPLES, _TRIALS = 12, 8  # training sets of each n, and runs on each
 
-# Share of bias and correlation with the noise of g, of the error of gh. With
-# 'aligned', gh - grad F is sqrt(delta) (g - grad F). Then smoothing averages no
-# noise out, and Jensen's inequality in the proofs is tightest.
+# Error of gh: share of bias, and correlation with the noise of g. 'aligned' means
+# gh - grad F = sqrt(delta) (g - grad F). Smoothing then averages out no noise,
+# and Jensen's inequality in the proofs is tightest.
 _NOISES = {'independent': (0.5, 0.0), 'aligned': (0.0, 1.0)}
 _CURVATURES = {'A = I': np.ones(4), 'A from 0.1 to 1': np.geomspace(0.1, 1, 4)}
 
@@ -56,7 +56,7 @@ _track = functools.partial(tqdm.tqdm, disable=None, leave=False)
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What the experiments compute.
+  """Settings of the experiments.
 
   Attributes:
     name: of the data.
@@ -192,9 +192,9 @@ def settle(
 ) -> tuple[Constants, dict[Run, Simulation]]:
   """Find sigma2 and delta that hold at the measured iterates of all runs.
 
-  The constants set the runs, and the runs visit the iterates at which the
-  constants must hold. This repeats the runs with larger constants until no
-  measured iterate exceeds them. It ends, because softmax gradients are bounded.
+  The runs depend on the constants, which must hold at the iterates of the runs.
+  The runs are repeated with larger constants until no measured iterate exceeds
+  them. This ends because softmax gradients are bounded.
 
   Args:
     problem: with the PL constant `problem.ridge`, as cross-entropy is convex.
@@ -212,8 +212,8 @@ def settle(
     variance, delta = limits[0], limits[1] / limits[0]
     constants = Constants(loss, smoothness, variance, delta, mu)
     runs, found = plan(constants), {}
-    # The shortest runs take the largest steps; they suffice to find constants
-    # too small.
+    # The shortest runs take the largest steps; they are the first to exceed
+    # constants that are too small.
     ordered = sorted(runs, key=lambda run: run.plan.steps)
     for run in _track(ordered, 'regression'):
       at = simulate(problem, run.plan.stages, start, trials=trials, every=EVERY)

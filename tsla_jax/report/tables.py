@@ -71,7 +71,7 @@ def lay_out(
 def lay_out_frame(
   title: str,
   frame: pd.DataFrame,
-  columns: Mapping[str, tuple[str, str]],
+  columns: Mapping[str, str | tuple[str, str]],
   *notes: str,
 ) -> Layout:
   """Lay out columns of a frame, by title.
@@ -79,15 +79,15 @@ def lay_out_frame(
   Args:
     title: of the table.
     frame: a line for each row.
-    columns: by title the column of the frame and the format of its values. An
-      empty format shows texts and settings as they are.
+    columns: by title the column of the frame, shown as it is, or the column and
+      the format of its numbers.
     *notes: below the table.
   """
   shown = {
-    header: list(map(plain_cell, frame[name]))
-    if not form
-    else number_cells([(value,) for value in frame[name]], form, 'none')
-    for header, (name, form) in columns.items()
+    header: list(map(plain_cell, frame[column]))
+    if isinstance(column, str)
+    else number_cells([(v,) for v in frame[column[0]]], column[1], 'none')
+    for header, column in columns.items()
   }
   return lay_out(title, shown, notes)
 

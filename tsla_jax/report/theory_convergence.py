@@ -74,11 +74,8 @@ def _bounds_layout(frame: pd.DataFrame) -> Layout:
     'Measured E||grad F(w_R)||^2 against the bounds',
     # SGD does not depend on delta.
     frame.assign(delta=frame['delta'].where(frame['algorithm'] != SGD)),
-    {
-      'problem': ('problem', ''),
-      'algorithm': ('algorithm', ''),
-      'delta': ('delta', ''),
-      'eps': ('eps', ''),
+    {name: name for name in ('problem', 'algorithm', 'delta', 'eps')}
+    | {
       'T1': ('first_steps', '.0f'),
       'eta': ('rate', '.3g'),
       'T': ('steps', '.0f'),
@@ -107,9 +104,7 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
   return lay_out_frame(
     'Iterations T to eps on the quadratic with A = I: theorem / measured',
     lines,
-    {'algorithm': ('algorithm', ''), 'noise': ('noise', '')}
-    | {'delta': ('delta', '')}
-    | {column: (column, '') for column in specs},
+    {name: name for name in (*experiments.CURVE, *specs)},
     say('notes.iterations', steps=experiments.LSR_STEPS),
   )
 
@@ -119,10 +114,10 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
     'Theorem 5: test error E[F(w_R)] - E[F_S(w_S*)] (eq. 6)',
     frame.assign(scaled=(frame['eq6'] - frame['decay']) * np.sqrt(frame['n'])),
     {
-      'population': ('population', ''),
-      'algorithm': ('algorithm', ''),
+      'population': 'population',
+      'algorithm': 'algorithm',
       'n': ('n', '.0f'),
-      'delta': ('delta', ''),
+      'delta': 'delta',
       'iterations': ('iterations', '.0f'),
       'eq. 6': ('eq6', '.4f'),
       'standard error': ('standard_error', '.1e'),
@@ -139,7 +134,7 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
 def conclude(
   bounds: pd.DataFrame, iterations: pd.DataFrame, errors: pd.DataFrame
 ) -> list[str]:
-  """State in words what the numbers say, the bounds first."""
+  """State the results in sentences, the bounds first."""
   # Chance alone exceeds three standard errors once in 700 runs.
   low = bounds['measured'] - 3 * bounds['standard_error']
   broken = bounds[low > bounds['bound']]

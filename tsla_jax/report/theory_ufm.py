@@ -41,10 +41,10 @@ _CONDITIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What `draw_ufm` computes.
+  """Settings of `draw_ufm`.
 
   Attributes:
-    model: any smoothing; it is replaced.
+    model: with any smoothing, which is replaced.
     smoothings: values of delta that descents compare.
     learning_rate: of descents at equal rates.
     num_steps: of a descent.
@@ -122,7 +122,7 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
 def _conclude(
   minimisers: pd.DataFrame, conditions: pd.DataFrame, means: pd.DataFrame
 ) -> str:
-  """Say in one sentence what the numbers say."""
+  """State the results in one sentence."""
   apart = (minimisers['solver_loss'] - minimisers['loss']).abs().max()
   first, last = conditions.iloc[0], conditions.iloc[-1]
   steps = _collapse_steps(means)['tuned']
@@ -300,9 +300,9 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
     f'Gradient descent with momentum 0.9, {means["step"].max()} steps',
     last.assign(collapsed=_collapse_steps(means)).reset_index(),
     {
-      'rates': ('rates', ''),
-      'delta': ('smoothing', ''),
-      'learning rate': ('learning_rate', ''),
+      'rates': 'rates',
+      'delta': 'smoothing',
+      'learning rate': 'learning_rate',
       f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
       'NC1': ('nc1', '.3g'),
       'NC2': ('nc2', '.3g'),
