@@ -187,7 +187,7 @@ def test_runs_that_lack_a_file_are_not_finished(workdir):
   [
     ({'count': 2}, '2 test examples'),
     ({'classes': 4}, '4 classes'),
-    ({'labels': np.array([1])}, '3 classes and top-1 0,'),
+    ({'labels': np.array([1])}, '3 classes and top-1 0;'),
   ],
 )
 def test_predictions_of_another_model_are_refused(workdir, changes, found):

@@ -45,9 +45,9 @@ _MARGIN = 1.05  # factor of the suprema, as later runs draw other noise
 _EXAMPLES = (64, 256, 1024, 4096)  # n of Theorem 5
 _SAMPLES, _TRIALS = 12, 8  # training sets of each n, and runs on each
 
-# Error of gh: share of bias, and correlation with the noise of g. 'aligned' means
-# gh - grad F = sqrt(delta) (g - grad F). Smoothing then averages out no noise,
-# and Jensen's inequality in the proofs is tightest.
+# Error of gh: share of bias, and correlation with the noise of g. 'aligned'
+# means gh - grad F = sqrt(delta) (g - grad F). Smoothing then averages out no
+# noise, and Jensen's inequality in the proofs is tightest.
 _NOISES = {'independent': (0.5, 0.0), 'aligned': (0.0, 1.0)}
 _CURVATURES = {'A = I': np.ones(4), 'A from 0.1 to 1': np.geomspace(0.1, 1, 4)}
 

@@ -317,8 +317,8 @@ def share_legend(figure: Figure) -> None:
     lines, labels = axes.get_legend_handles_labels()
     for line, label in zip(lines, labels, strict=True):
       handles.setdefault(label, line)
-  # As many columns as fit, at 13 letters an inch; the line takes 6.
-  letters = 6 + max(map(len, handles), default=0)
+  # As many columns as fit, at 13 letters an inch; line and gaps take 8.
+  letters = 8 + max(map(len, handles), default=0)
   room = int(13 * figure.get_figwidth() / letters)
   columns = max(min(len(handles), room), 1)
   place = {'loc': 'outside lower center', 'ncols': columns, 'frameon': False}
