@@ -108,7 +108,7 @@ def test_dry_run_prints_the_plan_of_the_papers_tables(
     (['--table=table9'], ["no table 'table9'", 'small, twice, named']),
     (['--seeds=0'], ['--seeds: 0; must be from 1']),
     (['--config.num_epochs=5'], ["row 'TSLA(6)'", 'drop_epoch: 6', '1 and 4']),
-    (['--config.smoothing.drop_epoch=3'], ['each row of a table has one']),
+    (['--config.smoothing.drop_epoch=3'], ['rows of a table have their own']),
   ],
 )
 def test_bad_input_is_one_line(root, config, tmp_path, flags, words):
