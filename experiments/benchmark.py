@@ -1,4 +1,4 @@
-"""Benchmarks training and risk-coverage curves.
+r"""Benchmarks training and risk-coverage curves.
 
   python experiments/benchmark.py training --config=configs/cifar100.py
   python experiments/benchmark.py training --config=configs/dogs.py \

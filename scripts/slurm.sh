@@ -21,7 +21,10 @@
 # disk that all nodes share.
 set -u
 # shellcheck source=/dev/null
-cd "${SLURM_SUBMIT_DIR:-.}" && . scripts/common.sh || exit 2
+cd "${SLURM_SUBMIT_DIR:-.}" && . scripts/common.sh || {
+  echo 'error: submit from the root of the checkout' >&2
+  exit 2
+}
 if [ $# -lt 2 ]; then
   echo 'error: give CONFIG and WORKDIR: sbatch scripts/slurm.sh' \
     'configs/digits.py runs/digits_table' >&2

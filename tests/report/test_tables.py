@@ -17,7 +17,7 @@ from tests.report_helpers import (
   write_lines,
 )
 from tsla_jax.errors import InputError
-from tsla_jax.io import write_json
+from tsla_jax.io import read_json, write_json
 from tsla_jax.methods import reference_rows
 from tsla_jax.report import figures, tables
 from tsla_jax.report.results import (
@@ -65,6 +65,17 @@ def test_means_deviations_and_the_best(workdir):
   assert tsla['published top-1'] == Cell('not published', missing=True)
   assert 'published top-5' not in layout.header
   assert lsr['runs'] == Cell('3')
+
+
+def test_rows_that_are_not_compared_are_named(workdir):
+  notes = tables.comparison_layout(read_results(workdir)).notes
+  assert not any('Not compared' in note for note in notes)
+  for file in workdir.glob('runs/tsla*/seed*/config.json'):
+    record = read_json(file)
+    record['config']['optimizer']['momentum'] = 0.5
+    write_json(file, record)
+  layout = tables.comparison_layout(read_results(workdir))
+  assert layout.notes[-1].endswith('has the same other settings: TSLA(2).')
 
 
 def test_comparisons_are_paired_by_seed(workdir):

@@ -14,7 +14,7 @@ RATE = {'backbone': 0.02, 'head': 0.05}
 STEPS = 50
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def double_precision():
   """Equality of the algorithms, not of two roundings of float32."""
   with jax.enable_x64(True):
@@ -121,6 +121,7 @@ DIRECTIONS = {
 }
 
 
+@pytest.mark.usefixtures('double_precision')
 @pytest.mark.parametrize('decoupled', [False, True])
 @pytest.mark.parametrize('name', DIRECTIONS)
 def test_equals_its_definition(name, decoupled):
@@ -144,6 +145,7 @@ def test_equals_its_definition(name, decoupled):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures('double_precision')
 @pytest.mark.parametrize(
   ('name', 'torch_name', 'options'),
   [
@@ -179,6 +181,7 @@ def test_equals_torch(name, torch_name, options):
     np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures('double_precision')
 @pytest.mark.parametrize('name', optimizers.NAMES)
 def test_every_name_steps_downhill(name):
   """On |p|^2 / 2, whose gradient is p; AdaDelta starts with tiny steps."""

@@ -357,9 +357,12 @@ def test_a_lost_terminal_or_reader_saves_and_leaves(
       else:
         monkeypatch.setattr(sys, 'stdout', pipe)
 
+  # nohup lets this process ignore it.
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
     patch.setattr(RunDir, 'append', losing)
     train_and_evaluate(config, tmp_path, make_dataset())
+  signal.signal(signal.SIGHUP, before)
   monkeypatch.undo()
   with contextlib.suppress(BrokenPipeError):
     pipe.close()

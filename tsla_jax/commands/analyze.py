@@ -1,10 +1,12 @@
 """Measure calibration, selective classification and neural collapse.
 
-  python experiments/analyze.py --run=runs/digits
-  python experiments/analyze.py --run=runs/lsr --run=runs/tsla20 --output=out
-  python experiments/analyze.py --run=runs/digits_table --selective
-  python experiments/analyze.py --predictions=mine.npz
-  python experiments/analyze.py --dense=segmentation --ignore_label=255
+  tsla-analyze --run=runs/digits
+  tsla-analyze --run=runs/lsr --run=runs/tsla20 --output=out
+  tsla-analyze --run=runs/digits_table --selective
+  tsla-analyze --predictions=mine.npz
+  tsla-analyze --dense=segmentation --ignore_label=255
+
+In a checkout, `python experiments/analyze.py` is the same command.
 
 Runs, also those of a table, are measured from their files. A predictions file
 may come from any framework: an .npz with logits [N, K] and labels [N]. Optional

@@ -229,7 +229,9 @@ def _help(main: Main) -> str:
     if module.startswith('absl.'):
       continue
     for flag in own:
-      default = '' if flag.default is None else f' (default: {flag.default})'
+      value = flag.default
+      value = ','.join(value) if isinstance(value, list) else value
+      default = '' if value is None else f' (default: {value})'
       text = flags.text_wrap(f'{flag.help}{default}', 80, '      ')
       parts += [f'  --{flag.name}', text]
   if 'config' in flags.FLAGS:

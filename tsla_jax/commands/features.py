@@ -1,8 +1,8 @@
-"""Compute features of all images with a pretrained backbone.
+r"""Compute features of all images with a pretrained backbone.
 
-  python experiments/features.py --config=configs/dogs40.py \
+  tsla-features --config=configs/dogs40.py \
     --config.data.data_dir=DIR --output=dogs40_features.npz
-  python experiments/table.py --config=configs/dogs40_head.py \
+  tsla-table --config=configs/dogs40_head.py \
     --config.data.data_dir=dogs40_features.npz --workdir=runs/dogs40_head
 
 A classifier on these features trains in seconds on any CPU. Images have the

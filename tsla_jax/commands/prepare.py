@@ -1,7 +1,7 @@
-"""Prepare a TFDS data set that training reads without TensorFlow.
+r"""Prepare a TFDS data set that training reads without TensorFlow.
 
-  python experiments/prepare.py --dataset=cifar100 --data_dir=DIR
-  python experiments/prepare.py --dataset=caltech_birds2011 --data_dir=DIR \
+  tsla-prepare --dataset=cifar100 --data_dir=DIR
+  tsla-prepare --dataset=caltech_birds2011 --data_dir=DIR \
     --archives=FOLDER
 
 The command downloads the data set, or reads the archives from a folder:

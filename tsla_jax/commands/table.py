@@ -1,4 +1,4 @@
-"""Train a table of runs, and write its tables, figures and report.
+r"""Train a table of runs, and write its tables, figures and report.
 
   tsla-table --config=digits.py --seeds=3 --workdir=runs/digits_table
   tsla-table --config=dogs.py --table=table1 --config.data.data_dir=DIR \

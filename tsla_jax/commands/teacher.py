@@ -1,8 +1,8 @@
-"""Write the predictions of a teacher, the y_hat of lsr_pre and tsla_pre.
+r"""Write the predictions of a teacher, the y_hat of lsr_pre and tsla_pre.
 
-  python experiments/teacher.py --config=configs/dogs.py \
+  tsla-teacher --config=configs/dogs.py \
     --config.data.data_dir=DIR --output=teachers/dogs.npz
-  python experiments/main.py --config=configs/dogs.py:tsla_pre,drop=40 \
+  tsla-train --config=configs/dogs.py:tsla_pre,drop=40 \
     --config.data.data_dir=DIR --config.smoothing.teacher=teachers/dogs.npz \
     --workdir=runs/dogs_tsla_pre
 

@@ -1,10 +1,11 @@
 """Compute and draw theory.
 
-  python experiments/theory.py ufm
-  python experiments/theory.py ufm --num_classes=20 --feature_dim=32 \
-    --smoothings=0,0.1 --seeds=1
-  python experiments/theory.py convergence
-  python experiments/theory.py convergence --features=features.npz --ridge=1
+  tsla-theory ufm
+  tsla-theory ufm --num_classes=20 --feature_dim=32 --smoothings=0,0.1
+  tsla-theory convergence
+  tsla-theory convergence --features=features.npz --ridge=1
+
+In a checkout, `python experiments/theory.py` is the same command.
 
 ufm: the unconstrained feature model under label smoothing. The
 command compares the closed-form minimiser with L-BFGS, plots condition numbers

@@ -288,11 +288,20 @@ def comparison_layout(results: Results) -> Layout:
   pairs = [
     (when, to) for when in ('last', 'best') for to in ('baseline', 'LSR')
   ]
+  notes = [say('notes.comparison')]
+  references = {to for of in results.references.values() for to in of.values()}
+  alone = [
+    row
+    for row in results.rows
+    if not results.references[row] and row not in references
+  ]
+  if references and alone:
+    notes.append(say('notes.uncompared', rows=', '.join(alone)))
   return lay_out(
     'Differences in top-1, in percentage points, paired by seed',
     {'Method': results.rows}
     | {f'{when}, to {to}': column(when, to) for when, to in pairs},
-    [say('notes.comparison')],
+    notes,
     'accuracy',
   )
 

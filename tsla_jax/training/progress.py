@@ -46,8 +46,8 @@ class Bar(tqdm.tqdm):
       dynamic_ncols=True,
     )
     self.every = every
-    self.first, self.began = done, time.monotonic()
-    self.said = self.began
+    self.first, self.began = self.n, time.monotonic()
+    self.said, self.timed = self.began, False
 
   def advance(self, epochs: float) -> None:
     """Count a part of an epoch."""
@@ -58,10 +58,13 @@ class Bar(tqdm.tqdm):
       return
     self.n += epochs
     now = time.monotonic()
+    if not self.timed:  # compilation is no part of the rate
+      self.first, self.began, self.timed = self.n, now, True
     if self.every is not None and now - self.said >= self.every:
       self.said = now
-      left = (now - self.began) * (self.total - self.n) / (self.n - self.first)
-      say(
-        f'{self.desc}: {self.n / self.total:.0%} of {self.total:,} epochs,'
-        f' {self.format_interval(left)} left'
-      )
+      line = f'{self.desc}: {self.n / self.total:.0%} of {self.total:,} epochs'
+      done = self.n - self.first
+      if done >= 1:  # the first steps say too little
+        left = (now - self.began) * (self.total - self.n) / done
+        line += f', {self.format_interval(left)} left'
+      say(line)
