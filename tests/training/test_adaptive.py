@@ -158,7 +158,7 @@ def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):
   results = read_results(tmp_path / 'table')
   assert results.runs['drop_epoch'].isna().all()
   (note,) = (text for text in page.describe(results) if 'dropped' in text)
-  assert note.endswith('by seed: never. A run that never drops it is LSR.')
+  assert note.endswith('by seed: never. A run that never drops theta is LSR.')
 
 
 def test_best_theta_follows_what_was_measured(tmp_path, epochs_trained):
