@@ -105,6 +105,7 @@ def train_an_epoch(topology, runs, steps=None, epoch=0, state=None):
 
 
 SEEDS = (0, 3, 5)
+STEPS = 4  # of an epoch of `make_config` on `make_dataset`
 
 
 def make_rows(**fields):

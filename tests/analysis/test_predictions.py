@@ -4,14 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tsla_jax.analysis.checks import check_labels, check_logits, to_floats
 from tsla_jax.analysis.predictions import (
   bootstrap_interval,
-  check_labels,
-  check_logits,
   held_out_split,
   log_softmax,
   softmax,
-  to_floats,
 )
 from tsla_jax.errors import InputError
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import encode, make_dataset, make_folder, truncate
-from tsla_jax.data import cache, sources
+from tsla_jax.data import cache, prepared, sources
 from tsla_jax.data.dataset import Dataset, Split
 from tsla_jax.errors import InputError
 
@@ -204,7 +204,7 @@ def test_a_feature_may_be_called_type(tmp_path):
   own = features['featuresDict']['features']
   own['type'] = own['label']
   file.write_text(json.dumps(features))
-  sources._check_features(file.parent)
+  prepared.check_features(file.parent)
 
 
 def test_tfds_grey_images(tmp_path):

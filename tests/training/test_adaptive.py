@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import (
   EVERY_EPOCH,
   SEEDS,
+  STEPS,
   check_equal,
   folder,
   killed,
@@ -32,8 +33,6 @@ from tsla_jax.training.experiment import StepSums
 from tsla_jax.training.load import apply_model, load_model
 
 pytestmark = pytest.mark.usefixtures('quick_states')
-
-STEPS = 4  # of an epoch of `make_config` on `make_dataset`
 
 
 # What is measured.

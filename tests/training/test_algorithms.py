@@ -8,6 +8,7 @@ import pytest
 from tests.helpers import (
   EVERY_EPOCH,
   SEEDS,
+  STEPS,
   check_equal,
   digests,
   folder,
@@ -27,8 +28,6 @@ from tsla_jax.training.experiment import StepSums
 from tsla_jax.training.state import Batch, Hparams
 
 pytestmark = pytest.mark.usefixtures('quick_states')
-
-STEPS = 4  # of an epoch of `make_config` on `make_dataset`
 
 
 def test_no_first_or_second_stage_is_the_baseline_or_lsr(tmp_path, alone):

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import (
+from tsla_jax.analysis.checks import (
   check_choice,
   check_confidence,
   check_count,
   check_logits,
   check_probabilities,
-  log_softmax,
   to_logits,
 )
+from tsla_jax.analysis.predictions import log_softmax
 from tsla_jax.errors import InputError
 
 Binning = Literal['width', 'mass']

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
+from tsla_jax.analysis.checks import check_logits, to_logits
 from tsla_jax.analysis.predictions import (
-  check_logits,
   held_out_split,
   log_softmax,
   scale_logits,
   softmax,
-  to_logits,
 )
 from tsla_jax.analysis.selective import aurc
 from tsla_jax.errors import InputError

@@ -26,16 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tsla_jax.analysis.predictions import (
-  Interval,
-  bootstrap_interval,
+from tsla_jax.analysis.checks import (
   check_count,
   check_finite,
   check_labels,
   check_logits,
-  softmax,
   to_floats,
 )
+from tsla_jax.analysis.predictions import Interval, bootstrap_interval, softmax
 from tsla_jax.errors import InputError
 
 # Rows that are converted to float64 at a time: few enough for the caches.

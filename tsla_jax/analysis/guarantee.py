@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from tsla_jax.analysis.predictions import check_confidence, check_count
+from tsla_jax.analysis.checks import check_confidence, check_count
 from tsla_jax.errors import InputError
 
 

@@ -15,11 +15,8 @@ import dataclasses
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import (
-  check_count,
-  check_logits,
-  softmax,
-)
+from tsla_jax.analysis.checks import check_count, check_logits
+from tsla_jax.analysis.predictions import softmax
 from tsla_jax.errors import InputError
 
 

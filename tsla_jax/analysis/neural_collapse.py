@@ -19,7 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import (
+from tsla_jax.analysis import geometry
+from tsla_jax.analysis.checks import (
   check_choice,
   check_finite,
   check_labels,
@@ -289,30 +290,32 @@ class ClassMoments:
       if center_classifier:
         rows = rows - rows.mean(axis=0)
       of_classifier = {
-        'nc2_classifier': _distance_to_frame(rows @ rows.T),
-        'nc3': _distance_to_frame(rows @ centred.T),
-        'equinorm_classifier': _spread_of_norms(rows),
-        'equiangle_classifier': _spread_of_angles(rows),
-        'self_duality': _norm(_normalise(rows) - _normalise(centred)),
-        'bias_alignment': _norm(weights @ mean + bias),
-        'weight_norm': _norm(weights),
+        'nc2_classifier': geometry.distance_to_frame(rows @ rows.T),
+        'nc3': geometry.distance_to_frame(rows @ centred.T),
+        'equinorm_classifier': geometry.spread_of_norms(rows),
+        'equiangle_classifier': geometry.spread_of_angles(rows),
+        'self_duality': geometry.norm(
+          geometry.normalise(rows) - geometry.normalise(centred)
+        ),
+        'bias_alignment': geometry.norm(weights @ mean + bias),
+        'weight_norm': geometry.norm(weights),
       }
     rank = min(classes - 1, dim)
     # Deviations from the mean of all examples span a dimension more, unless
     # classes are equally large.
     uneven = centre == 'samples' and np.ptp(self.count[used]) > 0
     return NeuralCollapse(
-      nc1=_variability(self.scatter / total, centred, rank + uneven),
-      nc2_features=_distance_to_frame(centred @ centred.T),
+      nc1=geometry.variability(self.scatter / total, centred, rank + uneven),
+      nc2_features=geometry.distance_to_frame(centred @ centred.T),
       nc4=(
         np.nan
         if disagreements is None or not centred.any()
         else disagreements / total
       ),
-      equinorm=_spread_of_norms(centred),
-      equiangle=_spread_of_angles(centred),
+      equinorm=geometry.spread_of_norms(centred),
+      equiangle=geometry.spread_of_angles(centred),
       feature_norm=self.norms / total,
-      mean_norm=_norm(centred) / np.sqrt(classes),
+      mean_norm=geometry.norm(centred) / np.sqrt(classes),
       # Among matrices of this rank, a projection is nearest to the frame.
       nc2_floor=float(np.sqrt(2 - 2 * np.sqrt(rank / (classes - 1)))),
       classes=classes,
@@ -475,52 +478,3 @@ def _moments(
     ),
     norms=float(np.linalg.norm(features, axis=1).sum()),
   )
-
-
-def _variability(within: np.ndarray, centred: np.ndarray, rank: int) -> float:
-  """Compute `tr(Sigma_W pinv(Sigma_B)) / K` from the centred means.
-
-  A pseudo-inverse of `Sigma_B` may invert rounding errors and yield negative
-  values. K centred means span at most K-1 dimensions.
-  """
-  _, scale, directions = np.linalg.svd(centred, full_matrices=False)
-  tiny = scale[0] * max(centred.shape) * np.finfo(np.float64).eps
-  kept = np.flatnonzero(scale[:rank] > tiny)
-  if not len(kept):
-    return np.nan
-  directions = directions[kept]
-  along = np.sum((directions @ within) * directions, axis=1)
-  return float(np.sum(along / np.square(scale[kept])))
-
-
-def _distance_to_frame(gram: np.ndarray) -> float:
-  """Compute the distance of a normalised `[K, K]` matrix to the frame."""
-  if not gram.any():
-    return np.nan
-  classes = len(gram)
-  frame = (np.eye(classes) - 1 / classes) / np.sqrt(classes - 1)
-  return _norm(_normalise(gram) - frame)
-
-
-def _normalise(rows: np.ndarray) -> np.ndarray:
-  norm = _norm(rows)
-  return rows / norm if norm else np.full_like(rows, np.nan)
-
-
-def _norm(array: np.ndarray) -> float:
-  """Compute the Frobenius norm, whose squares neither over- nor underflow."""
-  largest = float(np.abs(array).max())
-  return largest * float(np.linalg.norm(array / largest)) if largest else 0.0
-
-
-def _spread_of_norms(rows: np.ndarray) -> float:
-  norms = np.linalg.norm(rows, axis=1)
-  return float(norms.std() / norms.mean()) if norms.any() else np.nan
-
-
-def _spread_of_angles(rows: np.ndarray) -> float:
-  norms = np.linalg.norm(rows, axis=1, keepdims=True)
-  if not norms.all():
-    return np.nan
-  cosines = (rows / norms) @ (rows / norms).T
-  return float(cosines[np.triu_indices(len(rows), 1)].std())

@@ -20,11 +20,12 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
+from tsla_jax.analysis.checks import check_confidence
 from tsla_jax.analysis.guarantee import Guarantee as Guarantee
 from tsla_jax.analysis.guarantee import (
   guaranteed_threshold as guaranteed_threshold,
 )
-from tsla_jax.analysis.predictions import Interval, check_confidence
+from tsla_jax.analysis.predictions import Interval
 from tsla_jax.errors import InputError
 
 Convention = Literal['trapezoid', 'geifman', 'torch_uncertainty']

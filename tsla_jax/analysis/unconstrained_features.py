@@ -25,8 +25,9 @@ import dataclasses
 import numpy as np
 from scipy import optimize
 
+from tsla_jax.analysis.checks import check_count
 from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
-from tsla_jax.analysis.predictions import check_count, log_softmax
+from tsla_jax.analysis.predictions import log_softmax
 from tsla_jax.errors import InputError
 
 LARGEST_JOINT = 4000  # rows of a joint Hessian, K (2 d + 1)

@@ -100,6 +100,24 @@ def run(main: Main, required: Sequence[str] = ()) -> None:
     os._exit(128 + signal.SIGPIPE)
 
 
+def define_weights() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+  """Define `--weights` and `--model`: pretrained weights, their net."""
+  weights = flags.DEFINE_string(
+    'weights', 'timm/resnet18.tv_in1k', 'Pretrained weights: a file or an id.'
+  )
+  model = flags.DEFINE_string('model', 'resnet18', 'Architecture of weights.')
+  return weights, model
+
+
+def check_ranges(*ranges: tuple[flags.FlagHolder, float, float]) -> None:
+  """Refuse flags outside of their range: each with its least and most."""
+  for flag, least, most in ranges:
+    if not least <= flag.value <= most:
+      raise InputError(
+        f'--{flag.name}: {flag.value}; must be from {least:,} to {most:,}'
+      )
+
+
 def npz_path(flag: flags.FlagHolder) -> pathlib.Path:
   """Return the path of an `.npz` to write; refuse any other."""
   path = to_path(flag.value)

@@ -20,12 +20,7 @@ from tsla_jax.errors import InputError
 
 _CONFIG = command_line.define_config('Config of the data set.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The .npz file to write.')
-_WEIGHTS = flags.DEFINE_string(
-  'weights',
-  'timm/resnet18.tv_in1k',
-  'Pretrained weights: a file or an id.',
-)
-_MODEL = flags.DEFINE_string('model', 'resnet18', 'Architecture of weights.')
+_WEIGHTS, _MODEL = command_line.define_weights()
 _VIEWS = flags.DEFINE_integer(
   'views', 0, 'Augmented views of each training image, beside the plain view.'
 )
@@ -34,11 +29,7 @@ _BATCH = flags.DEFINE_integer('batch_size', 64, 'Images in each batch.')
 
 def main() -> None:
   """Run the command with the parsed flags."""
-  for flag, least, most in ((_VIEWS, 0, 1000), (_BATCH, 1, 100_000)):
-    if not least <= flag.value <= most:
-      raise InputError(
-        f'--{flag.name}: {flag.value}; must be from {least} to {most}'
-      )
+  command_line.check_ranges((_VIEWS, 0, 1000), (_BATCH, 1, 100_000))
   output = command_line.npz_path(_OUTPUT)
   from tsla_jax.training import extract
   from tsla_jax.training.config import augmentation, load_dataset, resolve

@@ -25,12 +25,7 @@ _KIND = flags.DEFINE_enum(
   'kind', 'probe', ['probe', 'run', 'frozen'], 'Kind of the teacher.'
 )
 _RUN = flags.DEFINE_string('run', None, 'Workdir of a run, for --kind=run.')
-_WEIGHTS = flags.DEFINE_string(
-  'weights',
-  'timm/resnet18.tv_in1k',
-  'Pretrained weights: a file or an id.',
-)
-_MODEL = flags.DEFINE_string('model', 'resnet18', 'Architecture of weights.')
+_WEIGHTS, _MODEL = command_line.define_weights()
 _SIZE = flags.DEFINE_integer('size', 224, 'Size of the images in pixels.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the softmax.')
 _FOLDS = flags.DEFINE_integer('folds', 5, 'Folds of the cross-fitted probe.')
@@ -46,11 +41,7 @@ def main() -> None:
       raise InputError(
         f'--{flag.name}: {flag.value}; must be above 0 and finite'
       )
-  for flag, least, most in ((_FOLDS, 2, 1000), (_SIZE, 32, 10_000)):
-    if not least <= flag.value <= most:
-      raise InputError(
-        f'--{flag.name}: {flag.value}; must be from {least} to {most:,}'
-      )
+  command_line.check_ranges((_FOLDS, 2, 1000), (_SIZE, 32, 10_000))
   output = command_line.npz_path(_OUTPUT)
   if (_KIND.value == 'run') != (_RUN.value is not None):
     raise InputError('--kind=run and --run=WORKDIR go together')

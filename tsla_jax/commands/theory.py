@@ -81,15 +81,9 @@ def ufm() -> None:
   """Draw the unconstrained feature model."""
   smoothings = _numbers(_SMOOTHINGS, '0,0.1')
   # A class with one feature is collapsed from the start.
-  for flag, low, high in (
-    (_STEPS, 100, 1_000_000),
-    (_SEEDS, 1, 100),
-    (_SAMPLES, 2, 1_000_000),
-  ):
-    if not low <= flag.value <= high:
-      raise InputError(
-        f'--{flag.name}: {flag.value}; must be from {low} to {high:,}'
-      )
+  command_line.check_ranges(
+    (_STEPS, 100, 1_000_000), (_SEEDS, 1, 100), (_SAMPLES, 2, 1_000_000)
+  )
   if not 0 < _RATE.value < 1e6:
     raise InputError(
       f'--learning_rate: {_RATE.value}; must be above 0, below 1e6'
@@ -115,11 +109,7 @@ def ufm() -> None:
 def convergence() -> None:
   """Test the convergence theorems."""
   deltas = _numbers(_DELTAS, '0.1,1')
-  for flag, low, high in ((_RIDGE, 0.1, 2), (_TRIALS, 2, 1000)):
-    if not low <= flag.value <= high:
-      raise InputError(
-        f'--{flag.name}: {flag.value}; must be from {low} to {high}'
-      )
+  command_line.check_ranges((_RIDGE, 0.1, 2), (_TRIALS, 2, 1000))
   for delta in deltas:
     if not 1e-4 <= delta <= 2:
       raise InputError(f'--deltas: {delta}; must be from 1e-4 to 2')

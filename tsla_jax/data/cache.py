@@ -61,6 +61,23 @@ class Encoded:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set whose images are not decoded yet.
+
+  Attributes:
+    name: of the data set.
+    class_names: K names.
+    mode: Pillow's, 'L' or 'RGB'.
+    read: returns the files of a split, given its name.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  mode: str
+  read: Callable[[str], Encoded]
+
+
 def default_directory() -> pathlib.Path:
   """Return the directory of this package in the user's cache directory."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')

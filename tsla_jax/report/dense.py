@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from tsla_jax.analysis.checks import check_finite
 from tsla_jax.analysis.confidence import (
   GRID,
   log_odds,
   normalized_max_logit,
 )
-from tsla_jax.analysis.predictions import check_finite
 from tsla_jax.analysis.selective import ScoreCounts
 from tsla_jax.errors import InputError
 from tsla_jax.report.inputs import read_arrays, refuse_probabilities

@@ -8,14 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tsla_jax.analysis.predictions import (
-  check_finite,
-  check_logits,
-  held_out_split,
-  scale_logits,
-  softmax,
-  to_floats,
-)
+from tsla_jax.analysis.checks import check_finite, check_logits, to_floats
+from tsla_jax.analysis.predictions import held_out_split, scale_logits, softmax
 from tsla_jax.errors import InputError
 from tsla_jax.io import to_path
 from tsla_jax.rundir import RunDir
