@@ -199,8 +199,8 @@ class RunDir:
     if different:
       raise InputError(
         f"workdir '{self.path}' holds a run of another config:"
-        f' {", ".join(different)}; use its values or a new'
-        ' --workdir'
+        f' {", ".join(different)}; use its values or'
+        ' a new --workdir'
       )
 
   def check_data(self, data: Mapping[str, Any]) -> None:

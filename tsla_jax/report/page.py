@@ -15,6 +15,7 @@ from tsla_jax.report import (
   document,
   explanation_tables,
   figures,
+  hover,
   summary,
   tables,
 )
@@ -245,7 +246,7 @@ def make_charts(results: Results) -> dict[str, list[dict[str, Any]]]:
     return {}
   return {
     'test': [
-      document.curve_chart(epochs, key, title, styles, scale=scale, form=form)
+      hover.curve_chart(epochs, key, title, styles, scale=scale, form=form)
       for key, title, scale, form in _CURVES
     ]
   }

@@ -7,8 +7,8 @@ A run's checkpoint is a directory:
   best/            the state after the best epoch, unless that is the last
   switch/          in a run's folder: the state before one-hot labels, if any
 
-Digests of all files are checked at every read, before orbax reads them. Only
-`store.Store` writes checkpoints.
+Digests of all files are checked at every read, before orbax sees them, and then
+those of all values. Only `store.Store` writes checkpoints.
 """
 
 import dataclasses
