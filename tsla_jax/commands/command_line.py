@@ -113,8 +113,10 @@ def check_ranges(*ranges: tuple[flags.FlagHolder, float, float]) -> None:
   """Refuse flags outside of their range: each with its least and most."""
   for flag, least, most in ranges:
     if not least <= flag.value <= most:
+      # Four digits are written without a comma.
+      end = f'{most:,}' if most >= 10_000 else f'{most}'
       raise InputError(
-        f'--{flag.name}: {flag.value}; must be from {least:,} to {most:,}'
+        f'--{flag.name}: {flag.value}; must be from {least} to {end}'
       )
 
 
