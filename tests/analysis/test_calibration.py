@@ -1,4 +1,4 @@
-"""Calibration against hand-computed values, scikit-learn and known models."""
+"""Calibration, compared with values by hand, scikit-learn and known models."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ from tsla_jax.errors import InputError
 
 
 def of_top_label(confidence, correct):
-  """Predictions of two classes whose top label is class 0."""
+  """Return probabilities of two classes that predict class 0, and labels."""
   confidence = np.array(confidence, float)
   return np.stack([confidence, 1 - confidence], 1), 1 - np.array(correct)
 
 
 def some_predictions(count=2000, classes=5, sharpness=2.0, seed=0):
-  """Logits, and labels drawn from the softmax of logits / sharpness."""
+  """Return logits, and labels drawn from the softmax of logits / sharpness."""
   rng = np.random.default_rng(seed)
   logits = 2 * rng.standard_normal((count, classes))
   chances = softmax(logits).cumsum(axis=1)
@@ -45,7 +45,7 @@ def test_ece_by_hand():
 
 
 def test_values_of_torch_uncertainty():
-  """From its tests/metrics/classification/test_calibration.py, 1d0988b."""
+  """Values of its tests/metrics/classification/test_calibration.py, 1d0988b."""
   p = np.array([[0.7, 0.3], [0.76, 0.24], [0.75, 0.25], [0.2, 0.8], [0.8, 0.2]])
   error = expected_calibration_error(p, [0, 0, 0, 1, 1], 2, binning='mass')
   expected = 3 / 5 * (1 - (0.7 + 0.76 + 0.75) / 3) + 2 / 5 * (0.8 - 0.5)
@@ -54,7 +54,8 @@ def test_values_of_torch_uncertainty():
 
 def test_classwise_by_hand():
   p = np.array([[0.8, 0.2, 0.0], [0.5, 0.5, 0.0], [0.1, 0.1, 0.8]])
-  # With one bin a gap is that of a class' mean probability and its frequency.
+  # With one bin, the gap of a class is between its mean probability and its
+  # frequency.
   error = expected_calibration_error(p, [0, 1, 1], 1, kind='classwise')
   gaps = [1.4 / 3 - 1 / 3, 2 / 3 - 0.8 / 3, 0.8 / 3]
   assert error == pytest.approx(np.mean(gaps), abs=1e-15)
@@ -62,11 +63,11 @@ def test_classwise_by_hand():
 
 def test_confidences_at_the_ends_and_on_edges():
   assert expected_calibration_error(*of_top_label([1.0, 1.0], [1, 1])) == 0
-  # A probability of exactly 0 that comes true, of a class of its own.
+  # The label has a probability of exactly 0.
   p = np.array([[0.0, 1.0]])
   assert expected_calibration_error(p, [0], kind='classwise') == 1
-  # On an edge a confidence belongs to the bin below it: .61 and .7 share one,
-  # where gaps of -.39 and +.7 partly cancel.
+  # A confidence on an edge belongs to the bin below the edge. So .61 and .7
+  # share a bin, where gaps of -.39 and +.7 partly cancel.
   top = of_top_label([0.61, 0.7], [1, 0])
   ece = expected_calibration_error(*top, num_bins=10)
   assert ece == pytest.approx((0.7 - 0.39) / 2)
@@ -92,7 +93,7 @@ def test_equal_confidences_stay_together_whatever_their_order():
 
 
 def test_bins_of_equal_mass_differ_by_at_most_one_example():
-  """Edges of rounded ranks, i / 20 * 100, made bins of 4 and of 6."""
+  """Rounded ranks, as i / 20 * 100, would make bins of 4 and of 6 examples."""
   for count, num_bins in ((100, 20), (700, 14), (1470, 14), (7, 15)):
     p = of_top_label(np.linspace(0.51, 0.99, count), np.ones(count, int))
     found = reliability(*p, num_bins, 'mass').count
@@ -111,7 +112,7 @@ def test_probabilities_may_exceed_1_by_rounding():
 
 
 def test_masked_classes_have_no_say():
-  """As on ImageNet-R, whose 200 classes leave 800 logits at minus infinity."""
+  """On ImageNet-R, with 200 classes, 800 of 1000 logits are minus infinity."""
   logits, labels = some_predictions(400)
   masked = np.insert(logits, 2, -np.inf, axis=1)
   moved = np.where(labels >= 2, labels + 1, labels)
@@ -150,8 +151,8 @@ def test_scikit_learn_draws_the_same_diagram(binning):
     np.testing.assert_allclose(bins.accuracy, accuracy, atol=1e-12)
     np.testing.assert_allclose(bins.confidence, confidence, atol=1e-12)
   else:
-    # Its quantiles lie between two confidences, ours on one of them: one of the
-    # 200 examples of a bin may be the next one's.
+    # scikit-learn's edges lie between two confidences, ours on one of them. So
+    # one of the 200 examples of a bin may fall in the next bin.
     assert set(bins.count) == {200}
     np.testing.assert_allclose(bins.accuracy, accuracy, atol=1.1 / 200)
   gaps = abs(bins.accuracy - bins.confidence) @ bins.count / len(labels)
@@ -171,14 +172,14 @@ def test_scores_are_those_of_scikit_learn():
 
 
 def test_likelihoods_keep_their_digits():
-  # p[label] is exp(-800), which no float64 holds.
+  # p[label] is exp(-800), which is 0 in float64.
   assert negative_log_likelihood([[800.0, 0.0]], [1]) == 800
 
 
 def test_calibrated_by_construction():
   logits, labels = some_predictions(20_000, sharpness=1.0)
   for binning in ('width', 'mass'):
-    # Each of 15 bins of some 1300 errs by .012 at most on average.
+    # The error of a bin of about 1300 examples is at most .012 on average.
     error = expected_calibration_error(softmax(logits), labels, binning=binning)
     assert error < 0.012
   assert expected_calibration_error(softmax(2 * logits), labels) > 0.1
@@ -187,14 +188,15 @@ def test_calibrated_by_construction():
 def test_temperature_finds_what_made_the_labels():
   logits, labels = some_predictions(20_000, sharpness=3.0)
   temperature = fit_temperature(logits, labels)
-  # The Fisher information of 20,000 draws leaves 1/T an error of .5 %.
+  # By the Fisher information of 20,000 draws, 1/T has an error of .5 %.
   assert temperature == pytest.approx(3, rel=0.03)
   slower = optimize.minimize_scalar(
     lambda t: negative_log_likelihood(logits / t, labels),
     bounds=(0.1, 10),
     options={'xatol': 1e-9},
   )
-  # The valley is flat: its floor is known to sqrt of the rounding error.
+  # The loss is flat near its minimum, so this search finds the minimum only to
+  # the square root of the rounding error.
   assert temperature == pytest.approx(slower.x, abs=1e-5)
 
 
@@ -247,7 +249,7 @@ def test_intervals():
     value = metric(argument, labels)
     ends = bootstrap_interval(metric, argument, labels, method='basic')
     assert ends.low < value < ends.high
-    # Resamples are seeded.
+    # The same seed gives the same interval.
     again = bootstrap_interval(metric, argument, labels, method='basic')
     assert ends == again
     wider = bootstrap_interval(
@@ -259,7 +261,7 @@ def test_intervals():
 
 
 def test_intervals_of_losses_and_confidences_are_those_of_metrics():
-  """Faster, because the checks and the softmax are not repeated."""
+  """They are faster, because checks and softmax run only once."""
   logits, labels = some_predictions(400)
   p = softmax(logits)
   top = p.max(axis=1), p.argmax(axis=1) == labels
@@ -277,12 +279,12 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
   losses = log_losses(*some_predictions(4000))
   ends = bootstrap_interval(np.mean, losses, num_resamples=4000)
   half = 1.96 * losses.std() / np.sqrt(len(losses))
-  # Ends are quantiles of 4000 draws, each known to 3 % of the half width.
+  # Each end is a quantile of 4000 draws; its error is 3 % of the half width.
   assert (ends.high - ends.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def test_the_basic_interval_leans_against_the_bias_of_the_estimate():
-  """Resamples have larger errors still, and are mirrored at the estimate."""
+  """Errors of resamples are higher, and are mirrored at the estimate."""
   for seed in range(5):
     logits, labels = some_predictions(300, sharpness=1.0, seed=seed)
     p = softmax(logits)

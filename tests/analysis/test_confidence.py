@@ -54,7 +54,7 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
     z = logits - logits.mean(1, keepdims=True)
     norm = np.sum(np.abs(z) ** p, 1) ** (1 / p) if p < np.inf else abs(z).max(1)
     np.testing.assert_allclose(score, z.max(1) / norm)
-  # Centring equal logits leaves rounding errors, which do not count.
+  # If all logits are equal, centring leaves rounding errors, which are ignored.
   for value, classes in ((0.1, 3), (0.1, 7), (1e8 + 0.1, 3), (0.0, 4)):
     equal = np.full((1, classes), value)
     assert confidence.normalized_max_logit(equal, 2)[0] == 0
@@ -65,7 +65,7 @@ def test_normalisation_is_blind_to_scale_and_when_centred_to_shifts():
 
 def test_masked_classes_have_no_say():
   rng = np.random.default_rng(0)
-  logits = rng.standard_normal((20, 5)) - 3  # the largest may be below 0
+  logits = rng.standard_normal((20, 5)) - 3  # some rows are all negative
   masked = np.insert(logits, [1, 4], -np.inf, axis=1)
   scores = [*confidence.SCORES, confidence.log_odds]
   for centered in (False, True):
@@ -97,7 +97,7 @@ def test_scores_take_half_precision():
 
 def test_the_best_norm_can_be_taken_where_none_is_better():
   logits = np.array([[3.0, 0.0, 0.0], [9.0, 8.0, 0.0], [0.1, 0.0, 0.0]])
-  labels = np.array([0, 0, 1])  # ranked last by the softmax alone
+  labels = np.array([0, 0, 1])  # only the softmax ranks the error last
   plain = confidence.select_p(logits, labels, share=1)
   assert plain.p is None
   paper = confidence.select_p(logits, labels, share=1, fallback=False)
@@ -110,7 +110,10 @@ def test_the_best_norm_can_be_taken_where_none_is_better():
 
 
 def planted(p, count=4000, seed=0):
-  """Logits of random scales, whose errors depend on the max over a p-norm."""
+  """Return logits and labels whose errors depend on `normalized_max_logit`.
+
+  The logits have random scales, which make the softmax a worse confidence.
+  """
   rng = np.random.default_rng(seed)
   logits = rng.standard_normal((count, 8)) ** 3
   score = confidence.normalized_max_logit(logits, p)
@@ -164,6 +167,6 @@ def test_bad_logits_are_named():
     with pytest.raises(InputError, match=r'logits: an array of shape \[3\]'):
       score(np.ones(3))
   with pytest.raises(
-    InputError, match='a margin needs logits of at least two classes'
+    InputError, match='logits: of one class; a margin needs at least two'
   ):
     confidence.logit_margin(np.ones((3, 1)))

@@ -1,4 +1,4 @@
-"""The convergence theorems by hand."""
+"""The convergence theorems, compared with values computed by hand."""
 
 import dataclasses
 import math
@@ -127,7 +127,7 @@ def test_edges_of_the_assumptions_are_accepted():
 
 
 def test_regimes():
-  """Halving eps multiplies iterations by 16, 4 and delta times 16."""
+  """Halving eps multiplies iterations by 16 for SGD and TSLA, by 4 for LSR."""
   small = changed(delta=1e-6)
   for plan, constants, factor in (
     (convergence.sgd_plan, HAND, 16),
@@ -143,8 +143,8 @@ def test_regimes():
   second = [stage[1].steps for stage in stages]
   assert second[1:] == [2 * second[0], 4 * second[0]]  # delta / eps^4
   first = [stage[0].steps for stage in stages]
-  assert first == sorted(first, reverse=True)  # a larger delta needs less
-  # LSR promises eps only up to delta = eps^2 / (4 sigma2).
+  assert first == sorted(first, reverse=True)  # fewer steps for a larger delta
+  # The bound of LSR is eps^2 only up to delta = eps^2 / (4 sigma2).
   assert convergence.lsr_plan(changed(delta=1 / 64), 1 / 4).bound == 1 / 16
   assert convergence.lsr_plan(changed(delta=1 / 63), 1 / 4).bound > 1 / 16
   # TSLA is faster than SGD for delta below mu F(w0) / (2 sigma2) = 1/2.
@@ -158,13 +158,14 @@ def test_regimes():
   [convergence.sgd_plan, convergence.lsr_plan, convergence.tsla_plan],
 )
 def test_plans_keep_what_their_bounds_promise(function):
-  """Theorems 1 and 3 at the planned T; T is not longer than needed."""
+  """At the planned T the bounds hold; with one step less they do not."""
   for delta in (1e-3, 0.3, 1.0):
     for eps in (0.1, 0.6):
       constants = changed(delta=delta)
       plan = function(constants, eps)
       if function is convergence.tsla_plan:
-        # The loss after the first stage, and Theorem 1 on the second.
+        # Check the loss after the first stage, then apply Theorem 1 to the
+        # second.
         level = delta * constants.variance / (constants.pl * (1 + delta))
         first, second = plan.stages
         shrunk = math.exp(-first.steps * first.learning_rate * constants.pl)
@@ -179,8 +180,8 @@ def test_plans_keep_what_their_bounds_promise(function):
         return convergence.sgd_bound(c, second.learning_rate, steps)
 
       assert bound(second.steps) <= plan.bound * (1 + 1e-12)
-      # Theorem 3 loses a part where delta is below eps^2 / (4 sigma2), and
-      # Theorem 4 loses a factor of 1 + delta.
+      # T is longer than needed in Theorem 3 if delta is below
+      # eps^2 / (4 sigma2), and in Theorem 4 by a factor of 1 + delta.
       exact = function is convergence.sgd_plan or plan.bound > eps**2
       if exact and second.steps > 1:
         assert bound(second.steps - 1) > plan.bound

@@ -1,4 +1,4 @@
-"""Gradient variance against explicit gradients of single examples."""
+"""Gradient variance, compared with gradients of single examples."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def softmax(logits):
 
 
 def gradients(features, logits, labels, prior, bias):
-  """Every example's gradient, one-hot and on `y_hat`, `[N, P]` each."""
+  """Return each example's gradients on its label and on `y_hat`, `[N, P]`."""
   if bias:
     features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
   prior = np.full(K, 1 / K) if prior is None else prior
@@ -96,7 +96,8 @@ def test_chunks_do_not_matter(sizes, monkeypatch):
 
 
 def test_large_shared_gradient_leaves_the_variance():
-  # ||G||^2 is 1e6 times the variance, of which then 9 digits are left.
+  # ||G||^2 is 1e6 times the variance, so about 9 digits of the variance are
+  # left.
   features, logits, labels = make()
   features = 1e3 + features / 10
   logits[:], labels[:] = logits[0], labels[0]
@@ -125,7 +126,7 @@ def test_error_is_that_of_drawn_minibatches(batch_size):
 @pytest.mark.parametrize('batch_size', [1, 256])
 def test_best_theta_has_the_least_error(batch_size):
   features, logits, labels = make(3)
-  logits[np.arange(N), labels] += 4  # else no theta is too large
+  logits[np.arange(N), labels] += 4  # otherwise no theta is too large
   found = last_layer(features, logits, labels)
   best = found.best_theta(batch_size)
   assert 0 < best < 1
@@ -133,7 +134,7 @@ def test_best_theta_has_the_least_error(batch_size):
     found.error(t, batch_size) for t in (best - 1e-4, best, best + 1e-4)
   ]
   assert errors[1] < min(errors[0], errors[2])
-  # Smoothing helps up to twice the best strength.
+  # Smoothing lowers the error up to twice the best theta.
   none = found.error(0, batch_size)
   assert found.error(1.99 * best, batch_size) < none
   assert found.error(2.01 * best, batch_size) > none
@@ -157,7 +158,7 @@ def test_best_theta_without_covariance_is_the_papers():
   found = variance()
   assert found.delta() == 0.5
   assert found.best_theta() == 1 / (1 + found.delta())
-  # A batch of 3: 4/3 against 1.5/3 + .5.
+  # For a batch of 3 the errors are 4/3 for g, and 1.5/3 + .5 for gh.
   assert found.delta_at(3) == pytest.approx(0.75)
   assert found.best_theta(3) == pytest.approx(1 / 1.75)
   assert found.error(0.25, 3) == pytest.approx(9 / 16 * 4 / 3 + 1 / 16)
@@ -194,7 +195,7 @@ def make_net(n=N):
 
 
 def net_gradients(params, inputs, labels, prior):
-  """Both gradients of every example by backpropagation in float64."""
+  """Return both gradients of each example, by backpropagation in float64."""
   w1, w2, b2 = (np.float64(params[name]) for name in ('w1', 'w2', 'b2'))
   hidden = np.tanh(inputs @ w1)
   p = softmax(hidden @ w2 + b2)
@@ -219,7 +220,7 @@ def test_full_equals_explicit_gradients(chunk):
   found, interval = full(net, params, inputs, labels, prior, chunk=chunk)
   wanted = explicit(*net_gradients(params, inputs, labels, prior))
   for name in FIELDS:
-    # In float32.
+    # `full` computes in float32.
     assert getattr(found, name) == pytest.approx(wanted[name], rel=1e-4), name
   assert interval.low < found.delta() < interval.high
 
@@ -238,7 +239,7 @@ def test_samples_estimate_the_moments_of_all_examples(monkeypatch):
   for name in ('sigma2', 'sigma2_hat', 'covariance'):
     values = np.array([getattr(one, name) for one in found])
     standard_error = values.std() / np.sqrt(len(values))
-    # Without its correction sigma2 is 15 % too small, or 7 standard errors.
+    # Uncorrected, sigma2 would be 15 % too small, which is 7 standard errors.
     assert abs(values.mean() - wanted[name]) < 3 * standard_error, name
 
 
@@ -250,7 +251,8 @@ def test_last_layer_is_a_part_of_full():
     lambda p, x: x @ p['w2'] + p['b2'][None], head, hidden, labels
   )
   found = last_layer(hidden, net(params, inputs), labels)
-  assert found.delta() == pytest.approx(wanted.delta(), rel=1e-4)  # in float32
+  # `full` computes in float32.
+  assert found.delta() == pytest.approx(wanted.delta(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +263,8 @@ def test_last_layer_is_a_part_of_full():
     ({'features': np.full((N, D), np.nan)}, 'features: row 0 is not finite'),
     ({'labels': np.full(N, K)}, 'labels: 4 in row 0'),
     ({'labels': np.ones(N)}, 'labels: of type float64'),
-    ({'prior': np.ones(K)}, 'prior: row 0 is no distribution'),
-    ({'prior': np.full((N, K), np.nan)}, 'prior: row 0 is no distribution'),
+    ({'prior': np.ones(K)}, 'prior: row 0 is not a distribution'),
+    ({'prior': np.full((N, K), np.nan)}, 'prior: row 0 is not a distribution'),
     ({'prior': np.full((3, K), 1 / K)}, r'prior: an array of shape \[3, 4\]'),
   ],
 )

@@ -1,4 +1,4 @@
-"""Logit gradients against those of the training loss."""
+"""Logit gradients, compared with those of the training loss."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from tsla_jax.errors import InputError
 
 
 def some_predictions(count=4000, classes=6, seed=0):
-  """Logits, and labels drawn from their softmax."""
+  """Return logits, and labels drawn from their softmax."""
   rng = np.random.default_rng(seed)
   logits = 2 * rng.standard_normal((count, classes))
   chances = softmax(logits).cumsum(1)
@@ -47,7 +47,7 @@ def test_measured_suppression_is_the_formula_at_the_error_rate():
   np.testing.assert_allclose(found.suppression, expected, atol=1e-12)
   assert found.count.sum() == 4000 and found.num_classes == 6
   assert np.all(np.diff(found.error_probability) > 0)
-  # The model is calibrated. Bins of some 400 examples err by .025.
+  # The model is calibrated. Bins of about 400 examples have an error of .025.
   many = found.count > 100
   np.testing.assert_allclose(
     found.error_probability[many], found.error_rate[many], atol=0.08

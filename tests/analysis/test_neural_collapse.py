@@ -1,4 +1,4 @@
-"""Neural collapse by hand, by construction, and in batches."""
+"""Neural collapse of small and constructed features, whole and in batches."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from tsla_jax.errors import InputError
 
 
 def simplex(num_classes, dim, seed=0):
-  """The rows of a simplex frame in a random orientation."""
+  """Return the rows of a simplex frame in a random orientation."""
   rng = np.random.default_rng(seed)
   rotation, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
   basis = np.linalg.svd(np.eye(num_classes) - 1 / num_classes)[0]
@@ -24,7 +24,7 @@ def simplex(num_classes, dim, seed=0):
 
 
 def some_features(num_classes=6, dim=9, per_class=40, seed=0):
-  """Features of classes of unequal size, and a classifier."""
+  """Return features of classes of unequal size, labels and a classifier."""
   rng = np.random.default_rng(seed)
   labels = np.repeat(
     np.arange(num_classes), per_class + 3 * np.arange(num_classes)
@@ -91,15 +91,15 @@ def test_by_hand():
   assert c.feature_norm == pytest.approx((2 + 2 * np.sqrt(20) + 4) / 6)
   assert c.mean_norm == pytest.approx(np.sqrt(120 / 9 / 3))
   assert c.weight_norm == 2
-  # The classifier says 0, 0+, 1 or 2, 1, 2, 2: logits (-.5, 0, 0),
-  # (1.5, -2, 0), (-5.5, 3, 2), (-1.5, 3, -2), (-1.5, -1, 2). The first is
-  # class 0's, and is taken for class 1.
+  # The logits are (-.5, 0, 0), (1.5, -2, 0), (-5.5, 3, 2), (-1.5, 3, -2) and
+  # twice (-1.5, -1, 2). So the classifier predicts 1, 0, 1, 1, 2 and 2. Only
+  # the first prediction is not the class with the nearest mean, which is 0.
   assert c.nc4 == pytest.approx(1 / 6)
   assert (c.classes, c.empty_classes, c.single_classes) == (3, 0, 0)
 
 
 def test_means_may_be_compared_with_the_mean_of_all_examples():
-  """By the formulas of the code of Zhu et al. (tding1/Neural-Collapse)."""
+  """The formulas are those of Zhu et al.'s code (tding1/Neural-Collapse)."""
   features, labels, weights, bias = some_features(num_classes=4)
   means = np.stack([features[labels == k].mean(0) for k in range(4)])
   centre = features.mean(0)
@@ -117,7 +117,7 @@ def test_means_may_be_compared_with_the_mean_of_all_examples():
   assert found.nc3 == pytest.approx(nc3, rel=1e-12)
   alignment = np.linalg.norm(weights @ centre + bias)
   assert found.bias_alignment == pytest.approx(alignment, rel=1e-12)
-  # Classes of equal size have one centre.
+  # If all classes have equal size, both centres are equal.
   keep = np.concatenate([np.flatnonzero(labels == k)[:20] for k in range(4)])
   arrays = features[keep], labels[keep], weights, bias
   by_class = neural_collapse(*arrays).metrics()
@@ -129,7 +129,7 @@ def test_means_may_be_compared_with_the_mean_of_all_examples():
 
 @pytest.mark.parametrize('dim', [2, 9])
 def test_variability_without_an_inverse(dim):
-  """Of fewer dimensions than K-1, and of more."""
+  """The features have fewer dimensions than K-1, or more."""
   features, labels, *_ = some_features(num_classes=6)
   features = features[:, :dim]
   moments = ClassMoments.zeros(6, dim)
@@ -160,13 +160,13 @@ def test_variability_without_an_inverse(dim):
 
 
 def test_constant_features_are_dead():
-  """Means of equal float64 numbers differ by rounding."""
+  """Means of equal float64 numbers may differ by rounding."""
   labels = np.arange(70) % 7
   constant = np.full((70, 9), 0.3)
   found = neural_collapse(constant, labels, None, num_classes=7)
   assert np.isnan([found.nc1, found.nc2_features]).all()
   assert 'all class means are equal' in ' '.join(found.remarks)
-  # Beside features that vary, they change nothing.
+  # Next to features that vary, constant features change nothing.
   rng = np.random.default_rng(0)
   varying = np.eye(7, 3)[labels] + rng.standard_normal((70, 3)) / 10
   alone = neural_collapse(varying, labels, None, num_classes=7)
@@ -226,7 +226,7 @@ def test_rotations_and_scales_leave_the_angles():
     factor = {'feature_norm': 3, 'mean_norm': 3, 'weight_norm': 1 / 3}
     expected = value * factor.get(name, 1)
     assert scaled[name] == pytest.approx(expected, rel=1e-11), name
-  # Any invertible map leaves NC1 where the means span the space.
+  # If the means span the space, no invertible map changes NC1.
   features, labels, *_ = some_features(num_classes=10)
   skewed = features @ rng.standard_normal((9, 9))
   nc1 = neural_collapse(features, labels, None, num_classes=10).nc1
@@ -242,7 +242,7 @@ def test_streamed_in_any_way_it_is_the_same(offset):
   rng = np.random.default_rng(0)
   for batch in (1, 7, 64, 1000):
     order = rng.permutation(len(labels))
-    # Two devices take turns, and are merged at the end.
+    # Two accumulators take turns, and are merged at the end.
     devices = [ClassMoments.zeros(6, 9), ClassMoments.zeros(6, 9)]
     for i, start in enumerate(range(0, len(labels), batch)):
       rows = order[start : start + batch]
@@ -298,7 +298,7 @@ def test_two_classes():
   rng = np.random.default_rng(0)
   features, labels = rng.standard_normal((20, 3)), np.arange(20) % 2
   collapse = neural_collapse(features, labels, rng.standard_normal((2, 3)))
-  # Two centred means are always opposite: a frame, whatever the features.
+  # Two centred means are always opposite, which is a simplex frame.
   assert collapse.nc2_features == pytest.approx(0, abs=1e-14)
   assert collapse.nc2_classifier > 0.01
   assert collapse.nc1 > 0
@@ -322,7 +322,7 @@ def test_empty_classes_are_left_out_and_single_ones_counted():
       assert some.metrics()[name] == pytest.approx(value, rel=1e-12), name
   assert some.weight_norm == pytest.approx(np.linalg.norm(weights))
   assert some.remarks == ['classes without an example, left out: 1']
-  # A class without examples is never the nearest, though it may be said.
+  # A class without examples is never the nearest, but may be predicted.
   bias[3] = 1e3
   wrong = neural_collapse(features[kept], labels[kept], weights, bias)
   assert wrong.nc4 == 1
@@ -340,7 +340,7 @@ def test_nothing_to_measure_is_nan():
   for name in ('nc1', 'nc2_features', 'nc2_classifier', 'nc3', 'equinorm'):
     assert np.isnan(collapse.metrics()[name]), name
   assert collapse.feature_norm == 2
-  assert np.isnan(collapse.nc4)  # every mean is the nearest
+  assert np.isnan(collapse.nc4)  # all means are equally near
   remarks = ' '.join(collapse.remarks)
   assert 'all class means are equal' in remarks
   assert "the classifier's weights are 0" in remarks

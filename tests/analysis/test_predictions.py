@@ -1,4 +1,4 @@
-"""Softmax and splits of predictions."""
+"""Checks, softmax, splits and bootstrap intervals of predictions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ def test_real_numbers_of_any_type(given, kept):
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    ([[1.0], [1.0, 2.0]], 'x: cannot be read as an array .* one length'),
+    ([[1.0], [1.0, 2.0]], 'x: cannot be read as an array .* equal length'),
     (['a'], 'x: of type <U1; must be real numbers$'),
     ([1j], 'x: of type complex128'),
     ([None], 'x: of type object'),
@@ -60,7 +60,7 @@ def test_bfloat16_is_checked_as_other_numbers_are():
 
 
 def test_the_hint_fits_the_shape_of_labels():
-  with pytest.raises(InputError, match=r'\(labels\[:, 0\]\)'):
+  with pytest.raises(InputError, match=r'\(give labels\[:, 0\]\)'):
     check_labels(np.ones((3, 1), int), 3, 2)
   with pytest.raises(InputError, match='argmax'):
     check_labels(np.eye(3, dtype=int), 3, 3)
@@ -75,7 +75,7 @@ def test_a_temperature_is_above_0():
 @pytest.mark.parametrize(
   ('arrays', 'options', 'message'),
   [
-    ([np.ones(3), np.ones(4)], {}, 'arrays: of 3, 4 examples; all must be'),
+    ([np.ones(3), np.ones(4)], {}, 'arrays: of 3, 4 examples; must all have'),
     ([np.ones(0)], {}, 'arrays: of 0 examples'),
     ([], {}, 'arrays: of no examples'),
     ([np.ones(3)], {'level': 95}, 'level: 95; must be above 0'),
@@ -120,7 +120,7 @@ def test_split_of_rare_classes_is_not_stratified():
   fit, test = held_out_split(np.array([0, 0, 0, 1]))
   assert len(fit) == len(test) == 2
   assert sorted([*fit, *test]) == [0, 1, 2, 3]
-  # More classes than examples in a part.
+  # One part has fewer examples than there are classes.
   fit, test = held_out_split(np.arange(20) // 2, share=0.1)
   assert (len(fit), len(test)) == (2, 18)
 
@@ -130,7 +130,7 @@ def test_split_of_rare_classes_is_not_stratified():
   [(1, 0.5), (10, 0.01), (10, 1.0), (10, -1.0), (10, np.nan)],
 )
 def test_no_part_is_empty(count, share):
-  with pytest.raises(InputError, match=f'{count} examples cannot be divided'):
+  with pytest.raises(InputError, match=f'share: {share} of {count} examples'):
     held_out_split(np.zeros(count, int), share)
   with pytest.raises(InputError, match=r'labels: .*\[2, 2\]; must be \[N\]'):
     held_out_split(np.eye(2, dtype=int))

@@ -1,4 +1,4 @@
-"""Selective classification: golden values, brute force, guarantees."""
+"""Selective classification: golden values, brute force and guarantees."""
 
 import itertools
 
@@ -17,7 +17,7 @@ CONFIDENCE = [0.95, 0.9, 0.8, 0.7, 0.6, 0.55]
 ERRORS = [0, 0, 1, 0, 1, 1]
 CONVENTIONS = ('trapezoid', 'geifman', 'torch_uncertainty')
 
-# Few confidences, so that ties abound.
+# Only four confidences, so that many examples are tied.
 cases = st.lists(
   st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=8
 )
@@ -29,7 +29,7 @@ def split(case):
 
 
 def brute_points(confidence, errors):
-  """Coverage, risk and accepted errors at every threshold, by definition."""
+  """Compute coverage, risk and accepted errors at every threshold."""
   points = []
   for threshold in sorted(set(confidence), reverse=True):
     kept = [
@@ -82,9 +82,9 @@ HALF = np.arange(100) % 2
   ],
 )
 def test_values_of_fd_shifts(confidence, right, aurc, excess, augrc):
-  """The binary cases of fd_shifts/tests/utils.py, IML-DKFZ/fd-shifts 56b11fc.
+  """Binary cases of fd_shifts/tests/utils.py, IML-DKFZ/fd-shifts 56b11fc.
 
-  Its oracle is that of infinitely many examples, ours that of these 100.
+  Their oracle has infinitely many examples, ours these 100.
   """
   curve = selective.risk_coverage(confidence, 1 - right)
   assert curve.aurc() == pytest.approx(aurc, abs=1e-12)
@@ -93,7 +93,7 @@ def test_values_of_fd_shifts(confidence, right, aurc, excess, augrc):
 
 
 def test_values_of_torch_uncertainty():
-  """From the docstrings of its metrics/classification/risk_coverage.py."""
+  """Values of the docstrings of its metrics/classification/risk_coverage.py."""
   area = selective.aurc([0.7, 0.6, 0.8], [0, 1, 0], 'torch_uncertainty')
   assert area == pytest.approx(0.0833, abs=5e-5)
   predictions = [0.9, 0.6, 0.8, 0.5, 0.7], [0, 1, 0, 1, 0]
@@ -193,7 +193,7 @@ def test_the_oracle_is_best_and_a_constant_is_1():
 
 
 def test_a_point_of_many_may_be_below_every_order():
-  """The curve is straight between points, unlike that of any order."""
+  """The curve is straight between its points; that of an order is not."""
   confidence, errors = [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]
   assert selective.aurc(confidence, errors) == pytest.approx(1 / 8)
   bounds = selective.aurc_bounds(confidence, errors)
@@ -202,7 +202,8 @@ def test_a_point_of_many_may_be_below_every_order():
 
 
 def test_four_ties_with_an_error_may_be_anything_between():
-  # The sum of the risks, and half the difference of first and last, over 4.
+  # Each bound is the sum of the risks, plus half the difference between the
+  # first and the last risk, divided by 4.
   bounds = selective.aurc_bounds(np.ones(4), [0, 0, 0, 1])
   assert bounds.low == pytest.approx((1 / 4 - 1 / 8) / 4)
   assert bounds.high == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 3 / 8) / 4)
@@ -233,7 +234,7 @@ def test_one_sample():
 def test_the_guarantee_holds_in_simulation(risk, alpha):
   """P(error) is .3 (1 - c) for a uniform c, so above t the risk is .15 (1 - t).
 
-  The rate of broken guarantees may exceed alpha by 2.4 standard deviations.
+  The rate of wrong guarantees may exceed alpha by 2.4 standard deviations.
   """
   rng = np.random.default_rng(0)
   broken, found = 0, 0
@@ -249,7 +250,7 @@ def test_the_guarantee_holds_in_simulation(risk, alpha):
       assert made.risk < risk and made.bound <= risk + 1e-12
   room = 2.4 * np.sqrt(alpha * (1 - alpha) / 600)
   assert broken / 600 < alpha + room
-  assert found > 300  # most guarantees are not trivial
+  assert found > 300  # most thresholds answer some examples
 
 
 def test_what_cannot_be_guaranteed_is_not():
@@ -288,7 +289,7 @@ def test_thresholds_below_one_that_fails_are_not_tried():
 
 
 def test_a_calibrated_model_always_has_a_guarantee():
-  """Of 80 % accuracy; half of its answers have a risk below 4.5 %."""
+  """Its accuracy is 80 %, and half of its answers have a risk below 4.5 %."""
   rng = np.random.default_rng(0)
   covered = []
   for seed in range(100):
@@ -301,7 +302,7 @@ def test_a_calibrated_model_always_has_a_guarantee():
 
 def test_an_error_among_the_surest_does_not_end_it():
   errors = np.zeros(2000, bool)
-  errors[-5:] = True  # the most confident
+  errors[-5:] = True  # the most confident predictions
   made = selective.guaranteed_threshold(np.arange(2000), errors, 0.05)
   assert made.coverage == 1
 
@@ -375,7 +376,7 @@ def test_bad_input_is_named(confidence, errors, message):
 
 
 def test_bad_options_are_named():
-  with pytest.raises(InputError, match="convention: 'sum'; one of trapezoid"):
+  with pytest.raises(InputError, match="convention: 'sum'; must be one of tr"):
     selective.aurc(CONFIDENCE, ERRORS, 'sum')
   with pytest.raises(InputError, match='coverage: 0; must be above 0'):
     selective.risk_at_coverage(CONFIDENCE, ERRORS, 0)

@@ -1,4 +1,4 @@
-"""Simulations against exact moments, and against the bounds of the theorems."""
+"""Simulations, compared with exact moments and the bounds of the theorems."""
 
 import dataclasses
 import math
@@ -24,12 +24,12 @@ TRIALS = 256
 
 
 def mean_and_error(values):
-  """The mean over trials, and its standard error."""
+  """Return the mean over trials and its standard error."""
   return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
 
 
 def exact_path(problem, stages, start):
-  """`E||grad F||^2` at every iterate of a quadratic, from exact moments."""
+  """Compute the exact `E||grad F||^2` at every iterate of a quadratic."""
   a, d = problem.curvatures, len(problem.curvatures)
   sigma, delta = math.sqrt(problem.variance), problem.delta
   rho = problem.correlation
@@ -58,8 +58,9 @@ def test_simulations_have_the_exact_moments(bias, correlation):
   found = simulate(problem, stages, start, trials=400, outputs=4)
   assert found.path.shape == (290, 400)
   assert found.path[0] == pytest.approx(exact[0], rel=1e-12)
-  # Over the first stage, of which trials are averaged: each value has a
-  # relative error of at most sqrt(2 / 400) = 7 %, and neighbours depend.
+  # The mean over 400 trials has a relative error of at most sqrt(2 / 400) = 7 %
+  # at each step. Neighbouring steps are correlated, so a mean over steps may
+  # have the same error.
   for part in (slice(1, 50), slice(50, 250), slice(250, 290)):
     assert found.path[part].mean() == pytest.approx(
       exact[part].mean(), rel=0.07
@@ -87,7 +88,7 @@ def test_gradients_have_the_errors_that_are_assumed():
   for values, expected in zip(squares, (2.0, 1.0), strict=True):
     mean, standard = mean_and_error(np.asarray(values, np.float64))
     assert abs(mean - expected) < 4 * standard
-  # sigma2 * rho * sqrt(delta (1 - bias)), and no bias of g.
+  # The covariance is sigma2 * rho * sqrt(delta (1 - bias)), and g is unbiased.
   product = np.sum(np.asarray(error[0]) * np.asarray(error[1]), axis=1)
   mean, standard = mean_and_error(product.astype(np.float64))
   assert abs(mean - 2 * 0.6 * math.sqrt(0.375)) < 4 * standard
@@ -98,13 +99,14 @@ def test_gradients_have_the_errors_that_are_assumed():
 
 
 def test_theorem_1_holds_and_is_tight():
-  """With Hessian I and eta = 1/L only the T-th part of the noise is lost."""
+  """With Hessian I and eta = 1/L, the bound is too high by sigma2 / T only."""
   problem = Quadratic(np.ones(4), 1.0, 1.0)
   constants = Constants(2.0, 1.0, 1.0, 1.0)
   found = simulate(problem, [Stage(50, 1.0, 0.0)], np.ones(4), trials=TRIALS)
   mean, error = mean_and_error(found.path.mean(axis=0))
   bound = convergence.sgd_bound(constants, 1.0, 50)
-  # Exactly (||grad F(w0)||^2 + 49 sigma2) / 50 = 1.06, of the bound of 1.08.
+  # The exact value is (||grad F(w0)||^2 + 49 sigma2) / 50 = 1.06, and the bound
+  # is 1.08.
   assert abs(mean - 1.06) < 4 * error
   assert mean < bound
   halved = dataclasses.replace(constants, variance=0.5)
@@ -114,14 +116,16 @@ def test_theorem_1_holds_and_is_tight():
   assert mean - 4 * error > bound / 2
 
 
-# The slack of a bound is measured / bound; divided by a factor above 1 / slack
-# the bound no longer holds. Each case states the factor that a test notices.
+# The slack of a bound is the measured value divided by the bound. If the bound
+# is divided by a factor above 1 / slack, it no longer holds. The tests below
+# notice factors slightly above 1 / slack.
 
 
 @pytest.mark.parametrize(
   ('delta', 'bias', 'correlation', 'slack'),
   [
-    # Where Jensen's inequality loses least: aligned noise, delta 3 - 2 sqrt 2.
+    # Jensen's inequality is closest to equality for aligned noise and a delta
+    # of 3 - 2 sqrt 2.
     (3 - 2 * math.sqrt(2), 0.0, 1.0, 0.7286),
     (1.0, 0.0, 1.0, 0.5),
     (1.0, 0.5, 0.0, 0.25),
@@ -131,9 +135,9 @@ def test_theorem_1_holds_and_is_tight():
 def test_theorem_3_holds_and_notices_a_wrong_constant(
   delta, bias, correlation, slack
 ):
-  """Slack of the noise term 2 delta sigma2, on Hessian I with eta = 1/L."""
+  """The slack is that of the term 2 delta sigma2, for Hessian I, eta = 1/L."""
   problem = Quadratic(np.ones(4), 1.0, delta, bias, correlation)
-  # A start at the minimum leaves that term alone.
+  # With a start at the minimum, only this noise term is left.
   constants = Constants(1e-9, 1.0, 1.0, delta)
   stages = [Stage(200, 1.0, constants.theta)]
   found = simulate(problem, stages, np.zeros(4), trials=TRIALS)
@@ -146,7 +150,7 @@ def test_theorem_3_holds_and_notices_a_wrong_constant(
 
 
 def test_theorem_3_has_the_right_transient():
-  """Slack 1: the first step of Hessian I removes all of F(w0)."""
+  """The slack is 1: with Hessian I the first step reaches the minimum."""
   problem = Quadratic(np.ones(4), 1e-12, 1.0)
   constants = Constants(2.0, 1.0, 1e-12, 1.0)
   found = simulate(problem, [Stage(10, 1.0, 0.5)], np.ones(4), trials=8)
@@ -158,9 +162,10 @@ def test_theorem_3_has_the_right_transient():
 @pytest.mark.parametrize(
   ('curvature', 'eps', 'variance', 'delta', 'slack'),
   [
-    # eta2 = 1/L and aligned noise: the noise term eps^2 / 2 is exact.
+    # With eta2 = 1/L and aligned noise, the noise term eps^2 / 2 is exact.
     (1.0, 0.9, 0.405, 1.0, 0.5),
-    # Small eta2: the noise term is at most half of eps^2 / 2 on quadratics.
+    # With a small eta2, the noise term of a quadratic is at most half of
+    # eps^2 / 2.
     (1.0, 0.4, 1.0, 1.0, 0.32281),
     (0.1, 0.6, 1.0, 1.0, 0.12621),
   ],
@@ -182,12 +187,12 @@ def test_theorem_4_holds_and_notices_a_wrong_constant(
   assert mean + 4 * error < plan.bound
   mean, error = mean_and_error(found.path[plan.stages[0].steps :].mean(axis=0))
   assert mean + 4 * error < plan.bound
-  # With the factors 2.3, 3.6 and 9.1.
+  # The factors of the three cases are 2.3, 3.6 and 9.1.
   assert mean - 4 * error > plan.bound / (1.15 / slack)
 
 
 def test_the_first_stage_of_theorem_4_reaches_its_level():
-  """`E F(w_T1) <= 2 delta sigma2 / (mu (1 + delta))`; T1 / 4 is too short."""
+  """`E F(w_T1) <= 2 delta sigma2 / (mu (1 + delta))`, but not after T1 / 4."""
   problem = Quadratic(np.array([0.1, 1.0]), 1.0, 0.01)
   constants = Constants(20.0, 1.0, 1.0, 0.01, 0.1)
   start = np.array([20.0, 0.0])
@@ -201,7 +206,7 @@ def test_the_first_stage_of_theorem_4_reaches_its_level():
 
 
 def test_outputs_are_uniform_iterates_before_the_steps():
-  """Without noise each iterate is known; both stages and chunks meet here."""
+  """Without noise each iterate is known. The last stage spans two chunks."""
   problem = Quadratic(np.ones(1), 0.0, 1.0)
   stages = [Stage(250, 0.001, 0.5), Stage(20, 0.1, 0.0)]
   found = simulate(problem, stages, np.ones(1), trials=500, outputs=4)
@@ -212,10 +217,10 @@ def test_outputs_are_uniform_iterates_before_the_steps():
   counts = np.bincount(found.output_steps.ravel() - 250, minlength=20)
   assert len(counts) == 20
   assert stats.chisquare(counts).pvalue > 1e-3
-  # Draws of one trial are independent of each other, too.
+  # Draws within one trial are independent of each other.
   pairs = np.histogram2d(*found.output_steps[:, :2].T, bins=4)[0]
   assert stats.chi2_contingency(pairs).pvalue > 1e-3
-  # The last iterate follows the last output.
+  # The last iterate is the one after the last step.
   assert found.last == pytest.approx(np.full((500, 1), 0.999**250 * 0.9**20))
 
 
@@ -234,7 +239,7 @@ def test_seeds_and_measured_iterates():
 
 
 def test_noise_does_not_repeat():
-  """With Hessian I and eta = 1/L an iterate is the last step's noise."""
+  """With Hessian I and eta = 1/L, an iterate is minus the last step's noise."""
   problem = Quadratic(np.ones(2), 1.0, 1.0)
   lasts = [
     simulate(problem, [Stage(steps, 1.0, 0.0)], np.ones(2), trials=3).last
@@ -273,14 +278,14 @@ def cross_entropy(w, x, target):
 
 
 def objective(problem, w):
-  """F(w), for jax to differentiate."""
+  """Compute F(w) by jax, so that it can be differentiated."""
   targets = np.eye(problem.num_classes)[problem.labels]
   losses = jax.vmap(cross_entropy, (None, 0, 0))(w, problem.features, targets)
   return problem.weights @ losses + problem.ridge * jnp.sum(w**2) / 2
 
 
 def per_example(problem, w):
-  """Gradients on y and on y_hat of each example, without the ridge."""
+  """Return the gradients of each example on y and y_hat, without the ridge."""
   k = problem.num_classes
   gradients = jax.jit(jax.vmap(jax.grad(cross_entropy), (None, 0, 0)))
   uniform = np.full((len(problem.labels), k), 1 / k)
@@ -317,7 +322,7 @@ def test_examples_are_drawn_by_weight(regression):
     drawn = regression.draw(jax.random.key(0), (100, 200))
   counts = np.bincount(np.ravel(drawn), minlength=24)
   expected = 20_000 * regression.weights
-  assert expected.min() > 5  # as the chi-square test needs
+  assert expected.min() > 5  # required by the chi-square test
   assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
@@ -333,14 +338,14 @@ def test_smoothness_and_pl_are_those_of_the_exact_hessian(regression):
     w = scale * np.random.default_rng(2).normal(size=(4, 3))
     found = spectrum(regression, w)
     assert found[-1] <= regression.smoothness()
-    # Equal shifts of all logits leave only the ridge.
+    # Along equal shifts of all logits only the ridge is curved.
     assert found[0] == pytest.approx(regression.ridge)
-  # Two classes at w = 0 attain the bound: twice p (1 - p) is 1/2.
+  # Two classes attain the bound at w = 0, where 2 p (1 - p) is 1/2.
   labels = np.arange(24) % 2
   two = dataclasses.replace(regression, labels=labels, num_classes=2)
   zero = np.zeros((4, 2))
   assert spectrum(two, zero)[-1] == pytest.approx(two.smoothness())
-  # The longest example alone attains that of the examples.
+  # The example with the largest norm alone attains `example_smoothness`.
   longest = np.square(two.features).sum(axis=1).argmax()
   alone = dataclasses.replace(two, weights=np.eye(24)[longest], ridge=0.0)
   assert spectrum(alone, zero)[-1] == pytest.approx(two.example_smoothness())
@@ -349,7 +354,8 @@ def test_smoothness_and_pl_are_those_of_the_exact_hessian(regression):
 @pytest.mark.parametrize('ridge', [0.0, 0.2, 5.0])
 def test_minimum_is_what_a_solver_finds(regression, ridge):
   problem = dataclasses.replace(regression, ridge=ridge)
-  # Two examples at one place are not separable.
+  # Every example x is added as -x with the same label, so that the examples are
+  # not separable.
   features = np.concatenate([problem.features, -problem.features])
   problem = dataclasses.replace(
     problem,
@@ -377,7 +383,7 @@ def test_separable_examples_have_no_minimum():
 
 
 def test_bounds_hold_on_a_regression(regression):
-  """With suprema over its own iterates; the PL constant is the ridge."""
+  """The variances are bounded at all iterates; the PL constant is the ridge."""
   problem = dataclasses.replace(regression, ridge=1.0)
   constants = Constants(math.log(3), problem.smoothness(), 3.5, 0.3, 1.0)
   start = np.zeros((4, 3))

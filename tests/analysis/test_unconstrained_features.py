@@ -1,4 +1,4 @@
-"""The closed form against a solver, finite differences and golden numbers."""
+"""The closed form, compared with a solver, differences and golden numbers."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from tsla_jax.analysis.predictions import softmax
 from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
 from tsla_jax.errors import InputError
 
-# K, d, n, delta, lw, lh, with decays from weak to so strong that all is 0.
+# K, d, n, delta, lw, lh. The strongest decays make the minimiser 0.
 GRID = [
   (2, 1, 5, 0.0, 5e-3, 5e-3),
   (2, 1, 3, 0.4, 1e-3, 1e-2),
@@ -44,7 +44,7 @@ GRID = [
 
 
 def closed_form(model):
-  """The minimiser, and its weights, all its features and its bias."""
+  """Return the minimiser, and the point (weights, all features, bias)."""
   minimizer = model.minimizer()
   features = np.repeat(minimizer.class_means, model.samples_per_class, axis=0)
   return minimizer, (minimizer.weights, features, np.zeros(model.num_classes))
@@ -127,7 +127,7 @@ def test_only_the_condition_of_the_loss_falls_with_smoothing():
 
 
 def differences(function, x, step=1e-5):
-  """The Jacobian of a function, by central differences."""
+  """Compute the Jacobian of a function by central differences."""
   rows = []
   for i in range(len(x)):
     move = np.zeros_like(x)
@@ -137,7 +137,7 @@ def differences(function, x, step=1e-5):
 
 
 def on_vectors(function, point):
-  """A function of W, H and b as one of vectors, and the point as a vector."""
+  """Convert a function of W, H and b, and a point, to vectors."""
   sizes = np.cumsum([part.size for part in point])[:-1]
 
   def call(x):
@@ -159,7 +159,8 @@ def test_gradient_and_hessian_are_those_of_the_objective():
   point = [rng.standard_normal(shape) for shape in ((3, 2), (6, 2), (3,))]
   value, x = on_vectors(model.objective, point)
   gradient, _ = on_vectors(model.gradient, point)
-  # Central differences err by step^2 and by rounding over step: some 1e-10.
+  # The errors of central differences are step^2 and rounding errors over step,
+  # about 1e-10.
   np.testing.assert_allclose(gradient(x), differences(value, x), atol=1e-9)
   hessian = model.hessian(*point)
   np.testing.assert_allclose(hessian, differences(gradient, x), atol=1e-9)
@@ -191,7 +192,7 @@ def test_condition_numbers_are_those_of_numerical_hessians(settings):
 
   matrix = differences(slope, features[0])
   assert numbers.full == pytest.approx(condition(matrix), rel=1e-5)
-  span = np.eye(d)[: k - 1]  # the coordinates that the minimiser is in
+  span = np.eye(d)[: k - 1]  # the coordinates in which the minimiser lies
   within = condition(span @ matrix @ span.T)
   assert numbers.subspace == pytest.approx(within, rel=1e-5)
 
@@ -209,13 +210,13 @@ def test_joint_condition_number_is_that_of_the_whole_hessian(settings, decay):
   matrix = differences(gradient, x, step=1e-4)
   spectrum = np.linalg.eigvalsh((matrix + matrix.T) / 2)
   zeros = joint.nullity
-  # Differences leave zeros of some 1e-9, far below all other eigenvalues.
+  # Differences leave zero eigenvalues at about 1e-9, far below all others.
   assert np.all(np.abs(spectrum[:zeros]) < 1e-7)
   assert spectrum[zeros] > 1e-6
   assert joint.value == pytest.approx(spectrum[-1] / spectrum[zeros], rel=1e-3)
   exact = np.linalg.eigvalsh(model.hessian(*point))
   assert joint.value == pytest.approx(exact[-1] / exact[zeros], rel=1e-9)
-  # The rotations of the space, without those that keep the span fixed.
+  # Count the rotations of the space, except those that keep the span fixed.
   rotations = 0
   if minimizer.logit_scale:
     rotations = d * (d - 1) // 2 - (d - k + 1) * (d - k) // 2
@@ -283,7 +284,7 @@ def test_bad_settings_are_named(changes, message):
 
 def test_sizes_and_options_of_solvers_are_checked():
   many = UnconstrainedFeatures(4, 5, 10**8, 0.1, 1e-3, 1e-3)
-  assert many.minimizer().loss > 0  # its cost does not depend on n
+  assert many.minimizer().loss > 0  # the cost does not depend on n
   for solve in (many.solve, functools.partial(many.descend, learning_rate=1)):
     with pytest.raises(InputError, match='4, 5 and 100000000; .* 2e'):
       solve()
@@ -295,12 +296,12 @@ def test_sizes_and_options_of_solvers_are_checked():
 
 def test_a_joint_hessian_that_is_too_large_is_refused():
   model = UnconstrainedFeatures(100, 100, 5, 0.1, 1e-3, 1e-3)
-  with pytest.raises(InputError, match='would have 20100 rows, and may have'):
+  with pytest.raises(InputError, match='would have 20100 rows; must be at'):
     model.joint_condition_number()
 
 
 def test_the_solver_does_without_a_formula():
-  """Two dimensions are too few for the closed form of four classes."""
+  """The closed form of four classes needs more than two dimensions."""
   found = UnconstrainedFeatures(4, 2, 3, 0.1, 1e-2, 1e-2).solve()
   assert found.gradient_norm < 1e-6
   assert found.loss > ufm.global_minimizer(4, 3, 3, 0.1, 1e-2, 1e-2).loss

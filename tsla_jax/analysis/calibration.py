@@ -1,9 +1,10 @@
-"""Calibration: how well confidences match frequencies of correct predictions.
+"""Calibration: how well confidences match the accuracy of predictions.
 
-Metrics take labels `[N]` and probabilities `[N, K]` (`predictions.softmax`), or
-logits where that is more accurate. They raise `InputError` for values that are
-not finite, rows that are not distributions, and labels that are not classes.
-`predictions.bootstrap_interval` gives their confidence intervals.
+Metrics take the labels `[N]` of N examples, and probabilities `[N, K]` of K
+classes (see `predictions.softmax`), or logits where these are more accurate.
+They raise `InputError` for values that are not finite, rows that are not
+distributions, and labels that are not classes. Their confidence intervals are
+computed by `predictions.bootstrap_interval`.
 """
 
 import dataclasses
@@ -27,23 +28,23 @@ Kind = Literal['top_label', 'classwise']
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Average `log_losses`, in nats."""
+  """Compute the negative log-likelihood, the mean of `log_losses`, in nats."""
   return float(log_losses(logits, labels).mean())
 
 
 def log_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Compute `-log p[label]` of each example, `[N]`.
+  """Compute the loss `-log p[label]` of each example, `[N]`, in nats.
 
-  Log-probabilities may stand in for logits.
+  Log-probabilities are accepted in place of logits.
   """
   logits, labels = check_logits(logits, labels)
   return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
 def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-  """Average `squared_errors`, from 0 to 2.
+  """Compute the Brier score, the mean of `squared_errors`, from 0 to 2.
 
-  For two classes this is twice the Brier score of one class.
+  For two classes it is twice the Brier score of one class.
   """
   return float(squared_errors(probabilities, labels).mean())
 
@@ -63,11 +64,11 @@ def expected_calibration_error(
   binning: Binning = 'width',
   kind: Kind = 'top_label',
 ) -> float:
-  """Average the gap between confidence and accuracy over bins of confidence.
+  """Compute the mean gap between confidence and accuracy in bins of confidence.
 
-  A finite sample biases the error upwards: by about `sqrt(num_bins / N)` times
-  the mean of `sqrt(p (1 - p))` where the true error is 0. So compute its
-  bootstrap interval with `method='basic'`.
+  A finite sample biases the error upwards. If the true error is 0, the bias is
+  about `sqrt(num_bins / N)` times the mean of `sqrt(p (1 - p))`, where p is the
+  confidence. So compute the bootstrap interval with `method='basic'`.
 
   Args:
     probabilities: `[N, K]`.
@@ -76,12 +77,12 @@ def expected_calibration_error(
     binning: 'width': bins (low, high] of equal width; the first also holds a
       confidence of 0. 'mass': bins of equally many examples, where equal
       confidences always share a bin.
-    kind: 'top_label': the probability of the predicted class, and whether it is
-      the label. 'classwise': the same of every class, averaged over the K
-      classes.
+    kind: 'top_label': the error of the predicted class's probability.
+      'classwise': the mean over all K classes of the error of each class's
+      probability.
 
   Returns:
-    The error, from 0 to 1, with bins weighted by their number of examples.
+    The error, from 0 to 1. Bins are weighted by their number of examples.
   """
   probabilities, labels = check_probabilities(probabilities, labels)
   if check_choice('kind', kind, Kind) == 'top_label':
@@ -100,7 +101,7 @@ def calibration_error(
   num_bins: int = 15,
   binning: Binning = 'width',
 ) -> float:
-  """Compute the `expected_calibration_error` of given confidences.
+  """Compute the expected calibration error from confidences.
 
   Args:
     confidence: `[N]`, from 0 to 1.
@@ -112,7 +113,7 @@ def calibration_error(
     The error, from 0 to 1.
   """
   confidence, correct = check_confidence(confidence, correct, 'correct')
-  # Those of float32 may exceed 1 by rounding.
+  # A confidence in float32 may exceed 1 by rounding.
   wrong = np.flatnonzero((confidence < 0) | (confidence > 1 + 1e-6))
   if len(wrong):
     raise InputError(
@@ -129,11 +130,11 @@ class Reliability:
   """A reliability diagram, as arrays over the bins that have examples.
 
   Attributes:
-    low: lower ends of the bins.
-    high: upper ends of the bins.
+    low: the lower end of each bin.
+    high: the upper end of each bin.
     count: the number of examples in each bin.
-    confidence: their mean confidence.
-    accuracy: their accuracy.
+    confidence: the mean confidence in each bin.
+    accuracy: the accuracy in each bin.
   """
 
   low: np.ndarray
@@ -168,14 +169,16 @@ def reliability(
 def temperature_bounds(logits: np.ndarray) -> tuple[float, float]:
   """Choose the range of temperatures that `fit_temperature` searches.
 
-  At the ends probabilities are nearly one-hot and nearly uniform.
+  Probabilities are nearly one-hot at the lower end, and nearly uniform at the
+  upper end.
 
   Args:
     logits: `[N, K]`, of any scale.
 
   Returns:
-    The mean distance from the largest to the average logit of an example,
-    divided and multiplied by 1000. The range is extended to include 1.
+    `h / 1000` and `1000 h`, where h is the difference between the largest and
+    the mean logit of an example, averaged over examples. The range is extended
+    to include 1.
   """
   logits = to_logits(logits)
   mean = logits.mean(axis=1, where=np.isfinite(logits))
@@ -190,25 +193,27 @@ def fit_temperature(
 ) -> float:
   """Fit the temperature T that minimises the loss of `softmax(logits / T)`.
 
-  The mean negative log-likelihood is convex in 1/T, so the zero of its
-  derivative is the optimum. T = 1 is within the bounds, so the result is never
-  worse than no temperature.
+  The loss is the negative log-likelihood. It is convex in 1/T, so the zero of
+  its derivative is the optimum. T = 1 is within the bounds, so on these
+  examples the loss is never higher than without a temperature.
 
   Args:
     logits: `[N, K]`, of predictions that are not evaluated later; see
       `predictions.held_out_split`.
     labels: `[N]`.
-    bounds: of T; None for `temperature_bounds`.
+    bounds: the lowest and highest T; None for `temperature_bounds`.
 
   Returns:
-    T. It is a bound where the optimum is 0 (no prediction is wrong) or infinite
-    (the logits do not help), and 1 where all logits of an example are equal.
+    T. It is the lower bound if the optimum is 0 (no prediction is wrong), and
+    the upper bound if the optimum is infinite (the logits carry no
+    information). It is 1 if the logits of every example are all equal.
   """
   logits, labels = check_logits(logits, labels)
   bounds = temperature_bounds(logits) if bounds is None else bounds
   if not 0 < bounds[0] <= 1 <= bounds[1] < np.inf:
     raise InputError(f'bounds: {bounds}; must be above 0 and include 1')
-  # Only differences matter; those to the largest logit cannot overflow.
+  # The loss depends on differences of logits only, and differences from the
+  # largest logit cannot overflow.
   logits = logits - logits.max(axis=1, keepdims=True)
   of_label = logits[np.arange(len(labels)), labels]
   finite = np.where(np.isfinite(logits), logits, 0)  # masked classes have p = 0
@@ -224,8 +229,8 @@ def fit_temperature(
     return bounds[1]
   if slope(high) <= 0:
     return bounds[0]
-  # Imported here because training, which measures calibration errors, would
-  # load it at every start, for a third of a second, and never use it.
+  # Imported here because it takes a third of a second. Training imports this
+  # module to measure calibration errors, and fits no temperature.
   from scipy import optimize
 
   inverse: Any = optimize.brentq(
@@ -247,8 +252,9 @@ def _reliability(
   check_count('num_bins', num_bins)
   edges = np.arange(num_bins + 1) / num_bins
   if check_choice('binning', binning, Binning) == 'mass':
-    # Edges are confidences that occur, so bins (low, high] never split ties.
-    # Ranks are integers: rounding would make bins uneven.
+    # Every edge is the confidence of an example, so bins (low, high] never
+    # split ties. Ranks are computed in integers, because rounding would make
+    # bins uneven.
     ranks = -(-np.arange(num_bins + 1) * len(confidence) // num_bins)
     edges = np.sort(confidence)[np.maximum(ranks - 1, 0)]
   index = np.searchsorted(edges[1:-1], confidence, side='left')

@@ -1,4 +1,4 @@
-"""Arrays that users give: converted to floats, and checked in one line."""
+"""Checks of the arrays and options that users give."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from tsla_jax.errors import InputError
 
-# Rounding of half precision: a softmax in it errs by some 1e-3 in the sum over
-# a thousand classes, and its values may exceed 1.
+# Tolerance for probabilities in half precision: those of a thousand classes sum
+# to 1 within about 1e-3, and a single one may exceed 1.
 _ROUNDING = 1e-2
 _LARGEST = 1e100  # squares of larger numbers, or their sums, may overflow
 
@@ -18,22 +18,22 @@ def to_floats(values: np.ndarray, name: str) -> np.ndarray:
   Half precision, bfloat16 included, becomes float32.
 
   Args:
-    values: an array, or what NumPy makes one of.
-    name: of the values, for messages.
+    values: an array, or anything that NumPy can convert to one.
+    name: of the values, for error messages.
 
   Raises:
-    InputError: if they are no real numbers, or rows differ in length.
+    InputError: if they are not real numbers, or rows differ in length.
   """
   try:
     array = np.asarray(values)
-  # Each framework has its own error for tensors that NumPy cannot read.
+  # Frameworks raise different errors for tensors that NumPy cannot read.
   except (ValueError, TypeError, RuntimeError) as error:
     raise InputError(
-      f'{name}: cannot be read as an array ({error}); give real numbers, with'
-      ' rows of one length'
+      f'{name}: cannot be read as an array ({error}); give real numbers, in'
+      ' rows of equal length'
     ) from error
   if not np.can_cast(array.dtype, np.float64, 'same_kind'):
-    # The type of bfloat16 is lost in an .npz.
+    # An .npz file stores bfloat16 as the type V2.
     hint = ' (save bfloat16 as float32)' * (array.dtype == 'V2')
     raise InputError(
       f'{name}: of type {array.dtype}; must be real numbers{hint}'
@@ -48,8 +48,8 @@ def to_logits(logits: np.ndarray, name: str = 'logits') -> np.ndarray:
   """Convert logits `[N, K]` to float64.
 
   Raises:
-    InputError: if they are no real numbers `[N, K]`, there are none, or a row
-      is not finite. Minus infinity masks a class.
+    InputError: if they are not real numbers `[N, K]`, the array is empty, or a
+      row is not finite. Minus infinity is accepted: it masks a class.
   """
   array = to_floats(logits, name).astype(np.float64)
   if array.ndim != 2 or 0 in array.shape:
@@ -82,7 +82,7 @@ def check_logits(
   if len(wrong):
     raise InputError(
       f'labels: {labels[wrong[0]]} in row {wrong[0]} ({len(wrong)} such rows),'
-      ' a class whose logit there is minus infinity; unmask the class, or'
+      ' but the logit of this class is minus infinity; unmask the class, or'
       ' remove these rows'
     )
   return logits, labels
@@ -101,23 +101,23 @@ def check_labels(
   """
   labels = np.asarray(labels)
   if labels.shape != (num_examples,):
-    hint = 'argmax(axis=1) of one-hot labels'
+    hint = 'for one-hot labels, give their argmax(axis=1)'
     if labels.shape == (num_examples, 1):
-      hint = 'labels[:, 0]'
+      hint = 'give labels[:, 0]'
     raise InputError(
       f'labels: an array of shape {list(labels.shape)} for {num_examples}'
       f' examples; must be [N] ({hint})'
     )
   if not np.issubdtype(labels.dtype, np.integer):
     raise InputError(
-      f'labels: of type {labels.dtype}; must be integers, the classes from 0'
-      ' (astype(int))'
+      f'labels: of type {labels.dtype}; must be integers, with classes counted'
+      ' from 0 (give labels.astype(int))'
     )
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(wrong):
     raise InputError(
       f'labels: {labels[wrong[0]]} in row {wrong[0]} ({len(wrong)} such rows);'
-      f' must be from 0 to {num_classes - 1}, the columns of the scores'
+      f' must be from 0 to {num_classes - 1}, for {num_classes} classes'
     )
   return labels.astype(np.int64)
 
@@ -125,12 +125,13 @@ def check_labels(
 def check_confidence(
   confidence: np.ndarray, outcomes: np.ndarray, name: str = 'errors'
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Check confidences `[N]` and whether predictions are wrong, or right.
+  """Check the confidences and the outcomes of predictions.
 
   Args:
     confidence: `[N]`.
-    outcomes: `[N]`, true or false, 1 or 0.
-    name: of the outcomes, for messages.
+    outcomes: `[N]`, whether each prediction is wrong, or whether each is
+      correct: true or false, 1 or 0.
+    name: of the outcomes, for error messages.
 
   Returns:
     Confidences as float64 and outcomes as int64.
@@ -167,8 +168,8 @@ def check_probabilities(
   """Check that predictions are distributions over the classes.
 
   Returns:
-    Probabilities as float64, not normalised again, and labels as int64. Values
-    that exceed 1 by rounding are 1.
+    Probabilities as float64 and labels as int64. Rows are not normalised again.
+    Probabilities that exceed 1 by rounding are set to 1.
 
   Raises:
     InputError: names the first bad row.
@@ -192,9 +193,9 @@ def check_finite(values: np.ndarray, name: str, masked: bool = False) -> None:
   """Check that all values of an array `[N, ...]` are finite.
 
   Args:
-    values: as from `to_floats`.
-    name: of the values, for messages.
-    masked: accept minus infinity in rows `[K]` that have a finite value.
+    values: of float32 or float64, as `to_floats` returns.
+    name: of the values, for error messages.
+    masked: accept minus infinity in rows `[K]` that also have a finite value.
 
   Raises:
     InputError: names the first bad row.
@@ -212,7 +213,7 @@ def check_finite(values: np.ndarray, name: str, masked: bool = False) -> None:
 
 
 def check_choice(name: str, value: str, accepted: Any) -> str:
-  """Check that an option is one of a `Literal`, and return it.
+  """Check that an option is a value of a `Literal` type, and return it.
 
   Raises:
     InputError: names the option and what is accepted.

@@ -1,8 +1,12 @@
 """Confidence scores of predictions, and logit normalisation.
 
+A score is higher where a prediction is more confident. `z_k` is the logit of
+class k, and `p_k` its softmax probability; p alone is the order of a norm.
+
 "Understanding Why Label Smoothing Degrades Selective Classification and How to
-Fix It" (arXiv:2403.14715) shows that label smoothing ranks predictions worse by
-confidence, and that normalised logits fix this. `selective` measures rankings.
+Fix It" (arXiv:2403.14715) shows that confidences of models trained with label
+smoothing rank predictions worse, and that normalised logits fix this.
+`selective` measures how well scores rank predictions.
 """
 
 import dataclasses
@@ -25,7 +29,7 @@ from tsla_jax.errors import InputError
 def msp(logits: np.ndarray) -> np.ndarray:
   """Compute the maximum softmax probability `[N]` of logits `[N, K]`.
 
-  In float64 it rounds to 1 where a logit exceeds all others by more than 36.
+  In float64 it rounds to 1 if one logit exceeds all others by more than 36.
   """
   return softmax(to_logits(logits)).max(axis=1)
 
@@ -34,7 +38,7 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
   """Compute `log(msp / (1 - msp))`, `[N]`, without rounding `msp` to 1."""
   z = np.sort(to_logits(logits), axis=1)
   if z.shape[1] < 2:
-    raise InputError('log_odds needs logits of at least two classes')
+    raise InputError('logits: of one class; log_odds needs at least two')
   return z[:, -1] - special.logsumexp(z[:, :-1], axis=1)
 
 
@@ -44,19 +48,19 @@ def max_logit(logits: np.ndarray) -> np.ndarray:
 
 
 def logit_margin(logits: np.ndarray) -> np.ndarray:
-  """Subtract the second largest logit from the largest, `[N]`."""
+  """Return the largest logit minus the second largest, `[N]`."""
   return _margin(to_logits(logits))
 
 
 def softmax_margin(logits: np.ndarray) -> np.ndarray:
-  """Subtract the second largest probability from the largest, `[N]`."""
+  """Return the largest probability minus the second largest, `[N]`."""
   return _margin(softmax(to_logits(logits)))
 
 
 def neg_entropy(logits: np.ndarray) -> np.ndarray:
-  """Compute `sum_k p_k log p_k`, `[N]`."""
+  """Compute the negative entropy `sum_k p_k log p_k`, `[N]`, in nats."""
   logp = log_softmax(to_logits(logits))
-  # 0 for masked classes, where the product is 0 times minus infinity.
+  # A masked class would add 0 times minus infinity, which is NaN.
   return np.sum(np.exp(logp) * np.maximum(logp, -1e100), axis=1)
 
 
@@ -66,7 +70,10 @@ def doctor(logits: np.ndarray) -> np.ndarray:
 
 
 def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-  """Compute `T log sum_k exp(z_k / T)`, `[N]` (Liu et al. 2020)."""
+  """Compute the negative energy `T log sum_k exp(z_k / T)`, `[N]`.
+
+  T is the temperature (Liu et al. 2020).
+  """
   scaled = scale_logits(to_logits(logits), temperature)
   return temperature * special.logsumexp(scaled, axis=1)
 
@@ -88,7 +95,7 @@ def normalized_max_logit(
   """Divide the largest logit by the p-norm of all logits, `[N]`.
 
   Label smoothing lowers the largest logit of confident predictions more than
-  that of uncertain ones. It lowers the norm too, so the ratio is less affected.
+  that of uncertain ones. It also lowers the norm, so it changes the ratio less.
 
   Args:
     logits: `[N, K]`.
@@ -106,7 +113,7 @@ def normalized_max_logit(
   z[masked] = 0
   rounding = 0.0
   if centered:
-    # Centring equal logits leaves the rounding error of their mean.
+    # If all logits are equal, centring leaves the rounding error of their mean.
     rounding = z.shape[1] * np.finfo(float).eps * np.abs(z).max(axis=1)
     z -= z.mean(axis=1, keepdims=True, where=~masked)
     z[masked] = 0
@@ -120,7 +127,7 @@ def normalized_max_logit(
 
 def _margin(values: np.ndarray) -> np.ndarray:
   if values.shape[1] < 2:
-    raise InputError('a margin needs logits of at least two classes')
+    raise InputError('logits: of one class; a margin needs at least two')
   top = np.partition(values, -2, axis=1)
   return top[:, -1] - top[:, -2]
 
@@ -129,12 +136,14 @@ def _margin(values: np.ndarray) -> np.ndarray:
 class Selection:
   """A normalisation of logits that was chosen on held-out predictions.
 
+  AURC is the area under the risk-coverage curve, lower is better.
+
   Attributes:
-    p: order of the norm; None if no norm has a lower AURC than `msp`, and that
-      was the fallback.
+    p: order of the norm; None for the maximum softmax probability, the fallback
+      if no norm has a lower AURC.
     centered: whether logits are centred.
-    aurc: of each p, on the examples of `tune_index`.
-    aurc_msp: the same of the maximum softmax probability.
+    aurc: the AURC of each p, on the examples of `tune_index`.
+    aurc_msp: the AURC of the maximum softmax probability, on the same examples.
     tune_index: positions of the examples that p was chosen on.
     eval_index: positions of the other examples.
   """
@@ -173,18 +182,19 @@ def select_p(
     labels: `[N]`.
     grid: values of p to try.
     centered: as in `normalized_max_logit`.
-    share: of the examples to choose on (`predictions.held_out_split`). 1 uses
-      all; evaluate on other predictions then.
+    share: of the examples to choose p on, split off by
+      `predictions.held_out_split`. 1 uses all; then evaluate on other
+      predictions.
     seed: of the split.
-    fallback: choose the maximum softmax probability where no norm has a lower
-      AURC. The paper always takes the best norm: False.
+    fallback: use the maximum softmax probability if no norm has a lower AURC.
+      False always uses the best norm, as the paper does.
 
   Returns:
     The choice. Evaluate it on the examples of `eval_index`.
 
   Raises:
-    InputError: if logits are not finite, labels are not classes, or there is
-      neither a norm to try nor a fallback.
+    InputError: if logits are not finite, labels are not classes, or the grid is
+      empty and `fallback` is False.
   """
   logits, labels = check_logits(logits, labels)
   if not (len(grid) or fallback):

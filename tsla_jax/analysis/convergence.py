@@ -1,25 +1,28 @@
 """The convergence theorems of TSLA.
 
-The theorems are those of "Towards Understanding Label Smoothing" (TSLA). They
-bound `E||grad F(w_R)||^2` for a loss F >= 0, where the iterate w_R is drawn
-uniformly from the last stage, before its steps. Stochastic gradients are
+The theorems are those of "Towards Understanding Label Smoothing" (TSLA). For a
+loss F >= 0 and a start w0, they bound `E||grad F(w_R)||^2`. The output w_R is
+drawn uniformly from the iterates before each step of the last stage. Labels are
+one-hot, y, or smoothed towards a prior distribution y_hat with strength theta.
+The stochastic gradients are
 
   g      on one-hot labels y: unbiased, E||g - grad F||^2 <= sigma2
   gh     on the labels y_hat: may be biased, E||gh - grad F||^2 <= delta sigma2
   (1 - theta) g + theta gh, on smoothed labels (1 - theta) y + theta y_hat
 
-SGD uses g. Algorithm 1, SGD with label smoothing (LSR), uses the third.
-Algorithm 2 (TSLA) uses the third in its first stage and g in its second. LSR
-and TSLA have theta = 1 / (1 + delta).
+SGD uses g. Algorithm 1, SGD with label smoothing (LSR), uses the third
+gradient. Algorithm 2 (TSLA) uses the third in its first stage and g in its
+second. LSR and TSLA have theta = 1 / (1 + delta).
 
-With the smoothness L and step size eta <= 1/L, one step satisfies
+If grad F is L-Lipschitz and the step size is eta <= 1/L, one step satisfies
 
   E F(w') <= F(w) - eta/2 ||grad F(w)||^2 + (eta^2 L / 2) sigma2     (SGD)
   E F(w') <= F(w) - eta/2 ||grad F(w)||^2 + eta delta/(1+delta) sigma2   (LSR)
 
-Theorem 1 sums the first, and Theorem 3 the second with 2 delta sigma2 in place
-of 2 delta/(1+delta) sigma2. Theorem 4 adds the Polyak-Lojasiewicz (PL)
-condition `2 mu (F(w) - min F) <= ||grad F(w)||^2`.
+Theorem 1 sums the first inequality over all steps. Theorem 3 sums the second,
+and replaces the noise term 2 delta/(1+delta) sigma2 by 2 delta sigma2. Theorem
+4 adds the Polyak-Lojasiewicz (PL) condition
+`2 mu (F(w) - min F) <= ||grad F(w)||^2`.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ import math
 
 from tsla_jax.errors import InputError
 
-_LARGEST = 2**53  # above, floating numbers of steps are no longer exact
+_LARGEST = 2**53  # larger numbers of steps are not exact as floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Constants:
     smoothness: L, above 0.
     variance: sigma2, above 0.
     delta: above 0.
-    pl: mu of the PL condition, above 0 and at most L; None if it is not
-      assumed.
+    pl: mu of the PL condition, above 0 and at most L; None if the condition is
+      not assumed.
   """
 
   initial_loss: float
@@ -54,7 +57,7 @@ class Constants:
       if value is not None:
         _check(name, value, 0 < value < math.inf, 'finite and above 0')
     if self.pl is not None:
-      limit = self.smoothness * (1 + 1e-9)  # both may be computed
+      limit = self.smoothness * (1 + 1e-9)  # both may have rounding errors
       _check('pl', self.pl, self.pl <= limit, f'at most L = {self.smoothness}')
 
   @property
@@ -68,9 +71,9 @@ class Stage:
   """Steps with the same step size and smoothing.
 
   Attributes:
-    steps: at least 1.
-    learning_rate: eta.
-    theta: of label smoothing; 0 for one-hot labels.
+    steps: the number of steps, at least 1.
+    learning_rate: the step size eta.
+    theta: the smoothing strength; 0 for one-hot labels.
   """
 
   steps: int
@@ -80,11 +83,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The stages of an algorithm, as a theorem sets them.
+  """The stages that a theorem prescribes for an algorithm.
 
   Attributes:
     stages: one, or the two of TSLA. The output w_R is drawn from the last.
-    bound: on `E||grad F(w_R)||^2`; None in Theorem 5.
+    bound: on `E||grad F(w_R)||^2`; None for Theorem 5.
   """
 
   stages: tuple[Stage, ...]
@@ -92,7 +95,7 @@ class Plan:
 
   @property
   def steps(self) -> int:
-    """All steps: the sample complexity, at one example a step."""
+    """The total number of steps: the sample complexity, at one example each."""
     return sum(stage.steps for stage in self.stages)
 
 
@@ -108,7 +111,7 @@ def sgd_bound(constants: Constants, learning_rate: float, steps: int) -> float:
     The bound on `E||grad F(w_R)||^2` of SGD without label smoothing.
 
   Raises:
-    InputError: outside of these ranges.
+    InputError: if an argument is out of its range.
   """
   c = constants
   _check_rate(learning_rate, 1 / c.smoothness)
@@ -128,7 +131,7 @@ def lsr_bound(constants: Constants, steps: int) -> float:
     The bound on `E||grad F(w_R)||^2` of SGD with label smoothing.
 
   Raises:
-    InputError: for less than one step.
+    InputError: if steps is below 1.
   """
   c = constants
   _check('steps', steps, steps >= 1, 'at least 1')
@@ -138,7 +141,7 @@ def lsr_bound(constants: Constants, steps: int) -> float:
 def sgd_plan(constants: Constants, accuracy: float) -> Plan:
   """Plan SGD without label smoothing by Theorem 1.
 
-  Each term of the bound becomes `eps^2 / 2`:
+  Each term of the bound is at most `eps^2 / 2`:
   `eta = min(1/L, eps^2 / (2 L sigma2))` and `T = 4 F(w0) / (eta eps^2)`, which
   is `8 L sigma2 F(w0) / eps^4` for small eps.
 
@@ -150,7 +153,7 @@ def sgd_plan(constants: Constants, accuracy: float) -> Plan:
     One stage, with the bound `eps^2`.
 
   Raises:
-    InputError: for another eps.
+    InputError: if eps is out of its range.
   """
   c = constants
   _check_accuracy(accuracy)
@@ -172,7 +175,7 @@ def lsr_plan(constants: Constants, accuracy: float) -> Plan:
     `T = F(w0) / (eta delta sigma2)` and the bound `4 delta sigma2 > eps^2`.
 
   Raises:
-    InputError: for another eps.
+    InputError: if eps is out of its range.
   """
   c = constants
   _check_accuracy(accuracy)
@@ -188,23 +191,24 @@ def tsla_plan(constants: Constants, accuracy: float) -> Plan:
   `eta2 = eps^2 / (2 L sigma2)` and `T2 = 8 delta sigma2 / (mu eta2 eps^2)`.
 
   Args:
-    constants: with mu.
+    constants: including mu.
     accuracy: eps, above 0 and below 1, with `eps^2 <= 2 sigma2`.
 
   Returns:
     Two stages, with the bound `eps^2`.
 
   Raises:
-    InputError: without mu, if `sigma2 delta / mu > F(w0)`, or for another eps.
+    InputError: if mu is None, `sigma2 delta / mu > F(w0)`, or eps is out of its
+      range.
   """
   c = constants
   _check_accuracy(accuracy)
   first = _first_stage(c, 1 / c.smoothness)
-  assert c.pl is not None  # as was checked with the first stage
+  assert c.pl is not None  # _first_stage has checked this
   _check(
     'accuracy',
     accuracy,
-    # Variances may be computed from an accuracy.
+    # A variance computed from an accuracy has a rounding error.
     accuracy**2 <= 2 * c.variance * (1 + 1e-9),
     f'at most sqrt(2 sigma2) = {math.sqrt(2 * c.variance):.6g}, so that eta2 is'
     ' at most 1/L',
@@ -223,18 +227,19 @@ def generalization_plan(
 ) -> Plan:
   """Plan TSLA by Theorem 5, for a test error of `O(1 / sqrt(n))`.
 
-  The objective is `F^(w) = F_S(w) + lambda/2 ||w||^2` on n examples. T1 is that
-  of Theorem 4. The theorem gives eta2 and T2 in orders only; this takes
-  `eta2 = eta1 / sqrt(n)` and `T2 = delta n`.
+  The objective is `F^(w) = F_S(w) + lambda/2 ||w||^2`, where F_S is the mean
+  loss of n training examples. T1 is that of Theorem 4. The theorem gives only
+  the orders of eta2 and T2. This function uses `eta2 = eta1 / sqrt(n)` and
+  `T2 = delta n`.
 
   The theorem also assumes `min F^ <= F_S(w_S*) + lambda/2 ||w_t||^2`, where
   w_S* minimises F_S, for all iterates w_t of the second stage. This function
-  cannot check that. Near the minimiser of F^ it only holds if weight decay
-  leaves F_S minimal.
+  cannot check that. Near the minimiser of F^ the assumption holds only if that
+  point also minimises F_S.
 
   Args:
-    constants: of F^, with mu. Its smoothness is `L + lambda`, where L is that
-      of the loss of each example without decay.
+    constants: of F^, including mu. Their smoothness is `L + lambda`, where L
+      here is the smoothness of each example's loss without weight decay.
     num_examples: n, at least 1.
     learning_rate: eta1, above 0 and below 1/(3L).
     weight_decay: lambda, must be 2L.
@@ -243,7 +248,8 @@ def generalization_plan(
     Two stages, without a bound.
 
   Raises:
-    InputError: outside of these ranges, or if `sigma2 delta / mu > F(w0)`.
+    InputError: if an argument is out of its range, or if
+      `sigma2 delta / mu > F(w0)`.
   """
   c = constants
   _check('num_examples', num_examples, num_examples >= 1, 'at least 1')
@@ -251,7 +257,7 @@ def generalization_plan(
     'weight_decay',
     weight_decay,
     math.isclose(weight_decay, 2 * c.smoothness / 3, rel_tol=1e-9),
-    f'2 L = {2 * c.smoothness / 3:.6g}, with 3 L the smoothness',
+    f'2 L = {2 * c.smoothness / 3:.6g}, where 3 L is the smoothness',
   )
   _check(
     'learning_rate',
@@ -270,18 +276,18 @@ def generalization_iterations(
 ) -> dict[str, float]:
   """Return the orders of iterations to a test error of `O(1 / sqrt(n))`.
 
-  From the remark after Theorem 5, with all constants 1.
+  They are those of the remark after Theorem 5, with all constants set to 1.
 
   Args:
     delta: above 0.
     num_examples: n, at least 1.
 
   Returns:
-    `delta n` for 'tsla', n for 'sgd'. For 'lsr' `sqrt(n)` if
+    `delta n` for 'tsla', and n for 'sgd'. For 'lsr' `sqrt(n)` if
     `delta <= 1 / sqrt(n)`, and infinity otherwise.
 
   Raises:
-    InputError: outside of these ranges.
+    InputError: if an argument is out of its range.
   """
   _check('delta', delta, 0 < delta < math.inf, 'finite and above 0')
   _check('num_examples', num_examples, num_examples >= 1, 'at least 1')
@@ -294,9 +300,9 @@ def generalization_iterations(
 
 
 def _first_stage(constants: Constants, learning_rate: float) -> Stage:
-  """Return the first stage of TSLA; checks the assumptions of its T1."""
+  """Return the first stage of TSLA; check the assumptions of its T1."""
   c = constants
-  _check('pl', c.pl, c.pl is not None, 'above 0, as the theorem assumes PL')
+  _check('pl', c.pl, c.pl is not None, 'above 0; the theorem assumes PL')
   assert c.pl is not None
   level = c.variance * c.delta / c.pl
   _check(
@@ -327,6 +333,6 @@ def _check_accuracy(accuracy: float) -> None:
 
 
 def _whole(steps: float) -> int:
-  """Round a number of steps up, to at least 1; the bounds keep holding."""
+  """Round a number of steps up to at least 1, which keeps the bounds valid."""
   _check('steps', steps, steps <= _LARGEST, f'at most {_LARGEST}')
   return max(math.ceil(steps), 1)

@@ -1,19 +1,21 @@
-"""Variance of stochastic gradients on one-hot labels and on `y_hat`.
+"""Variance of stochastic gradients on one-hot labels and on a prior `y_hat`.
 
 Section 3 of "Towards Understanding Label Smoothing" explains smoothing by the
 variance of gradients. Let `g` be the gradient of an example's cross-entropy on
-its one-hot label, `gh` the one on `y_hat`, and `G = E g` the gradient of the
-training loss. Smoothed labels have the gradient `(1 - theta) g + theta gh`.
-How far that is from `G` depends on second moments of `g` and `gh` alone:
+its one-hot label, `gh` the one on `y_hat`, the distribution that labels are
+smoothed with, and `G = E g` the gradient of the training loss. The gradient on
+smoothed labels is `(1 - theta) g + theta gh`. Its mean squared distance from
+`G` depends only on the second moments of `g` and `gh`:
 
   variance = last_layer(features, logits, labels)
   variance.delta()              # equation 4
   variance.error(theta=0.1, batch_size=256)
   variance.best_theta(batch_size=256)
 
-`last_layer` is exact for the parameters of the last layer, and `full` samples
-the gradients of all parameters. `GradientMoments` measures features that do not
-fit in memory. Weight decay adds the same to all gradients, and is left out.
+`last_layer` measures the parameters of the last layer exactly. `full` measures
+all parameters on a sample of the examples. `GradientMoments` measures features
+that do not fit in memory. Weight decay adds the same term to all gradients, so
+it is left out.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ from tsla_jax.analysis.checks import (
 from tsla_jax.analysis.predictions import Interval, bootstrap_interval, softmax
 from tsla_jax.errors import InputError
 
-# Rows that are converted to float64 at a time: few enough for the caches.
+# Number of rows to convert to float64 at a time; they should fit in the caches.
 _CHUNK = 512
 
 
@@ -44,14 +46,14 @@ _CHUNK = 512
 class GradientVariance:
   """Second moments of the gradients of single examples.
 
-  A minibatch of B examples, drawn with replacement, divides variances by B. It
-  leaves the bias of `gh`, which no batch averages out.
+  Averaging over a minibatch of B examples, drawn with replacement, divides the
+  variances by B. It does not change the bias of `gh`.
 
   Attributes:
     sigma2: `E ||g - G||^2`, the variance of one-hot gradients.
     sigma2_hat: `E ||gh - G||^2`, the mean squared error of gradients on
-      `y_hat`: their variance and their squared bias.
-    bias2: `||E gh - G||^2`.
+      `y_hat`: their variance plus their squared bias.
+    bias2: `||E gh - G||^2`, the squared bias.
     covariance: `E <g - G, gh - G>`.
     grad_norm2: `||G||^2`.
     count: the number of examples.
@@ -69,22 +71,22 @@ class GradientVariance:
     return self.delta_at(1)
 
   def delta_at(self, batch_size: int) -> float:
-    """Return delta for minibatches; infinite without variance of `g`."""
+    """Return delta for minibatches; infinite if `g` has no variance."""
     one_hot, smooth, _ = self._of_batch(batch_size)
     if one_hot:
       return smooth / one_hot
     return np.inf if smooth else np.nan
 
   def best_theta(self, batch_size: int = 1) -> float:
-    """Return the theta of the least `error`, within [0, 1].
+    """Return the theta in [0, 1] with the lowest `error`.
 
-    It is `(a - c) / (a + b - 2c)` with the batch's `a = E ||g - G||^2`,
-    `b = E ||gh - G||^2` and `c = E <g - G, gh - G>`, and the paper's
-    `1 / (1 + delta)` where c is 0. Smoothing lowers the error of the gradient
-    if theta is below twice this value.
+    It is `(a - c) / (a + b - 2c)`, clipped, where `a = E ||g - G||^2`,
+    `b = E ||gh - G||^2` and `c = E <g - G, gh - G>` for gradients of a batch.
+    If c is 0, it is the paper's `1 / (1 + delta)`. Smoothing lowers the error
+    of the gradient if theta is below twice this value.
 
     Returns:
-      The strength; 0 if `g` and `gh` are always equal.
+      The smoothing strength; 0 if `g` and `gh` are always equal.
     """
     a, b, c = self._of_batch(batch_size)
     between = a + b - 2 * c  # E ||gh - g||^2
@@ -98,7 +100,8 @@ class GradientVariance:
       batch_size: examples in a batch, drawn with replacement.
 
     Returns:
-      `E ||(1 - theta) g + theta gh - G||^2`, of means over the batch.
+      `E ||(1 - theta) g + theta gh - G||^2`, where g and gh are means over the
+      batch.
     """
     a, b, c = self._of_batch(batch_size)
     rest = 1 - theta
@@ -106,15 +109,15 @@ class GradientVariance:
 
   @classmethod
   def unknown(cls) -> 'GradientVariance':
-    """Return moments that are NaN, of gradients that are not finite."""
+    """Return moments that are NaN, for gradients that are not finite."""
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{**dict.fromkeys(names, np.nan), 'count': 0})
 
   def metrics(self, batch_size: int) -> dict[str, float]:
-    """Return the moments and what follows from them, by name.
+    """Return the moments and the values computed from them, by name.
 
     Args:
-      batch_size: of 'delta_batch' and 'best_theta'.
+      batch_size: for 'delta_batch' and 'best_theta'.
     """
     moments = dataclasses.asdict(self)
     del moments['count']
@@ -142,10 +145,10 @@ def last_layer(
   prior: np.ndarray | None = None,
   bias: bool = True,
 ) -> GradientVariance:
-  """Measure gradients of the last layer's parameters, exactly.
+  """Measure the gradient variance of the last layer's parameters, exactly.
 
   The gradient of an example is the outer product of its features and of
-  `softmax(logits) - target`, so no gradient of a single example is stored.
+  `softmax(logits) - target`, so gradients of single examples are not stored.
 
   Args:
     features: `[N, d]`, the inputs of the last layer.
@@ -175,8 +178,8 @@ def last_layer(
 class GradientMoments:
   """An immutable accumulator of sums over the gradients of the last layer.
 
-  The result does not depend on batches, to about 12 digits. Axes of length 2
-  are of gradients on one-hot labels and on `y_hat`.
+  The result does not depend on how examples are split into batches, to about 12
+  digits. On axes of length 2, index 0 is `g` and index 1 is `gh`.
 
   Attributes:
     count: the number of examples.
@@ -195,7 +198,7 @@ class GradientMoments:
   def zeros(
     cls, num_classes: int, dim: int, *, bias: bool = True
   ) -> 'GradientMoments':
-    """Return moments of no examples, for features of `dim` dimensions."""
+    """Return the moments of no examples, for features of `dim` dimensions."""
     gradients = np.zeros((2, num_classes, dim + bias))
     return cls(0, np.zeros((2, 2)), gradients, bias)
 
@@ -206,16 +209,16 @@ class GradientMoments:
     labels: np.ndarray,
     prior: np.ndarray | None = None,
   ) -> 'GradientMoments':
-    """Add examples.
+    """Return new moments that include a batch of examples.
 
     Args:
       features: `[N, d]`.
       logits: `[N, K]`.
       labels: `[N]`.
-      prior: `[K]` or `[N, K]`; uniform when None.
+      prior: `y_hat`, `[K]` or `[N, K]`; uniform when None.
 
     Returns:
-      The moments of all examples.
+      The moments of all examples so far.
 
     Raises:
       InputError: if shapes or values are wrong.
@@ -224,12 +227,15 @@ class GradientMoments:
     _, num_classes, columns = self.gradients.shape
     logits, labels = check_logits(logits, labels)
     if logits.shape[1] != num_classes:
-      raise InputError(f'logits: {logits.shape[1]} classes, not {num_classes}')
+      raise InputError(
+        f'logits: of {logits.shape[1]} classes; must be of {num_classes}, as'
+        ' given to zeros'
+      )
     shape = (len(logits), columns - self.bias)
     if features.shape != shape:
       raise InputError(
         f'features: an array of shape {list(features.shape)}; must be'
-        f' {list(shape)}, as the logits are [N, K]'
+        f' {list(shape)}, a row for each row of the logits'
       )
     check_finite(features, 'features')
     prior = _check_prior(prior, logits.shape)
@@ -239,8 +245,8 @@ class GradientMoments:
       part = slice(start, start + _CHUNK)
       inputs = np.asarray(features[part], np.float64)
       targets = np.stack([one_hot[labels[part]], prior[part]], axis=1)
-      # Gradients by the logits, `[n, 2, K]`. Those by the weights are outer
-      # products with the inputs.
+      # Gradients with respect to the logits, `[n, 2, K]`. Those with respect to
+      # the weights are their outer products with the inputs.
       residuals = softmax(logits[part])[:, None] - targets
       squares = np.einsum('nd,nd->n', inputs, inputs) + self.bias
       weighted = squares[:, None, None] * residuals
@@ -254,17 +260,17 @@ class GradientMoments:
     return GradientMoments(count, products, gradients, self.bias)
 
   def finalize(self) -> GradientVariance:
-    """Compute the moments around `G`.
+    """Compute the gradient variance over all examples.
 
     Raises:
       InputError: if there are no examples.
     """
     if not self.count:
-      raise InputError('features: no examples')
+      raise InputError('features: no examples; add some with update')
     products = self.products / self.count
     one_hot, smooth = (total.ravel() / self.count for total in self.gradients)
     norm2, cross = float(one_hot @ one_hot), float(one_hot @ smooth)
-    # Rounding may bring variances of equal gradients below 0.
+    # Rounding may make the variance of equal gradients negative.
     return GradientVariance(
       sigma2=max(float(products[0, 0]) - norm2, 0.0),
       sigma2_hat=max(float(products[1, 1]) - 2 * cross + norm2, 0.0),
@@ -286,21 +292,21 @@ def full(
   chunk: int = 16,
   seed: int = 0,
 ) -> tuple[GradientVariance, Interval]:
-  """Measure gradients of all parameters, on a sample of the examples.
+  """Measure the gradient variance of all parameters, on a sample of examples.
 
-  Two passes: the first finds the mean gradient, the second how far each
-  gradient is from it. The error of the sample's mean gradient is corrected for,
-  so that all moments but `count` are estimates of those of all examples.
+  A first pass computes the mean gradient, and a second pass the distance of
+  each gradient from it. The result is corrected for the error of the sample's
+  mean gradient, so all moments but `count` estimate those of all examples.
 
   Args:
     apply: `(params, inputs [B, ...]) -> logits [B, K]`. It must treat examples
-      one by one: batch norm uses its running statistics.
-    params: of which the gradients are taken.
+      independently, so batch norm must use its running statistics.
+    params: the parameters, a tree of arrays.
     inputs: `[N, ...]`.
     labels: `[N]`.
     prior: `y_hat`, `[K]` or `[N, K]`; uniform when None.
-    sample: how many examples to draw, without replacement; None: all.
-    chunk: how many gradients to hold in memory.
+    sample: the number of examples to draw, without replacement; None for all.
+    chunk: the number of gradients to hold in memory.
     seed: of the sample.
 
   Returns:
@@ -341,7 +347,7 @@ def full(
   of_mean, of_gap = (
     float(np.asarray(optax.tree.vdot(tree, tree))) for tree in (mean, gap)
   )
-  # A mean of the sample has the variance `q sigma2`.
+  # The mean over a sample has the variance `q sigma2`.
   q = (total - count) / (count * (total - 1))
 
   def delta(products: np.ndarray) -> float:
@@ -357,11 +363,11 @@ def _of_sample(
   """Estimate moments of all examples from a sample drawn without replacement.
 
   Args:
-    products: of each example `||g - m||^2`, `||gh - m||^2` and
-      `<g - m, gh - m>`, with m the sample's mean of g, `[3, n]`.
+    products: `||g - m||^2`, `||gh - m||^2` and `<g - m, gh - m>` of each
+      example, `[3, n]`, where m is the sample's mean of g.
     norm2: `||m||^2`.
-    gap2: `||mh - m||^2`, with mh the sample's mean of gh.
-    q: the variance of m over sigma2.
+    gap2: `||mh - m||^2`, where mh is the sample's mean of gh.
+    q: the variance of m divided by sigma2.
   """
   a, b, c = (float(values.mean()) for values in products)
   sigma2, covariance = a / (1 - q), c / (1 - q)
@@ -379,7 +385,7 @@ def _of_sample(
 
 @functools.lru_cache(maxsize=8)
 def _programs(apply: Callable[..., jax.Array]) -> tuple[Any, Any]:
-  """Compile what sums gradients, and what compares each with the mean."""
+  """Compile two programs: sum gradients, and compare each with the mean."""
 
   def total(params: Any, inputs: Any, *targets: Any) -> list[Any]:
     logits, pull = jax.vjp(lambda p: apply(p, inputs), params)
@@ -414,11 +420,12 @@ def _check_prior(
       f' here {list(shape[1:])} or {list(shape)}'
     )
   rows = np.atleast_2d(prior)
-  # A float16 table, normalised, errs by some 1e-3 over a thousand classes.
+  # Rows of a normalised float16 table with a thousand classes sum to 1 within
+  # about 1e-3.
   wrong = np.flatnonzero(~(rows.min(1) >= 0) | ~(abs(rows.sum(1) - 1) < 1e-2))
   if len(wrong):
     raise InputError(
-      f'prior: row {wrong[0]} is no distribution ({len(wrong)} such rows); must'
-      ' be non-negative and sum to 1'
+      f'prior: row {wrong[0]} is not a distribution ({len(wrong)} such rows);'
+      ' must be non-negative and sum to 1'
     )
   return np.broadcast_to(prior, shape)

@@ -1,4 +1,9 @@
-"""Thresholds of selective classification with a guaranteed risk."""
+"""Thresholds of selective classification with a guaranteed risk.
+
+A selective classifier answers where its confidence is at least a threshold.
+Coverage is the share of examples that it answers. Risk is the share of wrong
+answers among them.
+"""
 
 import dataclasses
 
@@ -15,11 +20,11 @@ class Guarantee:
 
   Attributes:
     threshold: answer where the confidence is at least this. Infinite if no
-      threshold can be guaranteed, minus infinity if all may be answered.
+      threshold is guaranteed, minus infinity if all examples may be answered.
     coverage: of the threshold on the test examples.
     risk: of the threshold on the test examples.
-    bound: the upper Clopper-Pearson bound of the risk, with a probability of
-      1 - alpha, if no other threshold were tested.
+    bound: the upper Clopper-Pearson bound on the risk. It holds with a
+      probability of 1 - alpha if this is the only threshold tested.
   """
 
   threshold: float
@@ -40,13 +45,16 @@ def guaranteed_threshold(
 ) -> Guarantee:
   """Find the lowest threshold whose risk is at most `risk`, at level alpha.
 
-  Some examples give the candidate thresholds, which are quantiles of their
-  confidences, and the candidate that is most likely to pass a test. The other
-  examples test the candidates from that one to lower ones, by the exact
-  binomial test of "the risk is above `risk`", until one is not rejected. This
-  is split fixed-sequence testing (Learn then Test, arXiv:2110.01052). It keeps
-  the probability of a wrong guarantee at alpha for any number of thresholds,
-  because the sequence does not depend on the examples that test it.
+  A first part of the examples proposes candidate thresholds, the quantiles of
+  its confidences, and picks the one that is most likely to pass a test. The
+  other examples, the test examples, test that candidate and then lower ones.
+  Each candidate gets an exact binomial test of the hypothesis that its risk is
+  above `risk`. Testing stops at the first hypothesis that is not rejected, and
+  the last rejected one gives the threshold.
+
+  This is split fixed-sequence testing (Learn then Test, arXiv:2110.01052). The
+  probability of a wrong guarantee is at most alpha for any number of
+  thresholds, because their order does not depend on the test examples.
 
   Args:
     confidence: `[N]`; must not be tuned on these examples.
@@ -54,16 +62,16 @@ def guaranteed_threshold(
       the same distribution.
     risk: the accepted risk, above 0 and below 1.
     alpha: the accepted probability of a wrong guarantee.
-    share: of the examples that give the thresholds and the first one to test.
-    num_thresholds: at equal steps of coverage.
+    share: of the examples in the first part.
+    num_thresholds: the number of candidates, at equal steps of coverage.
     seed: of the split.
 
   Returns:
     The threshold, with its coverage and risk on the test examples.
 
   Raises:
-    InputError: if risk, alpha or share is not between 0 and 1, or as in
-      `selective.risk_coverage`.
+    InputError: if risk, alpha or share is not between 0 and 1, or if
+      `selective.risk_coverage` refuses the arrays.
   """
   confidence, errors = check_confidence(confidence, errors)
   for name, value in (('risk', risk), ('alpha', alpha), ('share', share)):
@@ -74,7 +82,7 @@ def guaranteed_threshold(
   size = round(share * len(confidence))
   learn, test = order[:size], order[size:]
   nothing = Guarantee(np.inf, 0.0, 0.0, 1.0)
-  # With fewer examples no test can reject, even without an error.
+  # With fewer examples no test can reject, even if all answers are right.
   least = np.log(alpha) / np.log1p(-risk)
   if not size or len(test) < least:
     return nothing
@@ -83,8 +91,9 @@ def guaranteed_threshold(
   # The last threshold answers everything.
   thresholds = np.append(np.unique(thresholds)[::-1], -np.inf)
   answered, wrong = _count(confidence[learn], errors[learn], thresholds)
-  # One more example, which is wrong in part: the more, the more are answered.
-  # Otherwise a few right answers would promise a risk of 0.
+  # Estimate the risk with one more example, of which a part is wrong: a larger
+  # part at a larger coverage. Without it a few right answers would give an
+  # estimate of 0.
   rate = (wrong + np.maximum(0.2, (answered / size) ** 2)) / (answered + 1)
   expected = np.round(answered * (len(test) / size))
   allowed = stats.binom.ppf(alpha, expected, risk) - 1
@@ -96,7 +105,7 @@ def guaranteed_threshold(
     return nothing
   last = start + passed - 1
   count, bad = int(answered[last]), int(wrong[last])
-  # A rejected test has bad < count.
+  # Where the hypothesis is rejected, bad < count.
   bound = stats.beta.ppf(1 - alpha, bad + 1, count - bad)
   return Guarantee(
     float(thresholds[last]), count / len(test), bad / count, float(bound)
@@ -106,7 +115,7 @@ def guaranteed_threshold(
 def _count(
   confidence: np.ndarray, errors: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Count answers, and wrong ones among them, at falling thresholds."""
+  """Count answers, and wrong answers, at each of decreasing thresholds."""
   order = np.argsort(-confidence, kind='stable')
   answered = np.searchsorted(-confidence[order], -thresholds, side='right')
   return answered, np.append(0, np.cumsum(errors[order]))[answered]

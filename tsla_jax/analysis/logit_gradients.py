@@ -1,14 +1,14 @@
-"""Gradients of the smoothed loss in the logits.
+"""Gradients of the smoothed loss with respect to the logits.
 
-With probabilities p, one-hot labels y and smoothing strength theta, the loss on
-smoothed labels has the gradient `p - (1 - theta) y - theta / K` in the logits.
-Cross-entropy has `p - y`, so smoothing adds `theta (y - 1 / K)`. For the
-largest logit the expected addition is `theta (1 - P_err - 1 / K)`, where P_err
-is the probability that the prediction is wrong. Smoothing thus suppresses the
-largest logit most where the prediction is likely right, and raises it where it
-is likely wrong. That makes confidences rank predictions worse ("Understanding
-Why Label Smoothing Degrades Selective Classification and How to Fix It",
-arXiv:2403.14715).
+With probabilities p of K classes, one-hot labels y and smoothing strength
+theta, the gradient of the loss on smoothed labels is
+`p - (1 - theta) y - theta / K`. On one-hot labels it is `p - y`, so smoothing
+adds `theta (y - 1 / K)`. For the largest logit the expected addition is
+`theta (1 - P_err - 1 / K)`, where P_err is the probability that the prediction
+is wrong. So smoothing suppresses the largest logit most where the prediction is
+likely right, and raises it where the prediction is likely wrong. This makes
+confidences rank predictions worse ("Understanding Why Label Smoothing Degrades
+Selective Classification and How to Fix It", arXiv:2403.14715).
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from tsla_jax.errors import InputError
 def logit_gradients(
   logits: np.ndarray, labels: np.ndarray, theta: float
 ) -> np.ndarray:
-  """Compute the gradient of the loss in the logits of each example.
+  """Compute the gradient of each example's loss with respect to its logits.
 
   Args:
     logits: `[N, K]`.
     labels: `[N]`.
-    theta: strength of uniform smoothing, from 0 to 1; 0 for cross-entropy.
+    theta: strength of uniform smoothing, from 0 to 1; 0 for one-hot labels.
 
   Returns:
     `p - (1 - theta) y - theta / K`, `[N, K]`.
@@ -43,7 +43,7 @@ def logit_gradients(
 def expected_suppression(
   error_probability: np.ndarray, theta: float, num_classes: int
 ) -> np.ndarray:
-  """Compute the expected addition of smoothing to the largest logit's gradient.
+  """Compute what smoothing is expected to add to the largest logit's gradient.
 
   Args:
     error_probability: P_err, an array of any shape.
@@ -60,7 +60,7 @@ def expected_suppression(
 
 @dataclasses.dataclass(frozen=True)
 class Suppression:
-  """Largest logits in bins of the predicted probability of error.
+  """Means over examples in bins of the predicted probability of error.
 
   Arrays are `[B]`, over the bins that have examples.
 
@@ -70,8 +70,8 @@ class Suppression:
     count: the number of examples.
     error_probability: mean of 1 - maximum softmax probability.
     error_rate: the share of wrong predictions.
-    max_logit: mean of the largest logits, centred over the classes.
-    suppression: mean addition of smoothing to the largest logit's gradient.
+    max_logit: mean of the largest logit minus the mean over the classes.
+    suppression: mean of what smoothing adds to the largest logit's gradient.
   """
 
   num_classes: int
@@ -96,7 +96,7 @@ def measure_suppression(
       error.
 
   Returns:
-    Means over the bins. `suppression` equals `expected_suppression` at the
+    The mean in each bin. `suppression` equals `expected_suppression` at the
     error rate, and at the error probability if the model is calibrated.
   """
   check_count('num_bins', num_bins)

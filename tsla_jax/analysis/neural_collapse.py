@@ -1,10 +1,14 @@
 """Neural collapse of features and classifier to a simplex frame.
 
-At the end of training the features of a class converge to their mean (NC1), the
-centred class means reach equal norms and angles (NC2), the classifier aligns
-with them (NC3) and predicts the class of the nearest mean (NC4); see Papyan,
-Han and Donoho 2020. `neural_collapse` measures arrays. `ClassMoments` measures
-features that do not fit in memory:
+Papyan, Han and Donoho (2020) observe four properties at the end of training:
+
+  NC1  the features of a class converge to their mean
+  NC2  the centred class means reach equal norms and angles, a simplex frame
+  NC3  the rows of the classifier align with the centred class means
+  NC4  the classifier predicts the class with the nearest mean
+
+`neural_collapse` measures arrays. `ClassMoments` measures features that do not
+fit in memory:
 
   moments = ClassMoments.zeros(num_classes, dim)
   for features, labels in batches:
@@ -30,10 +34,10 @@ from tsla_jax.errors import InputError
 
 Centre = Literal['classes', 'samples']
 
-# Rows that are converted to float64 at a time.
+# Number of rows to convert to float64 at a time.
 _CHUNK = 8192
-# Class means of a feature that differ by less, relative to their size, are
-# equal: rounding may leave such a difference of constant features.
+# If the class means of a feature differ by less than this, relative to their
+# size, they count as equal: rounding causes such differences.
 _ROUNDING = 1e-12
 
 
@@ -41,22 +45,24 @@ _ROUNDING = 1e-12
 class NeuralCollapse:
   """Metrics of neural collapse. All but the norms are 0 at full collapse.
 
-  K counts the classes that have examples. With class means `mu_k` and their
-  mean `mu_G` (or the mean of all examples, see `neural_collapse`), let
-  `M = [mu_k - mu_G]` be the centred means, `W` the rows of the classifier and
-  `E = (I - 1 1^T / K) / sqrt(K - 1)` the simplex frame. A metric is NaN if its
-  inputs were not given, or if it is 0 / 0.
+  K is the number of classes that have examples. With class means `mu_k` and
+  their mean `mu_G` (or the mean of all examples, see `neural_collapse`), let
+  `M = [mu_k - mu_G]` be the centred means, `W` the rows of the classifier, `b`
+  its bias and `E = (I - 1 1^T / K) / sqrt(K - 1)` the simplex frame. `Sigma_W`
+  is the covariance of features around their class means, `Sigma_B` that of the
+  class means around `mu_G`. A metric is NaN if its inputs are not given, or if
+  it is 0 / 0.
 
   Attributes:
     nc1: variability within classes relative to that between classes,
       `tr(Sigma_W pinv(Sigma_B)) / K`.
     nc2_features: `|| M^T M / ||M^T M||_F - E ||_F`.
-    nc2_classifier: the same for the rows of the classifier.
+    nc2_classifier: `nc2_features` of the rows of the classifier.
     nc3: alignment of both, `|| W M / ||W M||_F - E ||_F`.
-    nc4: share of the examples where the class of the nearest mean differs from
-      the predicted class.
+    nc4: share of the examples where the class with the nearest mean is not the
+      predicted class.
     equinorm: standard deviation of the norms of the centred means, divided by
-      their mean.
+      the mean of these norms.
     equiangle: standard deviation of the cosines of pairs of centred means.
     equinorm_classifier: `equinorm` of the rows of the classifier.
     equiangle_classifier: `equiangle` of the rows of the classifier.
@@ -70,7 +76,7 @@ class NeuralCollapse:
     classes: K.
     empty_classes: the number of classes without an example.
     single_classes: the number of classes with a single example. They lower nc1,
-      because the example equals its class mean.
+      because such an example equals its class mean.
   """
 
   nc1: float
@@ -134,20 +140,21 @@ def neural_collapse(
   center_classifier: bool = False,
   centre: Centre = 'classes',
 ) -> NeuralCollapse:
-  """Measure neural collapse.
+  """Compute the metrics of neural collapse.
 
   Args:
     features: `[N, d]`, the inputs of the classifier. Papers use the training
-      set in evaluation mode.
+      set, with the network in evaluation mode.
     labels: `[N]`.
-    weights: of the classifier, `[K, d]`. Without them their metrics are NaN.
+    weights: of the classifier, `[K, d]`. If None, the metrics that need them
+      are NaN.
     bias: `[K]`; None for 0.
-    num_classes: K; needed without weights.
-    center_classifier: subtract the mean row of the classifier first. Papyan et
-      al. and Zhu et al. do not.
-    centre: what class means are compared with, `mu_G`. 'classes': their mean.
-      'samples': the mean of all examples, as in the code of Zhu et al. 2021.
-      Both are equal if all classes have equally many examples.
+    num_classes: K; required if weights is None.
+    center_classifier: whether to subtract the mean row of the classifier first.
+      Papyan et al. and Zhu et al. do not.
+    centre: the `mu_G` that is subtracted from class means. 'classes': the mean
+      of the class means. 'samples': the mean of all examples, as in the code of
+      Zhu et al. 2021. They are equal if all classes have equally many examples.
 
   Returns:
     The metrics, computed in float64.
@@ -163,7 +170,7 @@ def neural_collapse(
     )
   if num_classes is None:
     if weights is None:
-      raise InputError('num_classes: not given; needed without weights')
+      raise InputError('num_classes: not given; give num_classes or weights')
     num_classes = len(weights)
   moments = ClassMoments.zeros(num_classes, features.shape[1])
   moments = moments.update(features, labels)
@@ -184,13 +191,15 @@ class ClassMoments:
   """An immutable accumulator of counts, means and scatter of features.
 
   Sums are centred and merged by the formulas of Chan, Golub and LeVeque. So the
-  result does not depend on batches or devices, to about 12 digits.
+  result does not depend on how examples are split into batches and devices, to
+  about 12 digits.
 
   Attributes:
     count: the number of examples of each class, int64 `[K]`.
-    mean: of the features of each class, `[K, d]`; 0 without examples.
-    scatter: `sum (h - mu)(h - mu)^T` with the class mean mu of each feature h,
-      `[d, d]`.
+    mean: of the features of each class, `[K, d]`; 0 for a class without
+      examples.
+    scatter: `sum (h - mu)(h - mu)^T` over all features h, with their class
+      means mu, `[d, d]`.
     spread: `sum ||h - mu||^2` of each class, `[K]`.
     norms: sum of the norms of the features.
   """
@@ -203,7 +212,7 @@ class ClassMoments:
 
   @classmethod
   def zeros(cls, num_classes: int, dim: int) -> 'ClassMoments':
-    """Return moments of no examples, for features of `dim` dimensions."""
+    """Return the moments of no examples, for features of `dim` dimensions."""
     return cls(
       count=np.zeros(num_classes, np.int64),
       mean=np.zeros((num_classes, dim)),
@@ -213,14 +222,14 @@ class ClassMoments:
     )
 
   def update(self, features: np.ndarray, labels: np.ndarray) -> 'ClassMoments':
-    """Add examples.
+    """Return new moments that include a batch of examples.
 
     Args:
       features: `[N, d]`.
       labels: `[N]`.
 
     Returns:
-      The moments of all examples.
+      The moments of all examples so far.
 
     Raises:
       InputError: if shapes, labels or values are wrong.
@@ -235,14 +244,14 @@ class ClassMoments:
     return moments
 
   def merge(self, other: 'ClassMoments') -> 'ClassMoments':
-    """Add the examples of other moments, of as many classes and dimensions."""
+    """Return moments that include the examples of others of the same shape."""
     if self.mean.shape != other.mean.shape:
       raise InputError(
         f'moments: of shapes {list(self.mean.shape)} and'
-        f' {list(other.mean.shape)}; must be equal, [K, d]'
+        f' {list(other.mean.shape)}; must have the same shape [K, d]'
       )
     count = self.count + other.count
-    # A class with examples on one side only keeps its mean exactly.
+    # A class with examples on one side only keeps its exact mean.
     share = other.count / np.maximum(count, 1)
     shift = other.mean - self.mean
     mean = self.mean + share[:, None] * shift
@@ -301,8 +310,8 @@ class ClassMoments:
         'weight_norm': geometry.norm(weights),
       }
     rank = min(classes - 1, dim)
-    # Deviations from the mean of all examples span a dimension more, unless
-    # classes are equally large.
+    # Deviations from the mean of all examples span one more dimension, unless
+    # all classes have equally many examples.
     uneven = centre == 'samples' and np.ptp(self.count[used]) > 0
     return NeuralCollapse(
       nc1=geometry.variability(self.scatter / total, centred, rank + uneven),
@@ -327,15 +336,15 @@ class ClassMoments:
   def trace_quotient(self, centre: Centre = 'classes') -> float:
     """Compute `tr(Sigma_W) / tr(Sigma_B)`.
 
-    Like nc1 it compares the variability within classes with that between them.
-    It inverts no matrix, so it also suits features of fewer than K-1
+    Like nc1, it compares the variability within classes with that between
+    classes. It inverts no matrix, so it also suits features of fewer than K-1
     dimensions.
 
     Args:
       centre: as in `neural_collapse`.
 
     Returns:
-      The quotient; NaN where all class means are equal.
+      The quotient; NaN if all class means are equal.
 
     Raises:
       InputError: if fewer than two classes have examples.
@@ -394,9 +403,9 @@ def count_disagreements(
   weights: np.ndarray,
   bias: np.ndarray | None = None,
 ) -> int:
-  """Count examples where the class of the nearest mean is not the prediction.
+  """Count examples whose predicted class is not the one with the nearest mean.
 
-  Counts of several batches may be added.
+  Counts of several batches may be added up.
 
   Args:
     features: `[N, d]`.
@@ -405,14 +414,14 @@ def count_disagreements(
     bias: `[K]`; None for 0.
 
   Returns:
-    The count. The first of equally near means counts as nearest.
+    The count. Of equally near means the first counts as nearest.
   """
   features = _check_features(features, moments.mean.shape[1])
   weights, bias = _check_classifier(weights, bias, moments.mean.shape)
   used = np.flatnonzero(moments.count)
   means = moments.mean[used]
-  # ||h - mu||^2 without ||h||^2, which is the same for all means. Centring
-  # keeps the precision of features far from 0.
+  # Compare ||h - mu||^2 without ||h||^2, which is the same for all means.
+  # Centring keeps the precision of features far from 0.
   centre = means.mean(axis=0)
   means = means - centre
   offset = np.square(means).sum(axis=1) / 2
@@ -439,7 +448,7 @@ def _check_features(features: np.ndarray, dim: int) -> np.ndarray:
 def _check_classifier(
   weights: np.ndarray, bias: np.ndarray | None, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Check both, and return them in float64, with a bias of 0 for None."""
+  """Check weights and bias and return them, with a bias of 0 for None."""
   weights = to_floats(weights, 'weights').astype(np.float64)
   if weights.shape != shape:
     raise InputError(

@@ -26,7 +26,7 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def scale_logits(logits: np.ndarray, temperature: float) -> np.ndarray:
   """Divide logits by a temperature, in float64."""
   if not 0 < temperature < np.inf:
-    raise InputError(f'temperature: {temperature}; must be above 0, finite')
+    raise InputError(f'temperature: {temperature}; must be above 0 and finite')
   return np.asarray(logits, np.float64) / temperature
 
 
@@ -35,9 +35,9 @@ def held_out_split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Split predictions into one part to tune on and one to evaluate on.
 
-  A metric is biased on the predictions that its temperature or norm was tuned
-  on. The same labels, share and seed always give the same split, so runs on one
-  data set are evaluated on the same examples.
+  Predictions that a temperature or norm was tuned on give a biased metric. The
+  same labels, share and seed always give the same split, so runs on the same
+  data are evaluated on the same examples.
 
   Args:
     labels: `[N]`.
@@ -61,18 +61,18 @@ def held_out_split(
   size = round(share * count) if 0 < share < 1 else 0
   if not 0 < size < count:
     raise InputError(
-      f'{count} examples cannot be divided into a share of {share} to tune on'
-      ' and the rest to evaluate on'
+      f'share: {share} of {count} examples; must leave at least one example to'
+      ' tune on and one to evaluate on'
     )
   classes, counts = np.unique(labels, return_counts=True)
   if counts.min() > 1 and len(classes) <= min(size, count - size):
-    # Imported late: it takes a second, which training need not wait.
+    # Imported here because it takes a second, and training does not need it.
     try:
       from sklearn.model_selection import StratifiedShuffleSplit
     except ModuleNotFoundError as error:
       raise InputError(
-        'scikit-learn is not installed, which divides examples by class; run'
-        ' pip install scikit-learn'
+        'scikit-learn is not installed, but it is needed to split examples by'
+        ' class; run pip install scikit-learn'
       ) from error
 
     splitter = StratifiedShuffleSplit(
@@ -108,14 +108,14 @@ def bootstrap_interval(
     statistic: a function of `arrays`.
     *arrays: `[N, ...]` each, resampled together.
     num_resamples: the number of resamples.
-    level: of confidence.
+    level: the confidence level.
     seed: of the resamples.
-    method: as in `scipy.stats.bootstrap`. 'basic' suits a statistic with an
-      upward bias in finite samples: it reduces the bias where 'percentile' adds
-      to it. The ends may then lie outside the range of the statistic.
+    method: as in `scipy.stats.bootstrap`. Use 'basic' for a statistic with an
+      upward bias in finite samples: 'basic' reduces the bias, 'percentile' adds
+      to it. The ends of 'basic' may lie outside the range of the statistic.
 
   Returns:
-    The interval; for a single example it has no width.
+    The interval. For a single example both ends are equal.
 
   Raises:
     InputError: if the arrays differ in length or are empty, or an option is out
@@ -124,13 +124,13 @@ def bootstrap_interval(
   check_choice('method', method, Method)
   check_count('num_resamples', num_resamples)
   if not 0 < level < 1:
-    raise InputError(f'level: {level}; must be above 0, below 1')
+    raise InputError(f'level: {level}; must be above 0 and below 1')
   arrays = tuple(np.asarray(values) for values in arrays)
   lengths = [len(values) if values.ndim else 0 for values in arrays]
   if len(set(lengths)) != 1 or not lengths[0]:
     raise InputError(
-      f'arrays: of {", ".join(map(str, lengths)) or "no"} examples; all must be'
-      ' of the same examples, at least one'
+      f'arrays: of {", ".join(map(str, lengths)) or "no"} examples; must all'
+      ' have the same number of examples, at least one'
     )
   count, rng = lengths[0], np.random.default_rng(seed)
   resamples = [

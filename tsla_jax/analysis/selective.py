@@ -6,12 +6,12 @@ answers among them. This module computes the risk-coverage curve and its areas.
 `guarantee` finds thresholds with a guaranteed risk. `confidence` computes
 confidences.
 
-Examples of equal confidence form one point of the curve. `aurc_bounds` gives
+Examples of equal confidence form one point of the curve. `aurc_bounds` computes
 the range of an area over all ways to break ties. Arrays hold one value for each
 example, in any order: `confidence [N]`, where higher is more confident, and
 `errors [N]`, whether the prediction is wrong. Computations are in float64.
-`predictions.bootstrap_interval(metric, confidence, errors)` gives the interval
-of any metric.
+`predictions.bootstrap_interval(metric, confidence, errors)` computes the
+confidence interval of any metric.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class RiskCoverage:
   Attributes:
     coverage: `[G]`, increasing to 1.
     risk: `[G]`.
-    threshold: `[G]`, decreasing; the lowest confidence that is answered.
+    threshold: `[G]`, decreasing; the lowest confidence with an answer.
     count: `[G]`, the number of examples with this confidence.
     errors: `[G]`, the number of errors among them.
   """
@@ -59,10 +59,11 @@ class RiskCoverage:
 
     Args:
       convention: 'trapezoid': the integral from coverage 0, where the curve
-        starts at the risk of the first point. A constant confidence yields the
-        error rate. 'geifman': the mean over examples of the risk at their point
-        (Geifman et al. 2019). 'torch_uncertainty': the integral from the first
-        point on, divided by the range of coverage, as in that library.
+        starts at the risk of the first point. A constant confidence has the
+        error rate as its area. 'geifman': the mean over examples of the risk at
+        their point (Geifman et al. 2019). 'torch_uncertainty': the integral
+        from the first point on, divided by the range of coverage, as in the
+        library TorchUncertainty.
 
     Returns:
       The area, from 0 to 1.
@@ -79,8 +80,8 @@ class RiskCoverage:
     """Compute the area under the generalised curve (Traub et al. 2024).
 
     The generalised risk is the share of all examples that are answered wrongly.
-    The area equals `(1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2`, where AUROC
-    is `failure_auroc`.
+    The area equals `(1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2`, where acc is
+    the accuracy and AUROC is `failure_auroc`.
     """
     rate = np.cumsum(self.errors) / self.count.sum()
     area = np.trapezoid(rate, self.coverage)
@@ -89,23 +90,23 @@ class RiskCoverage:
   def oracle_aurc(self, convention: Convention = 'trapezoid') -> float:
     """Compute the AURC of an oracle without ties, which ranks all errors last.
 
-    It is the least AURC of any ranking without ties.
+    It is the lowest AURC of any ranking without ties.
     """
     total, errors = np.array([self.count.sum()]), np.array([self.errors.sum()])
     return _ordered_aurc(total, errors, convention, errors_first=False)
 
   def excess_aurc(self, convention: Convention = 'trapezoid') -> float:
-    """Subtract the AURC of the oracle.
+    """Compute the AURC minus that of the oracle.
 
-    The result can be negative for a confidence with ties, because the curve is
-    straight between points.
+    The result can be negative for a confidence with ties, because straight
+    lines join the points of the curve.
     """
     return self.aurc(convention) - self.oracle_aurc(convention)
 
   def normalized_aurc(self) -> float:
-    """Divide the excess AURC by that of a constant confidence.
+    """Compute the excess AURC divided by that of a constant confidence.
 
-    NaN where no or all predictions are wrong.
+    NaN if no prediction is wrong, or all are.
     """
     oracle = self.oracle_aurc()
     room = self.error_rate - oracle
@@ -114,8 +115,8 @@ class RiskCoverage:
   def coverage_at_risk(self, risk: float) -> float:
     """Find the largest coverage whose risk is at most `risk`, or 0.
 
-    It holds for these examples only; `guaranteed_threshold` bounds the risk of
-    new ones.
+    It is valid for these examples only; `guaranteed_threshold` bounds the risk
+    on new ones.
     """
     if not 0 <= risk <= 1:
       raise InputError(f'risk: {risk}; must be from 0 to 1')
@@ -123,15 +124,15 @@ class RiskCoverage:
     return float(self.coverage[fits[-1]]) if len(fits) else 0.0
 
   def risk_at_coverage(self, coverage: float) -> float:
-    """Return the risk of the first point whose coverage is at least this."""
+    """Return the risk at the lowest coverage that is at least `coverage`."""
     if not 0 < coverage <= 1:
-      raise InputError(f'coverage: {coverage}; must be above 0, at most 1')
+      raise InputError(f'coverage: {coverage}; must be above 0 and at most 1')
     return float(self.risk[np.argmax(self.coverage >= coverage - 1e-12)])
 
   def failure_auroc(self) -> float:
     """Compute the AUROC of confidence as a detector of right predictions.
 
-    Ties count half. NaN where no or all predictions are wrong.
+    Ties count half. NaN if no prediction is wrong, or all are.
     """
     right = self.count - self.errors
     pairs = right.sum() * float(self.errors.sum())
@@ -143,10 +144,10 @@ class RiskCoverage:
   def aurc_bounds(self, convention: Convention = 'trapezoid') -> Interval:
     """Compute the AURC for the best and the worst order of tied examples.
 
-    Programs that do not merge ties report some value within the bounds. If the
+    Programs that do not merge ties report a value within the bounds. If the
     bounds are far apart, or far from `aurc`, then the confidence has too many
-    ties to be judged. `aurc` itself may lie outside the bounds, because it
-    joins points by straight lines.
+    ties to be judged. `aurc` itself may lie outside the bounds, because
+    straight lines join the points of the curve.
     """
     best, worst = (
       _ordered_aurc(self.count, self.errors, convention, errors_first=first)
@@ -180,7 +181,7 @@ def risk_coverage(confidence: np.ndarray, errors: np.ndarray) -> RiskCoverage:
 def _curve(
   selected: np.ndarray, wrong: np.ndarray, threshold: np.ndarray
 ) -> RiskCoverage:
-  """Make a curve from the numbers of answers, and of wrong ones among them."""
+  """Make a curve from the numbers of answers and of wrong answers."""
   return RiskCoverage(
     coverage=selected / selected[-1],
     risk=wrong / selected,
@@ -199,15 +200,16 @@ _KEY_BITS = 20
 class ScoreCounts:
   """An immutable accumulator of examples and errors by rounded confidence.
 
-  It serves more examples than fit in memory, such as the pixels of
-  segmentations, in 16 MB. Confidences are rounded to 11 bits of the mantissa,
-  so use `log_odds`, not `msp`, which rounds to 1 for confident predictions. If
-  the confidences have no ties, `RiskCoverage.aurc_bounds` of the result
-  contains the AURC without rounding.
+  It takes 16 MB for any number of examples, such as the pixels of
+  segmentations. Confidences are rounded to 11 bits of the mantissa, so use
+  `log_odds`, not `msp`, which rounds to 1 for confident predictions. If the
+  confidences have no ties, `RiskCoverage.aurc_bounds` of the result contains
+  the AURC without rounding.
 
   Attributes:
-    count: the number of examples, `[2^20]`, in the order of confidences.
-    errors: the number of errors, `[2^20]`.
+    count: the number of examples at each rounded confidence, `[2^20]`, in
+      increasing order of confidence.
+    errors: the number of errors among them, `[2^20]`.
   """
 
   count: np.ndarray
@@ -215,11 +217,11 @@ class ScoreCounts:
 
   @classmethod
   def zeros(cls) -> 'ScoreCounts':
-    """Return counts of no examples."""
+    """Return the counts of no examples."""
     return cls(*np.zeros((2, 2**_KEY_BITS), np.int64))
 
   def update(self, confidence: np.ndarray, errors: np.ndarray) -> 'ScoreCounts':
-    """Add examples, given as in `risk_coverage`."""
+    """Return new counts that include these examples; see `risk_coverage`."""
     confidence, errors = check_confidence(confidence, errors)
     key, size = _key(confidence), 2**_KEY_BITS
     return ScoreCounts(
@@ -228,14 +230,14 @@ class ScoreCounts:
     )
 
   def merge(self, other: 'ScoreCounts') -> 'ScoreCounts':
-    """Add the counts of another accumulator."""
+    """Return new counts that include those of another accumulator."""
     return ScoreCounts(self.count + other.count, self.errors + other.errors)
 
   def finalize(self) -> RiskCoverage:
     """Return the curve of all examples, at their rounded confidences."""
     used = np.flatnonzero(self.count)[::-1]
     if not len(used):
-      raise InputError('no examples; update with some first')
+      raise InputError('no examples; add some with update')
     return _curve(
       np.cumsum(self.count[used]), np.cumsum(self.errors[used]), _value(used)
     )
@@ -246,7 +248,7 @@ def _key(confidence: np.ndarray) -> np.ndarray:
   largest = np.finfo(np.float32).max
   values = np.clip(confidence, -largest, largest).astype(np.float32)
   bits = (values + np.float32(0)).view(np.int32)  # adding 0 turns -0 into 0
-  # Bits of negative floats are in reverse order.
+  # The bits of negative floats are in reverse order.
   ordered = np.where(bits < 0, ~bits, bits ^ np.int32(-(2**31)))
   return (ordered.view(np.uint32) >> (32 - _KEY_BITS)).astype(np.int64)
 
@@ -335,7 +337,9 @@ def _area(
     'torch_uncertainty': integral / rest if rest else errors / total,
   }
   if convention not in areas:
-    raise InputError(f'convention: {convention!r}; one of {", ".join(areas)}')
+    raise InputError(
+      f'convention: {convention!r}; must be one of {", ".join(areas)}'
+    )
   return float(areas[convention])
 
 
@@ -346,18 +350,18 @@ def _ordered_aurc(
   *,
   errors_first: bool,
 ) -> float:
-  """Compute the area where ties are broken by errors, first or last.
+  """Compute the AURC if errors come first, or last, among tied examples.
 
-  Each example is a separate point. Sums of risks over a run of examples that
-  are all right or all wrong are differences of the digamma function, so the
-  cost does not depend on the size of the groups.
+  Each example is a separate point. The sum of risks over a run of examples that
+  are all right, or all wrong, is a difference of digamma functions, so the cost
+  does not depend on the length of the runs.
   """
   right = count - errors
   parts = (errors, right) if errors_first else (right, errors)
   lengths = np.stack(parts, axis=1).ravel().astype(np.float64)
   wrong = np.zeros_like(lengths)
   wrong[0 if errors_first else 1 :: 2] = errors
-  # Numbers of examples, and of errors, before each run: B and E.
+  # B and E: the numbers of examples and of errors before each run.
   before = np.cumsum(lengths) - lengths
   wrong_before = np.cumsum(wrong) - wrong
   # sum over j = 1..m of 1 / (B + j)

@@ -1,7 +1,8 @@
 """Simulations of stochastic gradient descent, to test convergence theorems.
 
-The notation is that of `convergence`. A problem has a loss F whose gradient,
-and the variances of the stochastic gradients g and gh, are exact.
+The notation is that of `convergence`. For each problem, the gradient of the
+loss F and the variances of the stochastic gradients g and gh are computed
+exactly.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from scipy import optimize, special
 from tsla_jax.analysis.convergence import Stage
 from tsla_jax.errors import InputError
 
-_CHUNK = 256  # steps of one call of the compiled program
+_CHUNK = 256  # steps in one call of the compiled program
 
 
 class Measurement(NamedTuple):
@@ -46,14 +47,14 @@ class Quadratic:
   """`F(w) = 1/2 sum_i a_i w_i^2` with Gaussian gradient noise.
 
   A diagonal Hessian is no restriction, because the noise is isotropic. L is the
-  largest curvature, and mu the smallest. `g = grad F + xi` has the variance
-  sigma2. `gh = grad F + beta + zeta` has the constant bias beta, of equal
-  entries, and `||beta||^2 + E||zeta||^2 = delta sigma2`.
+  largest curvature, and mu the smallest. `g = grad F + xi` has the noise xi, of
+  variance sigma2. `gh = grad F + beta + zeta` has the noise zeta and a constant
+  bias beta of equal entries, with `||beta||^2 + E||zeta||^2 = delta sigma2`.
 
   Attributes:
     curvatures: a, `[d]`, above 0.
     variance: sigma2.
-    delta: as in eq. 4 of the paper.
+    delta: as in equation 4 of the paper.
     bias: the share `||beta||^2 / (delta sigma2)`, from 0 to 1.
     correlation: of zeta with xi, from -1 to 1.
   """
@@ -70,7 +71,7 @@ class Quadratic:
     return (len(self.curvatures),)
 
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw the noise of steps, of shape `[*shape, 2, d]`."""
+    """Draw the noise of steps, `[*shape, 2, d]`."""
     return jax.random.normal(key, (*shape, 2, len(self.curvatures)))
 
   def gradient(
@@ -102,19 +103,19 @@ class Quadratic:
 )
 @dataclasses.dataclass(frozen=True)
 class SoftmaxRegression:
-  """Multinomial regression with weight decay, on one example a step.
+  """Multinomial regression with weight decay; each step uses one example.
 
-  `F(w) = sum_i weights_i CE(x_i w, y_i) + ridge/2 ||w||^2` for w `[d, K]`.
-  Examples are drawn with replacement. y_hat is uniform. The gradient of the
-  ridge is known exactly, so it is a part of grad F, of g and of gh, and adds to
-  neither variance.
+  `F(w) = sum_i weights_i CE(x_i w, y_i) + ridge/2 ||w||^2` for w `[d, K]`, with
+  the cross-entropy CE. Examples are drawn with replacement. y_hat is uniform.
+  The gradient of the weight decay is exact. It is a part of grad F, of g and of
+  gh, and adds to neither variance.
 
   Attributes:
     features: x, `[N, d]`.
     labels: y, integers `[N]`, from 0.
-    weights: the probability of each example, `[N]`; those of a sample of n
-      examples are its counts over n.
-    ridge: at least 0.
+    weights: the probability of drawing each example, `[N]`. For a sample of n
+      examples, divide the count of each example by n.
+    ridge: the weight decay, at least 0.
     num_classes: K.
   """
 
@@ -128,7 +129,7 @@ class SoftmaxRegression:
   def uniform(
     cls, features: np.ndarray, labels: np.ndarray, ridge: float
   ) -> Self:
-    """Make the problem of all examples, equally likely."""
+    """Make a problem in which all examples are equally likely."""
     features = np.asarray(features, np.float64)
     weights = np.full(len(labels), 1 / len(labels))
     return cls(features, labels, weights, float(ridge), int(labels.max()) + 1)
@@ -141,14 +142,15 @@ class SoftmaxRegression:
   def smoothness(self) -> float:
     """Return an upper bound of L.
 
-    The Hessian of cross-entropy in the logits is at most 1/2, so L is at most
-    half the largest eigenvalue of `sum_i weights_i x_i x_i^T`, plus the ridge.
+    The eigenvalues of the Hessian of cross-entropy in the logits are at most
+    1/2. So L is at most half the largest eigenvalue of
+    `sum_i weights_i x_i x_i^T`, plus the ridge.
     """
     second = self.features.T @ (self.weights[:, None] * self.features)
     return float(np.linalg.eigvalsh(second)[-1] / 2 + self.ridge)
 
   def example_smoothness(self) -> float:
-    """Return L of the loss of each example without decay, `max ||x||^2 / 2`."""
+    """Return the L of each example's loss without decay, `max ||x||^2 / 2`."""
     return float(np.square(self.features).sum(axis=1).max() / 2)
 
   def loss(self, w: np.ndarray) -> np.ndarray:
@@ -159,10 +161,10 @@ class SoftmaxRegression:
     return decay - of_label @ self.weights
 
   def minimum(self) -> float:
-    """Return the infimum of F, in nats, by L-BFGS.
+    """Compute the infimum of F, in nats, by L-BFGS.
 
-    Without a ridge, separable examples have no minimiser, and F falls towards
-    0. The iteration then ends at a value below 1e-8.
+    Without a ridge, F has no minimiser if the examples are separable, and falls
+    towards 0. The iteration then ends at a value below 1e-8.
     """
     x, weights = self.features, self.weights[:, None]
     onehot = np.eye(self.num_classes)[self.labels]
@@ -182,7 +184,7 @@ class SoftmaxRegression:
     return float(found.fun)
 
   def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw the examples of steps, of this shape."""
+    """Draw the indices of examples, an array of this shape."""
     return jax.random.choice(key, len(self.labels), shape, p=self.weights)
 
   def gradient(
@@ -198,8 +200,9 @@ class SoftmaxRegression:
   def measure(self, w: jax.Array) -> Measurement:
     """Measure an iterate, `[d, K]`, over all examples (section 3 of the paper).
 
-    With G and Gh the means of g and gh without the ridge, the variances are
-    `E||g||^2 - ||G||^2` and `E||gh||^2 - 2 <Gh, G> + ||G||^2`.
+    The variances are `E||g||^2 - ||G||^2` and
+    `E||gh||^2 - 2 <Gh, G> + ||G||^2`, where G and Gh are the means of g and gh
+    without the ridge.
     """
     k, x = self.num_classes, jnp.asarray(self.features)
     p = jax.nn.softmax(x @ w)
@@ -231,10 +234,10 @@ class Simulation:
     outputs: iterates w_R, `[trials, outputs, ...]`.
     output_steps: R, `[trials, outputs]`, counted from the start of the run.
     squared_norms: `||grad F(w_R)||^2`, `[trials, outputs]`.
-    path: `||grad F||^2` of the iterates before the steps 0, every, 2 every,
+    path: `||grad F||^2` at the iterates before the steps 0, every, 2 every,
       ..., `[*, trials]`.
     variance: the largest `E||g - grad F||^2` at any measured iterate or output.
-    smoothed_variance: the largest `E||gh - grad F||^2`.
+    smoothed_variance: the largest `E||gh - grad F||^2` at any of them.
     last: the iterate after the last step, `[trials, ...]`.
   """
 
@@ -259,23 +262,26 @@ def simulate(
 ) -> Simulation:
   """Run SGD (one stage with theta 0), Algorithm 1 or Algorithm 2.
 
-  All trials run in one program, in float64. A problem and a number of trials
-  are compiled once, for all stages.
+  All trials run in one program, in float64. It is compiled once for a problem
+  and a number of trials, whatever the stages.
 
   Args:
-    problem: gives stochastic gradients and measures iterates.
-    stages: that follow one another.
+    problem: computes stochastic gradients and measures iterates.
+    stages: the stages, in order.
     start: w0.
     trials: the number of independent runs, at least 1.
-    outputs: independent draws of R of each run, uniform over the last stage.
-    every: steps between measured iterates: a power of 2, at most 256.
+    outputs: the number of independent draws of R for each run, uniform over the
+      last stage.
+    every: the number of steps between measured iterates, a power of 2 and at
+      most 256.
     seed: of all random choices.
 
   Returns:
     Outputs and measurements.
 
   Raises:
-    InputError: for no stages, or other numbers of trials, outputs or `every`.
+    InputError: if there are no stages, or `trials`, `outputs` or `every` is out
+      of its range.
   """
   counts = [stage.steps for stage in stages]
   numbers = {'stages': len(counts), 'trials': trials, 'outputs': outputs}
@@ -352,8 +358,8 @@ def _run_chunk(
   *,
   every: int,
 ) -> tuple[jax.Array, jax.Array, Measurement]:
-  """Run steps of all trials; returns also the iterates before each step."""
-  # All noise at once: drawing it in the loop takes several times as long.
+  """Run steps of all trials; also return the iterates before each step."""
+  # Draw all noise at once: drawing it in the loop takes several times as long.
   noise = problem.draw(key, (len(rates), len(w)))
 
   def step(w, inputs):

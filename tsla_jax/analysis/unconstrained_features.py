@@ -1,23 +1,24 @@
 """The unconstrained feature model under label smoothing.
 
-The model treats the features that reach the last layer of a deep net as free
-variables. Weights `W [K, d]`, features `h_i [d]` of n examples of each of K
-classes, and a bias `b [K]` minimise
+The model treats the inputs of the last layer of a deep net, its features, as
+free variables. Weights `W [K, d]`, features `h_i [d]` of n examples of each of
+K classes, and a bias `b [K]` minimise
 
   mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)
     + lw / 2 ||W||^2 + lh / 2 ||H||^2 + lb / 2 ||b||^2
 
-where k is the class of example i, and delta is the strength of label smoothing
-(0 is cross-entropy). "Cross Entropy versus Label Smoothing: A Neural Collapse
-Perspective" (arXiv:2402.03979) derives the minimisers and their condition
-numbers.
+where CE is the cross-entropy, k is the class of example i, e_k its one-hot
+label, and lw, lh and lb are weight decays. As in the paper, delta is the
+strength of label smoothing, which other modules call theta. "Cross Entropy
+versus Label Smoothing: A Neural Collapse Perspective" (arXiv:2402.03979)
+derives the minimisers and their condition numbers.
 
-With `tau = sqrt(n lw lh)`, `q = delta / K + tau` and `p = 1 - (K-1) q`, the
+Let `tau = sqrt(n lw lh)`, `q = delta / K + tau` and `p = 1 - (K-1) q`. The
 minimisers give probability p to the label and q to every other class. Their
-logits are `a (I - 1 1^T / K)` with `a = log(p / q)`. Where `K q >= 1` the decay
+logits are `a (I - 1 1^T / K)` with `a = log(p / q)`. If `K q >= 1`, the decay
 is too strong, and W = H = 0. All minimisers have b = 0, for any lb >= 0.
 
-Features are `[n K, d]`: the n of class 0, then those of class 1, and so on.
+The features H are `[n K, d]`: n rows of class 0, then n of class 1, and so on.
 """
 
 import dataclasses
@@ -30,13 +31,13 @@ from tsla_jax.analysis.neural_collapse import NeuralCollapse, neural_collapse
 from tsla_jax.analysis.predictions import log_softmax
 from tsla_jax.errors import InputError
 
-LARGEST_JOINT = 4000  # rows of a joint Hessian, K (2 d + 1)
-_LARGEST = 10**8  # numbers of an array
+LARGEST_JOINT = 4000  # most rows of a joint Hessian, K (2 d + 1)
+_LARGEST = 10**8  # most numbers in an array
 
-# Eigenvalues below this share of the largest count as 0. Rounding leaves the
-# zeros of the rotations at about 1e-16.
+# Eigenvalues below this share of the largest count as 0. Rotations have zero
+# eigenvalues, which rounding leaves at about 1e-16.
 _ZERO = 1e-11
-_DIVERGED = 1e50  # a descent stops where a feature exceeds this
+_DIVERGED = 1e50  # gradient descent stops if a feature exceeds this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,8 @@ class ConditionNumbers:
   """Condition numbers of three Hessians at a minimiser.
 
   Attributes:
-    loss: of the loss in the logits of an example, over the non-zero spectrum.
-      Only this one always falls as smoothing grows.
+    loss: of the loss in the logits of an example, over non-zero eigenvalues.
+      Only this one always decreases with stronger smoothing.
     subspace: of the objective in the features at fixed W, within the K-1
       dimensions that the features span.
     full: of the objective in the features at fixed W, in all d dimensions.
@@ -81,7 +82,7 @@ class JointConditionNumber:
 
   Attributes:
     value: the largest eigenvalue over the smallest that is not zero.
-    nullity: the number of zero eigenvalues. They belong to the rotations of a
+    nullity: the number of zero eigenvalues. They belong to rotations of the
       minimiser and, without decay on b, to a shift of all logits.
   """
 
@@ -97,8 +98,8 @@ class Solution:
     weights: `[K, d]`.
     features: `[n K, d]`.
     bias: `[K]`.
-    loss: the objective.
-    gradient_norm: over all variables.
+    loss: the value of the objective.
+    gradient_norm: the norm of the gradient over all variables.
   """
 
   weights: np.ndarray
@@ -125,10 +126,10 @@ class DescentPath:
 
 @dataclasses.dataclass(frozen=True)
 class UnconstrainedFeatures:
-  """The unconstrained feature model; see the module for the formulas.
+  """The unconstrained feature model; see the module docstring for the formulas.
 
   The closed forms (`minimizer` and the condition numbers) need d >= K-1, and
-  raise `InputError` otherwise. The numerical methods take any d.
+  raise `InputError` otherwise. The numerical methods accept any d.
 
   Attributes:
     num_classes: K, at least 2.
@@ -175,13 +176,13 @@ class UnconstrainedFeatures:
     if rows * max(k, d) > _LARGEST:
       raise InputError(
         f'num_classes, feature_dim, samples_per_class: {k}, {d} and {n}; an'
-        f' array would have {rows * max(k, d):.3g} numbers, and may have'
+        f' array would have {rows * max(k, d):.3g} numbers; must be at most'
         f' {_LARGEST:.0e}'
       )
 
   @property
   def tau(self) -> float:
-    """`sqrt(n lw lh)`."""
+    """The constant `sqrt(n lw lh)` of the closed forms."""
     n, lw, lh = self.samples_per_class, self.weight_decay_w, self.weight_decay_h
     return float(np.sqrt(n * lw * lh))
 
@@ -196,7 +197,7 @@ class UnconstrainedFeatures:
       return Minimizer(zeros, zeros, 0.0, 1 / k, float(np.log(k)))
     p = 1 - (k - 1) * q
     a = np.log(p / q)
-    # Rows whose products are those of I - 1 1^T / K.
+    # The inner products of the rows are I - 1 1^T / K.
     frame = np.zeros((k, d))
     frame[:, : k - 1] = np.linalg.svd(np.eye(k) - 1 / k)[0][:, : k - 1]
     lw, lh = self.weight_decay_w, self.weight_decay_h
@@ -211,8 +212,8 @@ class UnconstrainedFeatures:
   def condition_numbers(self) -> ConditionNumbers:
     """Compute condition numbers at the global minimiser, in closed form.
 
-    For K = 2 `loss` and `subspace` are 1, because one direction is left. All
-    three are 1 where W = H = 0. For d = K-1 `full` equals `subspace`.
+    For K = 2, `loss` and `subspace` are 1, because only one direction is left.
+    All three are 1 if W = H = 0. For d = K-1, `full` equals `subspace`.
 
     Returns:
       `K p`, `(tau + a p q) / (tau + a q / K)` and `1 + a p q / tau`.
@@ -230,11 +231,11 @@ class UnconstrainedFeatures:
   def joint_condition_number(self) -> JointConditionNumber:
     """Compute the condition number of the Hessian in W, H and b together.
 
-    The Hessian is the exact one at the global minimiser. The cost does not
-    depend on n.
+    It is the exact Hessian at the global minimiser. The cost does not depend on
+    n.
 
     Raises:
-      InputError: for a matrix of more than `LARGEST_JOINT` rows.
+      InputError: if the matrix would have more than `LARGEST_JOINT` rows.
     """
     minimizer = self.minimizer()
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
@@ -242,10 +243,10 @@ class UnconstrainedFeatures:
     if size > LARGEST_JOINT:
       raise InputError(
         f'num_classes, feature_dim: {k} and {d}; the joint Hessian would have'
-        f' {size} rows, and may have {LARGEST_JOINT}'
+        f' {size} rows; must be at most {LARGEST_JOINT}'
       )
-    # The deviation of a feature from its class mean couples with no other
-    # variable, and has the Hessian of one feature. The rest is a problem with
+    # The deviation of a feature from its class mean is not coupled with other
+    # variables, and has the Hessian of one feature. The rest is a problem with
     # one feature per class.
     of_means = dataclasses.replace(
       self, samples_per_class=1, weight_decay_h=n * self.weight_decay_h
@@ -253,7 +254,7 @@ class UnconstrainedFeatures:
     matrix = of_means.hessian(
       minimizer.weights, minimizer.class_means, np.zeros(k)
     )
-    # sqrt(n) times the mean has the norm of the n features it stands for.
+    # sqrt(n) times the mean has the norm of the n features that it replaces.
     scale = np.ones(size)
     scale[k * d : 2 * k * d] = n**-0.5
     matrix *= scale[:, None] * scale
@@ -283,7 +284,7 @@ class UnconstrainedFeatures:
   def gradient(
     self, weights: np.ndarray, features: np.ndarray, bias: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Differentiate the objective by weights, features and bias."""
+    """Return the gradients with respect to weights, features and bias."""
     p = np.exp(log_softmax(features @ weights.T + bias))
     residual = (p - self._targets()) / len(features)
     return (
@@ -311,7 +312,7 @@ class UnconstrainedFeatures:
     (k, d), count = weights.shape, len(features)
     p = np.exp(log_softmax(features @ weights.T + bias))
     residual = (p - self._targets()) / count
-    # Of the loss in the logits of each example, [N, K, K].
+    # The Hessian of each example's loss in its logits, [N, K, K].
     inner = (np.eye(k) * p[:, None, :] - p[:, :, None] * p[:, None, :]) / count
     by_weights = np.einsum('kl,ia->ikla', np.eye(k), features)
     by_features = np.einsum('ij,ka->ikja', np.eye(count), weights)
@@ -324,8 +325,8 @@ class UnconstrainedFeatures:
       axis=2,
     )
     matrix = np.tensordot(jacobian, inner @ jacobian, axes=([0, 1], [0, 1]))
-    # Logits are products of weights and features, so the residual adds to the
-    # mixed derivatives.
+    # Logits are products of weights and features, so the residual contributes
+    # to the mixed derivatives.
     w, h = slice(k * d), slice(k * d, (k + count) * d)
     mixed = np.einsum('ik,ab->kaib', residual, np.eye(d))
     mixed = mixed.reshape(k * d, count * d)
@@ -341,10 +342,10 @@ class UnconstrainedFeatures:
 
     Args:
       seed: of the start, drawn from a standard normal distribution.
-      max_iterations: of L-BFGS.
+      max_iterations: the most iterations of L-BFGS.
 
     Returns:
-      The solution; a small `gradient_norm` shows that it is a minimum.
+      The solution. A small `gradient_norm` shows that the solver converged.
     """
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
     self._check_size(n * k)
@@ -365,7 +366,7 @@ class UnconstrainedFeatures:
       np.random.default_rng(seed).standard_normal(k * d + n * k * d + k),
       jac=True,
       method='L-BFGS-B',
-      # Iterate until rounding stops the progress.
+      # Iterate until rounding errors stop the progress.
       options={
         'maxiter': max_iterations,
         'maxfun': 2 * max_iterations,
@@ -392,12 +393,12 @@ class UnconstrainedFeatures:
       learning_rate: of all variables.
       momentum: as in PyTorch: `v = momentum v + gradient`.
       num_steps: the number of steps.
-      every: steps between measurements.
+      every: the number of steps between measurements.
       seed: of the start, which does not depend on the smoothing. Weights and
-        features are standard normal, b is 0.
+        features are standard normal, and b is 0.
 
     Returns:
-      The path; it ends early if the descent diverges.
+      The path. It ends early if the descent diverges.
     """
     k, d, n = self.num_classes, self.feature_dim, self.samples_per_class
     self._check_size(n * k)
@@ -405,7 +406,7 @@ class UnconstrainedFeatures:
     check_count('num_steps', num_steps, 0)
     if not 0 < learning_rate < np.inf:
       raise InputError(
-        f'learning_rate: {learning_rate}; must be above 0, finite'
+        f'learning_rate: {learning_rate}; must be above 0 and finite'
       )
     rng = np.random.default_rng(seed)
     shapes = ((k, d), (n * k, d))
