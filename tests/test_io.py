@@ -76,7 +76,7 @@ def test_records_come_back_and_what_is_changed_is_noticed(tmp_path):
   record = json.loads(file.read_text())
   record['a']['b'] = 2
   file.write_text(json.dumps(record))
-  with pytest.raises(InputError, match='its digest is another'):
+  with pytest.raises(InputError, match='its digest does not match'):
     io.read_json(file, 'a')
 
 

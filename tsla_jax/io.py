@@ -1,4 +1,4 @@
-"""Files: written atomically, with digests, locked while in use."""
+"""Atomic writes, files with digests, and locks on directories."""
 
 import contextlib
 import fcntl
@@ -28,12 +28,12 @@ def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file at once; leaves a file of equal content untouched."""
+  """Write a file atomically; leave a file of equal content untouched."""
   if path.is_file() and path.read_bytes() == content:
     return
   temporary = path.with_name(f'.{path.name}.tmp')
   try:
-    # Remove the file of a killed process, or a link. Mode x follows no link.
+    # Remove what a killed process left, or a link. Mode x follows no links.
     temporary.unlink(missing_ok=True)
     with open(temporary, 'xb') as file:
       file.write(content)
@@ -61,7 +61,7 @@ def check_room(directory: pathlib.Path, size: int) -> None:
     size: in bytes; one more MiB must be free.
 
   Raises:
-    OSError: if the disk is full, or a limit of the user is reached.
+    OSError: if the disk is full, or the user's limit is reached.
   """
   with tempfile.TemporaryFile(dir=directory) as file:
     if hasattr(os, 'posix_fallocate'):
@@ -69,7 +69,7 @@ def check_room(directory: pathlib.Path, size: int) -> None:
 
 
 def digest_text(text: str) -> str:
-  """Returns a digest of a text."""
+  """Return the SHA-256 digest of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -87,12 +87,12 @@ def read_json(
     mend: advice at the end of the error message.
 
   Raises:
-    InputError: if it is damaged, or of another version of the code.
+    InputError: if it is damaged, or was written by another version of the code.
   """
   try:
     record = json.loads(file.read_text())
     if dict(record).get('digest') != _digest(record):
-      raise ValueError('its digest is another')
+      raise ValueError('its digest does not match')
     for key in keys:
       record[key]
     return record
@@ -104,7 +104,7 @@ def read_json(
 
 
 def write_json(file: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Writes an object and its digest, atomically."""
+  """Write an object and its digest to a JSON file, atomically."""
   text = json.dumps({**record, 'digest': _digest(record)}, indent=2)
   write_atomically(file, f'{text}\n'.encode())
 
@@ -123,8 +123,9 @@ def damaged(
 
 
 def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """Writes arrays, atomically."""
-  # Imported here because commands import this file and show --help at once.
+  """Write arrays to an `.npz` file, atomically."""
+  # Imported here because commands import this module, and NumPy would delay
+  # their --help.
   import numpy as np
 
   archive = io.BytesIO()
@@ -136,7 +137,11 @@ def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 def writing(
   directory: str | os.PathLike[str], mend: str = 'start again to go on'
 ) -> Iterator[None]:
-  """Turns an OSError into one line that says how to mend it.
+  """Replace an OSError by an error of one line that says what to do.
+
+  Args:
+    directory: the directory that the message names.
+    mend: advice at the end of the error message.
 
   Raises:
     InputError: instead of an OSError.
@@ -145,7 +150,7 @@ def writing(
     yield
   except OSError as error:
     raise InputError(
-      f"'{directory}' cannot be written: {str(error)[:200]}; mend that"
+      f"'{directory}' cannot be written: {str(error)[:200]}; fix this"
       f' and {mend}'
     ) from error
 
@@ -153,12 +158,12 @@ def writing(
 def write_all(
   directory: pathlib.Path, content: Mapping[str, bytes | str], mend: str
 ) -> None:
-  """Writes files below a directory, each one atomically.
+  """Write files below a directory, each atomically.
 
   Args:
-    directory: made if need be.
+    directory: created if it is missing.
     content: bytes or text by path below the directory.
-    mend: what the error message advises.
+    mend: advice at the end of the error message.
 
   Raises:
     InputError: instead of an OSError.
@@ -174,15 +179,16 @@ def write_all(
 def lock_directory(
   path: pathlib.Path, *made: pathlib.Path, name: str = 'workdir'
 ) -> Iterator[None]:
-  """Locks a directory against other processes; makes it if need be.
+  """Lock a directory against other processes; create it if it is missing.
 
   Args:
     path: of the directory.
-    *made: directories inside it to remove again if they stayed empty.
-    name: what messages call it.
+    *made: directories inside it to remove at the end if they are empty.
+    name: of the directory in error messages.
 
   Raises:
-    InputError: if another process holds the lock, or it cannot be made.
+    InputError: if another process holds the lock, or the directory cannot be
+      created.
   """
   missing = [p for p in (path, *path.parents) if not os.path.exists(p)]
   try:
@@ -207,12 +213,12 @@ def lock_directory(
     os.close(handle)
     raise InputError(
       f"{name} '{path}' is in use by another process; wait for it or"
-      ' use another'
+      ' give another directory'
     ) from error
   try:
     yield
   finally:
-    # A start that was refused leaves no empty directories.
+    # A run that was refused leaves no empty directories behind.
     for directory in (*made, *missing) if missing else ():
       with contextlib.suppress(OSError):
         directory.rmdir()

@@ -1,10 +1,11 @@
-"""The folders of runs and tables: their only reader and writer.
+"""Reading and writing the folders of runs and tables.
 
-A run folder holds `config.json`, `metrics.jsonl` (a line an epoch, values that
-are equal in every run of the same config), `timing.jsonl` (those that are not),
-TensorBoard events, `checkpoints/`, and once the run is finished
-`predictions.npz`, `curves.png` and `summary.json`. A run that diverged has
-`diverged.json` instead. A table folder holds `table.json` and its run folders,
+A run folder holds `config.json`, `metrics.jsonl`, `timing.jsonl`, TensorBoard
+events and `checkpoints/`. Both `.jsonl` files have one line per epoch:
+`metrics.jsonl` the values that are equal in every run of the same config,
+`timing.jsonl` the others. A finished run also has `predictions.npz`,
+`curves.png` and `summary.json`. A run that diverged has `diverged.json`
+instead. A table folder holds `table.json` and its run folders,
 `runs/ROW/seedN`.
 """
 
@@ -34,7 +35,7 @@ from tsla_jax.io import (
   write_npz,
 )
 
-# What a run folder may be: nothing in it yet, under way, or over.
+# The states of a run folder.
 NEW, UNFINISHED, FINISHED, DIVERGED = (
   'new',
   'not finished',
@@ -42,16 +43,16 @@ NEW, UNFINISHED, FINISHED, DIVERGED = (
   'diverged',
 )
 
-# What a summary vouches for.
+# Files whose digests are in the summary.
 _RESULTS = ('metrics.jsonl', 'timing.jsonl', 'predictions.npz', 'curves.png')
 
 
 class RunDir:
-  """The folder of one run. Reading never changes anything.
+  """The folder of one run. Reading it never changes a file.
 
   Attributes:
     path: of the folder.
-    checkpoints: of the checkpoint in it, see `training.checkpoint`.
+    checkpoints: path of its checkpoints; see `training.checkpoint`.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -60,37 +61,43 @@ class RunDir:
     self._events: Any = None
 
   def record(self) -> dict[str, Any] | None:
-    """Reads `config.json`: 'config', 'dataset', versions; None without one."""
+    """Read `config.json`; return None if it is missing.
+
+    It has 'config', 'dataset', 'environment' (versions and devices) and 'run'.
+    """
     return read_json(
       self.path / 'config.json', 'config', 'dataset', 'environment', 'run'
     )
 
   def config(self) -> ml_collections.ConfigDict | None:
-    """Reads the config; None without one."""
+    """Return the config of the run; None if `config.json` is missing."""
     record = self.record()
     return ml_collections.ConfigDict(record['config']) if record else None
 
   def summary(self) -> dict[str, Any] | None:
-    """Reads `summary.json`; None while the run is not finished."""
+    """Read `summary.json`; return None while the run is not finished."""
     return read_json(
       self.path / 'summary.json', 'num_epochs', 'best', 'last', 'digests'
     )
 
   def diverged(self) -> dict[str, Any] | None:
-    """Reads why and where the run ended early; None if it did not."""
+    """Read `diverged.json`; return None if the run did not diverge."""
     keys = ('reason', 'epochs_begun', 'progress')
     return read_json(self.path / 'diverged.json', *keys)
 
   def divergence(self, num_epochs: int | None = None) -> str | None:
-    """Says why the run ended early, and what is left; None if it did not.
+    """Say why the run diverged, and name its last good checkpoint.
 
     Args:
-      num_epochs: the length the run should have; None: that of its config.
+      num_epochs: the requested length of the run; None for that of its config.
+
+    Returns:
+      A line; None if the run did not diverge within this length.
     """
     record, good = self.diverged(), self.checkpoints / 'last'
     if record is None:
       return None
-    # A longer run may have diverged where this length does not come to.
+    # A longer run may have diverged after the requested epochs.
     config = self.record()
     most = num_epochs or (config and config['config']['num_epochs'])
     if most is not None and record['epochs_begun'] > most:
@@ -101,29 +108,31 @@ class RunDir:
     return f'{record["reason"]}; {left}'
 
   def read(self, name: str) -> bytes:
-    """Reads a file; that of a finished run must be as it was written.
+    """Read a file; if the run is finished, check that the file is unchanged.
 
     Raises:
-      FileNotFoundError: if there is none.
-      InputError: if its digest is not that in `summary.json`.
+      FileNotFoundError: if there is no such file.
+      InputError: if its digest is not the one in `summary.json`.
     """
     content, summary = (self.path / name).read_bytes(), self.summary()
-    # A summary of fewer epochs stays until a longer run has its own.
+    # The summary of fewer epochs stays until a longer run has finished.
     config = self.config()
     if summary and config and summary['num_epochs'] == config.num_epochs:
-      digest = summary['digests'].get(name)  # none of what is made later
+      digest = summary['digests'].get(name)  # None for files written later
       if digest not in (None, hashlib.sha256(content).hexdigest()):
         raise InputError(
-          f"'{self.path / name}' is not what the run has written; put it back,"
-          ' or delete it and start the training again, which writes it anew'
+          f"'{self.path / name}' has changed since the run wrote it; put it"
+          ' back, or delete it and start the training again to rewrite it'
         )
     return content
 
   def lines(self, name: str = 'metrics.jsonl') -> list[dict[str, Any]]:
-    """Reads the complete lines of a file; null is a value that was not finite.
+    """Read the complete lines of a `.jsonl` file.
+
+    None stands for a value that was not finite.
 
     Raises:
-      InputError: names the line that is damaged or not in order.
+      InputError: names the line that is damaged or out of order.
     """
     try:
       content = self.read(name)
@@ -143,10 +152,10 @@ class RunDir:
     return lines
 
   def status(self, num_epochs: int | None = None) -> str:
-    """Says whether the run is `NEW`, `UNFINISHED`, `FINISHED` or `DIVERGED`.
+    """Return `NEW`, `UNFINISHED`, `FINISHED` or `DIVERGED`.
 
     Args:
-      num_epochs: the length the run should have; None: that of its config.
+      num_epochs: the requested length of the run; None for that of its config.
 
     Raises:
       InputError: if a file is damaged.
@@ -168,7 +177,7 @@ class RunDir:
     return UNFINISHED
 
   def check_config(self, config: ml_collections.ConfigDict) -> None:
-    """Refuses a config that would give other numbers than the folder's.
+    """Check that a config would give the same numbers as the folder's config.
 
     Raises:
       InputError: names each field that differs, with both values.
@@ -204,14 +213,15 @@ class RunDir:
       )
 
   def check_data(self, data: Mapping[str, Any]) -> None:
-    """Refuses other data than the folder's; their name may differ.
+    """Check that data are those of the folder; only their name may differ.
 
     Args:
-      data: describes them: 'name', 'train_examples', 'test_examples',
-        'fingerprint' and 'prior', the digest of a teacher's table.
+      data: a description of the data: 'name', 'train_examples',
+        'test_examples', 'fingerprint' and 'prior', the digest of a teacher's
+        table.
 
     Raises:
-      InputError: names both.
+      InputError: names both data sets, or the digests of both tables.
     """
     record = self.record()
     if record is None:
@@ -241,18 +251,18 @@ class RunDir:
     name: str,
     progress: Any,
   ) -> None:
-    """Opens the folder for a run, its files cut back or brought up to a state.
+    """Open the folder for a run, and write the lines of its past epochs.
 
     Args:
-      config: as the run uses it.
-      data: describes its data.
-      name: of the run among those of a table; lines of `timing.jsonl` name in
-        'run' the one that trained their epoch.
-      progress: of the state to go on from: 'metrics' and 'timing' are the lines
-        of the epochs behind it, 'environment' versions and devices.
+      config: of the run.
+      data: a description of its data; see `check_data`.
+      name: of the run in its table. In `timing.jsonl`, 'run' names the run that
+        trained the epoch.
+      progress: history of the state to continue from: `metrics` and `timing`
+        hold the lines of its epochs, `environment` versions and devices.
     """
     known = self.record()
-    # How a run started stays on record; `timing.jsonl` has each epoch's.
+    # Keep the environment of the first start; `timing.jsonl` has each epoch's.
     record = known or {
       'environment': dict(progress.environment),
       'git_commit': _git('rev-parse', 'HEAD'),
@@ -281,7 +291,7 @@ class RunDir:
   def append(
     self, metrics: Mapping[str, Any], timing: Mapping[str, Any]
   ) -> None:
-    """Adds an epoch; both lines are on disk when this returns."""
+    """Append the lines of an epoch; both are on disk when this returns."""
     for name, line in (('timing.jsonl', timing), ('metrics.jsonl', metrics)):
       with open(self.path / name, 'a') as file:
         file.write(to_line(line))
@@ -293,18 +303,18 @@ class RunDir:
   def _add_events(self, metrics: Mapping[str, Any]) -> None:
     for key, value in metrics.items():
       if key != 'epoch' and value is not None and math.isfinite(value):
-        # TensorBoard groups by what stands before a slash.
+        # TensorBoard groups tags by their part before the slash.
         tag = re.sub('^(train|test|learning_rate)_', r'\1/', key)
         self._events.add_scalar(tag, value, metrics['epoch'])
 
   def close(self) -> None:
-    """Closes the event file, if one is open."""
+    """Close the event file, if one is open."""
     if self._events is not None:
       self._events.close()
       self._events = None
 
   def clear_results(self) -> None:
-    """Removes what marks the results of fewer epochs; others are at hand."""
+    """Remove the summary and training predictions of a run of fewer epochs."""
     for name in ('summary.json', 'predictions_train.npz'):
       (self.path / name).unlink(missing_ok=True)
 
@@ -314,7 +324,7 @@ class RunDir:
     curves: bytes,
     summary: Mapping[str, Any],
   ) -> None:
-    """Writes the results; the summary last, since it marks a finished run."""
+    """Write the results; the summary last, because it marks a finished run."""
     self.write_predictions('predictions.npz', predictions)
     write_atomically(self.path / 'curves.png', curves)
     digests = {
@@ -326,14 +336,20 @@ class RunDir:
   def write_predictions(
     self, name: str, predictions: Mapping[str, np.ndarray]
   ) -> pathlib.Path:
-    """Writes arrays as an `.npz`, and returns its path."""
+    """Write arrays to an `.npz` file, and return its path."""
     write_npz(self.path / name, predictions)
     return self.path / name
 
   def diverge(
     self, reason: str, epochs_begun: int, progress: Mapping[str, Any]
   ) -> None:
-    """Marks a run that ended early, and says what it had been trained on."""
+    """Write `diverged.json`, which marks a run that ended early.
+
+    Args:
+      reason: why it ended.
+      epochs_begun: the number of epochs that had begun.
+      progress: fields of the history of its state.
+    """
     record = {'reason': reason, 'epochs_begun': epochs_begun}
     record['progress'] = progress
     write_json(self.path / 'diverged.json', record)
@@ -350,9 +366,10 @@ class TableDir:
     self.path = to_path(path)
 
   def record(self) -> dict[str, Any] | None:
-    """Reads `table.json`: 'table', 'rows', 'seeds' and more; None without one.
+    """Read `table.json`; return None if it is missing.
 
-    Each of 'rows' has 'name', 'directory' and 'num_epochs'.
+    It has 'table', 'rows', 'seeds' and more. Each of 'rows' has 'name',
+    'directory' and 'num_epochs'.
 
     Raises:
       InputError: if it is damaged.
@@ -360,18 +377,18 @@ class TableDir:
     return read_json(self.path / 'table.json', 'table', 'rows', 'seeds')
 
   def run(self, directory: str, seed: int) -> RunDir:
-    """Returns the folder of a run."""
+    """Return the folder of a run."""
     return RunDir(self.path / 'runs' / directory / f'seed{seed}')
 
 
 def slug(row: str) -> str:
-  """Turns a row's name into that of its folder: 'TSLA(40)' is 'tsla_40'."""
+  """Return the folder name of a row: 'tsla_40' for 'TSLA(40)'."""
   letters = (c if c.isascii() and c.isalnum() else ' ' for c in row.lower())
   return '_'.join(''.join(letters).split())
 
 
 def to_line(values: Mapping[str, Any]) -> str:
-  """Returns a line of JSON; null for what is not finite."""
+  """Return a line of JSON, with null for floats that are not finite."""
   finite = {
     key: None
     if isinstance(value, float) and not math.isfinite(value)
@@ -383,7 +400,7 @@ def to_line(values: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _git(*arguments: str) -> str | None:
-  """Asks git about the code that runs; None where it is no checkout."""
+  """Run git on the code of this package; return None outside a checkout."""
   try:
     done = subprocess.run(
       ('git', *arguments),
@@ -398,9 +415,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def _import_tensorboardx() -> types.ModuleType:
-  """Imports tensorboardX without torch, which it would import if installed.
+  """Import tensorboardX without torch, which it would import if installed.
 
-  That costs seconds and memory, for types that are never passed here.
+  Importing torch takes seconds and memory, and none of its types is used here.
   """
   hide = 'torch' not in sys.modules
   if hide:
