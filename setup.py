@@ -21,7 +21,6 @@ TRAIN = [
   # TFDS needs it and does not declare it.
   'importlib_resources>=6.5',
   'jinja2>=3.1.5',
-  'matplotlib>=3.10',
   'ml-collections>=1.1,<2',
   'orbax-checkpoint>=0.11.36,<0.13',
   'pandas>=2.3,<4',
@@ -31,7 +30,7 @@ TRAIN = [
   'tensorboardX>=2.6.4',
   'tensorflow-datasets>=4.9.9,<5',
   'tqdm>=4.67',
-  'vl-convert-python>=1.7,<2',  # the JavaScript of the curves in reports
+  'vl-convert-python>=1.7,<2',  # draws all figures
 ]
 
 setuptools.setup(
@@ -85,15 +84,18 @@ setuptools.setup(
       *TRAIN,
       'basedpyright>=1.40',
       'hypothesis>=6.140',
+      'matplotlib>=3.10',
       'pytest>=9.0',
       'pytest-xdist>=3.8',
       'ruff>=0.15',
     ],
     'docs': ['mkdocs-material>=9.7,<10', 'mkdocstrings[python]>=1'],
-    # nbclient and ipykernel execute notebooks, ipywidgets has the sliders.
+    # Notebooks draw with matplotlib; nbclient and ipykernel execute them, and
+    # ipywidgets has the sliders.
     'notebooks': [
       *TRAIN,
-      *('ipykernel>=6.29', 'ipywidgets>=8.1', 'nbclient>=0.10'),
+      *('ipykernel>=6.29', 'ipywidgets>=8.1', 'matplotlib>=3.10'),
+      'nbclient>=0.10',
     ],
     'prepare': [*TRAIN, 'opencv-python-headless>=4.10', 'tensorflow>=2.19'],
     'torch': [*TRAIN, 'torch>=2.6,<3'],

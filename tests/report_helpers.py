@@ -8,7 +8,7 @@ import numpy as np
 from tsla_jax.analysis.confidence import normalized_max_logit
 from tsla_jax.configs import default
 from tsla_jax.io import write_json
-from tsla_jax.report import figures
+from tsla_jax.report import charts
 from tsla_jax.rundir import slug
 
 EPOCHS = 5
@@ -41,7 +41,8 @@ def render_nothing(patch):
 
   They are made up to their last line, and that costs the least.
   """
-  patch.setattr(figures, 'render', lambda figure, kind: b'<svg></svg>')
+  empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"></svg>'
+  patch.setattr(charts, 'to_svg', lambda *args: empty)
 
 
 def write_lines(path, lines):
@@ -212,9 +213,31 @@ def cells(layout, row):
   return dict(zip(layout.header, found, strict=True))
 
 
-def lines_of(axes):
-  """The lines on axes, by label."""
-  return {line.get_label(): line for line in axes.get_lines()}
+def curve(panel, label, where=None):
+  """The `x` and `y` of a curve of a panel, where a column is true."""
+  points = [
+    point
+    for point in panel['data']['values']
+    if point['label'] == label and (where is None or point[where])
+  ]
+  return tuple(np.array([point[name] for point in points]) for name in 'xy')
+
+
+def reference(panel):
+  """The points of the first layer of a panel that has data of its own."""
+  layers = (one for one in panel['layer'] if 'data' in one)
+  return next(layers)['data']['values']
+
+
+def panel_of(pictures, name, title):
+  """The panel of a figure whose vertical axis has a title."""
+  (picture,) = (one for one in pictures if one.name == name)
+  (found,) = (
+    panel
+    for panel in picture.panels
+    if panel['layer'][-1]['encoding']['y']['title'] == title
+  )
+  return found
 
 
 def drawn(workdir):

@@ -13,7 +13,7 @@ from absl import flags
 # How the packages of [train] are imported.
 OF_TRAINING = (
   *('absl', 'flax', 'huggingface_hub', 'importlib_resources', 'jinja2'),
-  *('matplotlib', 'ml_collections', 'orbax', 'pandas', 'PIL', 'safetensors'),
+  *('ml_collections', 'orbax', 'pandas', 'PIL', 'safetensors'),
   *('sklearn', 'tensorboardX', 'tensorflow_datasets', 'tqdm', 'vl_convert'),
 )
 # optax needs absl.

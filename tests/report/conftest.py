@@ -10,7 +10,7 @@ from tests.report_helpers import (
   write_lines,
 )
 from tsla_jax.analysis.neural_collapse import METRICS
-from tsla_jax.report import hover
+from tsla_jax.report import document
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def vega(monkeypatch):
   Returns:
     The function that makes it.
   """
-  made = hover.library
-  monkeypatch.setattr(hover, 'library', lambda: '')
+  made = document.library
+  monkeypatch.setattr(document, 'library', lambda: '')
   return made
 
 

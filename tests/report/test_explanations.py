@@ -15,9 +15,11 @@ from tests.report_helpers import (
   FILES,
   Page,
   cells,
+  curve,
   drawn,
-  lines_of,
   make_predictions,
+  panel_of,
+  reference,
   render_nothing,
   save_predictions,
 )
@@ -38,12 +40,6 @@ from tsla_jax.report.explanation_figures import draw_explanations, pool
 from tsla_jax.report.explanation_tables import comparison_layout, explain
 from tsla_jax.report.metrics import Metric
 from tsla_jax.report.results import COLUMNS, Results, read_results
-
-
-def panel(figure, label):
-  """The axes of a figure whose vertical axis has a label."""
-  (found,) = (axes for axes in figure.axes if axes.get_ylabel() == label)
-  return found
 
 
 def test_a_table_of_both(explained):
@@ -138,19 +134,20 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   runs['theta'] = runs['row'].map(names)
   swept = dataclasses.replace(results, runs=runs)
   made = draw_explanations(swept)
-  (figure,) = (figure for name, _, figure in made if name == 'strength')
-  handles, labels = panel(figure, 'ECE [%]').get_legend_handles_labels()
-  assert labels == ['baseline, temperature', 'LSR', 'TSLA(2)']
-  x, y = handles[1].lines[0].get_data()
+  (picture,) = (one for one in made if one.name == 'strength')
+  assert list(picture.styles) == ['LSR', 'TSLA(2)']
+  panel = panel_of(made, 'strength', 'ECE [%]')
+  x, y = curve(panel, 'LSR')
   assert x.tolist() == [0, 0.1]
   ece = 100 * runs.groupby('theta')['ece'].mean()
-  np.testing.assert_allclose(np.array(y, float), ece[:2])
-  across = handles[0].get_ydata()[0]
+  np.testing.assert_allclose(y, ece[:2], rtol=1e-5)
+  ((across,),) = (point.values() for point in reference(panel))
   baseline = runs[runs['theta'] == 0]
-  assert across == pytest.approx(100 * baseline['scaled_ece'].mean())
+  expected = 100 * baseline['scaled_ece'].mean()
+  assert across == pytest.approx(expected, rel=1e-5)
   # Without a baseline there is nothing to begin a sweep with.
   swept = dataclasses.replace(results, runs=runs, configs={})
-  assert 'strength' not in {name for name, *_ in draw_explanations(swept)}
+  assert 'strength' not in {one.name for one in draw_explanations(swept)}
 
 
 @pytest.mark.parametrize(
@@ -187,14 +184,13 @@ def test_methods_that_differ_are_not_pooled(explained, field, values, labels):
       changed = {'row': row, 'theta': theta, 'ece': theta + i}
       runs.append(models.get_group('TSLA(2)').assign(**changed))
   swept = Results(pd.concat(runs, ignore_index=True), configs=configs)
-  pictures = {name: figure for name, _, figure in draw_explanations(swept)}
-  axes = panel(pictures['strength'], 'ECE [%]')
-  handles, found = axes.get_legend_handles_labels()
-  assert found == ['baseline, temperature', *labels]
-  for i, handle in enumerate(handles[1:]):
-    x, y = handle.lines[0].get_data()
-    np.testing.assert_allclose(np.array(x, float), [0.1, 0.2])
-    np.testing.assert_allclose(np.array(y, float) / 100, [0.1 + i, 0.2 + i])
+  panel = panel_of(draw_explanations(swept), 'strength', 'ECE [%]')
+  points = panel['data']['values']
+  assert list(dict.fromkeys(point['label'] for point in points)) == labels
+  for i, label in enumerate(labels):
+    x, y = curve(panel, label)
+    np.testing.assert_allclose(x, [0.1, 0.2])
+    np.testing.assert_allclose(y / 100, [0.1 + i, 0.2 + i])
 
 
 def test_a_new_metric_is_shown_everywhere(explained, monkeypatch):
@@ -238,21 +234,14 @@ def test_every_score_and_every_field_of_collapse_is_a_metric():
 
 
 def test_logarithmic_curves_are_geometric_means(explained):
-  epochs = read_results(explained).epochs
-  figure = figures.make_figure(2)
-  curves, path = figure.axes
-  figures.draw_rows(curves, epochs, 'train_nc1', 'NC1', log=True)
-  lines = lines_of(curves)
-  line = lines['baseline']
-  x, y = line.get_data()
+  made = draw_explanations(read_results(explained))
+  x, y = curve(panel_of(made, 'collapse', 'NC1'), 'baseline')
   assert list(x) == [1, 3, 5]  # the epochs that were measured
   centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
-  np.testing.assert_allclose(y, centre * 0.1 ** (np.array([0, 2, 4]) / 4))
-  styles = figures.row_styles(epochs['row'])
-  keys = ('train_nc1', 'train_nc2_features')
-  explanation_figures.draw_path(path, epochs, *keys, styles)
-  x, y = path.get_lines()[0].get_data()
-  np.testing.assert_allclose(y, np.sqrt(x))
+  expected = centre * 0.1 ** (np.array([0, 2, 4]) / 4)
+  np.testing.assert_allclose(y, expected, rtol=1e-5)
+  x, y = curve(panel_of(made, 'norms', 'NC2'), 'baseline')
+  np.testing.assert_allclose(y, np.sqrt(x), rtol=1e-5)
 
 
 def test_a_temperature_at_its_bound_is_none(explained):
@@ -272,30 +261,30 @@ def test_a_temperature_at_its_bound_is_none(explained):
 
 def test_dots_mark_the_first_epoch_from_the_drop_on(explained):
   epochs = read_results(explained).epochs
-  (axes,) = figures.make_figure(1).axes
-  figures.draw_rows(axes, epochs, 'train_nc1', 'NC1')
-  (dot,) = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  points = figures.mean_curves(epochs, 'train_nc1')
   # The third epoch is the first on one-hot labels, and was measured.
-  assert dot.get_xdata()[0] == 3
+  assert points.loc[points['drop'], 'x'].tolist() == [3]
 
 
 def test_limits_hold_the_bands_of_the_later_epochs(explained):
-  epochs = read_results(explained).epochs
-  epochs = pd.concat([epochs.assign(seed=s, x=s / 10.0) for s in range(3)])
-  (axes,) = figures.make_figure(1).axes
-  figures.draw_rows(axes, epochs, 'x', 'x')
-  low, high = axes.get_ylim()
-  assert low < 0.1 - 0.08 and high > 0.1 + 0.08
+  results = read_results(explained)
+  epochs = results.epochs
+  # The first fifth of the epochs is far away.
+  x = epochs['seed'] / 10 + (epochs['epoch'] < 1)
+  epochs = epochs.assign(x=x)
+  panel = figures.curve_panel(epochs, 'x', 'x')
+  low, high = panel['layer'][-1]['encoding']['y']['scale']['domain']
+  # The mean of 0, .1 and .2 is .1, and so is their standard deviation.
+  assert (low, high) == pytest.approx((0, 0.2))
 
 
 def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
   results = read_results(explained)
   made = draw_explanations(results)
-  (figure,) = (figure for name, _, figure in made if name == 'calibration')
-  lines = lines_of(figure.axes[1])
+  title = 'confidence - accuracy [points]'
+  _, y = curve(panel_of(made, 'calibration', title), 'baseline')
   # The stand-in's confidence is .9, and its baseline right in .72 at the end.
-  assert lines['baseline'].get_ydata()[-1] == pytest.approx(18)
-  axes = figures.make_figure(1).axes[0]
+  assert y[-1] == pytest.approx(18)
   thin = Reliability(
     low=np.array([0.0, 0.5]),
     high=np.array([0.5, 1.0]),
@@ -303,8 +292,8 @@ def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
     confidence=np.array([0.3, 0.8]),
     accuracy=np.array([0.2, 0.7]),
   )
-  explanation_figures.draw_reliability(axes, {'a': thin}, {'a': ('black', '-')})
-  assert axes.get_lines()[1].get_xdata().tolist() == [0.8]
+  panel = explanation_figures.draw_reliability({'a': thin})
+  assert curve(panel, 'a')[0].tolist() == [0.8]
 
 
 def test_what_is_0_has_no_factor(explained):

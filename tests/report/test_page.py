@@ -14,13 +14,14 @@ from PIL import Image
 from tests.report_helpers import (
   FILES,
   Page,
+  curve,
   drawn,
-  lines_of,
+  panel_of,
   render_nothing,
 )
 from tsla_jax.errors import InputError
 from tsla_jax.io import write_json
-from tsla_jax.report import explain, figures, page, tables
+from tsla_jax.report import charts, explain, figures, page, tables
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
 from tsla_jax.report.tables import Cell
@@ -42,8 +43,8 @@ def test_report_is_whole_and_needs_no_network(workdir):
   assert not re.search(r'url\((?!#)|@import|<link|<iframe', text)
   for _, address in parsed.addresses:
     assert not address.startswith('#') or address[1:] in parsed.ids
-  # Each figure has an SVG for wide screens, and one for narrow ones.
-  assert parsed.svgs == 8
+  # Each panel is drawn, and each line of a legend.
+  assert parsed.svgs == 7 + 3 + 4 + 5
   for name in ('overview', 'drop', 'test', 'schedules'):
     with Image.open(workdir / 'figures' / f'{name}.png') as image:
       image.load()
@@ -146,26 +147,29 @@ def test_a_table_of_diverged_runs_is_drawn(workdir, monkeypatch):
 
 
 def test_curves_that_part_are_drawn_from_there(workdir):
-  epochs = read_results(workdir).epochs
-  figure = figures.make_figure(1)
-  (axes,) = figure.axes
-  figures.draw_rows(axes, epochs, 'theta', 'theta')
-  lines = lines_of(axes)
+  results = read_results(workdir)
+  panel = figures.curve_panel(results.epochs, 'theta', 'theta')
   # TSLA(2) leaves LSR's theta after two epochs, and is drawn from the second.
-  assert lines['LSR, theta 0.1'].get_xdata().tolist() == [1, 2, 3, 4, 5]
-  assert lines['TSLA(2)'].get_xdata().tolist() == [2, 3, 4, 5]
-  np.testing.assert_allclose(lines['TSLA(2)'].get_ydata(), [0.1, 0, 0, 0])
+  x, _ = curve(panel, 'LSR, theta 0.1', 'own')
+  assert x.tolist() == [1, 2, 3, 4, 5]
+  x, y = curve(panel, 'TSLA(2)', 'own')
+  assert x.tolist() == [2, 3, 4, 5]
+  np.testing.assert_allclose(y, [0.1, 0, 0, 0])
+  _, lines, _ = panel['layer'][-1]['layer']
+  assert lines['transform'] == [{'filter': 'datum.own'}]
 
 
 def test_the_test_figure_shows_the_test_split(workdir):
   results = read_results(workdir)
-  pictures = {name: figure for name, _, figure in page.make_figures(results)}
-  accuracy, loss = pictures['test'].axes
+  made = page.make_figures(results)
   baseline = np.array([0.5, 0.7, 0.75, 0.7, 0.7]) + 0.02  # mean of the seeds
-  for axes, expected in ((accuracy, 100 * baseline), (loss, 1 - baseline)):
-    line = lines_of(axes)['baseline']
-    assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
-    np.testing.assert_allclose(line.get_ydata(), expected)
+  for title, expected in (
+    ('test top-1 [%]', 100 * baseline),
+    ('test loss, one-hot [nats]', 1 - baseline),
+  ):
+    x, y = curve(panel_of(made, 'test', title), 'baseline')
+    assert x.tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(y, expected)
 
 
 def test_nine_rows_are_told_apart(workdir):
@@ -185,58 +189,54 @@ def test_nine_rows_are_told_apart(workdir):
   assert all(a != b for a, b in itertools.pairwise(drops))
 
 
-def colors_of(figure):
-  """The colours of the lines of a figure, by label."""
-  lines = {k: v for axes in figure.axes for k, v in lines_of(axes).items()}
-  return {label: line.get_color() for label, line in lines.items()}
+def colors_of(picture):
+  """The colours of the curves of a figure, by label."""
+  found = {}
+  for panel in picture.panels:
+    color = panel['encoding']['color']
+    assert color['field'] == 'label'
+    scale = color['scale']
+    found |= zip(scale['domain'], scale['range'], strict=True)
+  assert found == {label: color for label, (color, _) in picture.styles.items()}
+  return found
 
 
-def test_a_method_has_one_colour(explained, tmp_path):
-  """In all figures of a table and its charts, and in single analyses."""
+def test_a_method_has_one_colour(explained):
+  """In all figures of a table, and in single analyses."""
   results = read_results(explained)
   report = page.make_report(results)
   expected = {row: color for row, (color, _) in results.styles.items()}
   assert len(set(expected.values())) == 3
   seen = set()
-  for name, _, figure in report.pictures:
-    for label, color in colors_of(figure).items():
+  for picture in report.pictures:
+    for label, color in colors_of(picture).items():
       row = label.removesuffix(', as minimised').removesuffix(', one-hot')
       if row in expected:
-        seen.add(name)
-        assert color == expected[row], (name, label)
-  assert {'test', 'drop', 'schedules', 'selection', 'collapse'} <= seen
-  overview = {n: figure for n, _, figure in report.pictures}['overview']
-  for axes in overview.axes:
-    dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    for dot in dots:
-      row = names[int(dot.get_ydata()[0])]
-      assert dot.get_color() == expected[row]
-  for chart in page.make_charts(results)['test']:
-    scale = chart['layer'][0]['encoding']['color']['scale']
-    assert scale['range'] == list(expected.values())
+        seen.add(picture.name)
+        assert color == expected[row], (picture.name, label)
+  assert seen == {picture.name for picture in report.pictures}
   path = explained / 'runs' / 'tsla_drop_2' / 'seed0'
   alone = explain.measure_runs(explain.name_runs([path]))
-  for name, _, figure in draw_explanations(alone):
+  for picture in draw_explanations(alone):
     ((row, _),) = alone.styles.items()
-    assert colors_of(figure)[row] == expected['TSLA(2)'], name
+    assert colors_of(picture)[row] == expected['TSLA(2)'], picture.name
 
 
-def test_charts_hold_the_curves_and_pages_their_library(workdir, vega):
-  results = read_results(workdir)
-  (accuracy, _) = page.make_charts(results)['test']
-  values = accuracy['data']['values']
-  baseline = [50 + 2, 70 + 2, 75 + 2, 70 + 2, 70 + 2]  # mean of the seeds
-  assert [line['r0'] for line in values] == pytest.approx(baseline)
-  tips = accuracy['layer'][1]['encoding']['tooltip']
-  assert [tip['title'] for tip in tips] == ['epoch', *results.rows]
+def test_values_are_read_off_where_scripts_run(workdir, vega):
+  panel = charts.live(page.make_figures(read_results(workdir))[0].panels[0])
+  # Large points that are not seen have the fields and titles of the axes.
+  group = panel['layer'][-1]
+  mark = group['layer'][-1]['mark']
+  assert mark['tooltip'] and mark['opacity'] == 0 and mark['size'] > 100
+  assert group['encoding']['y']['title'] == 'test top-1 [%]'
+  assert panel['width'] == 'container'
   assert 'vegaEmbed' in vega() and '</script' not in vega()
   page.draw(workdir)
   text = (workdir / 'report.html').read_text()
   # The static figure is there until the chart takes its place.
   at = text.index('data-chart="test"')
   assert '<svg' in text[at : text.index('</figure>', at)]
-  assert 'hidden data-chart' in text
+  assert text.count('class="live" hidden') == 7
 
 
 def test_texts_of_a_table_are_no_markup(workdir, monkeypatch):

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.report_helpers import cells, dense_arrays, lines_of
+from tests.report_helpers import cells, curve, dense_arrays, reference
 from tsla_jax.analysis import confidence as scores
 from tsla_jax.analysis import selective
 from tsla_jax.analysis.logit_gradients import measure_suppression
 from tsla_jax.analysis.predictions import held_out_split, softmax
 from tsla_jax.errors import InputError
-from tsla_jax.report import explanation_figures, figures, metrics
+from tsla_jax.report import explanation_figures, metrics
 from tsla_jax.report.dense import measure_dense
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.explanation_tables import comparison_layout, explain
@@ -107,19 +107,19 @@ def test_tables_and_figures(explained):
   layout = layouts(dataclasses.replace(results, runs=some))[title]
   text = cells(layout, 'baseline')['risk of 10 %'].text
   assert text == '50.00 from 0.25 on'
-  pictures = {name: figure for name, _, figure in draw_explanations(results)}
-  curves = results.diagrams['baseline']
-  left, right = pictures['selection'].axes
-  drawn = lines_of(left)
-  expected = 100 * np.mean([d.risk for d in curves], axis=0)
-  np.testing.assert_allclose(drawn['baseline'].get_ydata(), expected)
-  drawn = lines_of(right)
-  expected = 100 * np.mean([d.norm_risk for d in curves], axis=0)
-  np.testing.assert_allclose(drawn['baseline'].get_ydata(), expected)
-  _, gradients = pictures['logits'].axes
-  formula = gradients.get_lines()[-1]
-  assert formula.get_xdata().tolist() == pytest.approx([0, 2 / 3])
-  assert formula.get_ydata().tolist() == pytest.approx([2 / 3, 0])
+  made = draw_explanations(results)
+  pictures = {picture.name: picture for picture in made}
+  parts = results.diagrams['baseline']
+  left, right = pictures['selection'].panels
+  for panel, kind in ((left, 'risk'), (right, 'norm_risk')):
+    expected = 100 * np.mean([getattr(d, kind) for d in parts], axis=0)
+    known = np.isfinite(expected)
+    _, y = curve(panel, 'baseline')
+    np.testing.assert_allclose(y[known].astype(float), expected[known], 1e-5)
+    assert all(value is None for value in y[~known])
+  _, gradients = pictures['logits'].panels
+  ends = [list(point.values()) for point in reference(gradients)]
+  np.testing.assert_allclose(ends, [[0, 2 / 3], [2 / 3, 0]], atol=1e-5)
 
 
 def test_pooled_logits_are_weighted_by_their_counts():
@@ -130,17 +130,12 @@ def test_pooled_logits_are_weighted_by_their_counts():
     np.concatenate([a['labels'] for a in arrays]),
     1.0,
   )
-  left, right = figures.make_figure(2).axes
-  for axes, key in ((left, 'max_logit'), (right, 'suppression')):
-    explanation_figures.draw_suppression(
-      axes, {'a': parts}, key, {'a': ('black', '-')}
-    )
   many = whole.count >= 10
-  x, y = left.get_lines()[0].get_data()
-  np.testing.assert_allclose(x, whole.error_probability[many])
-  np.testing.assert_allclose(y, whole.max_logit[many])
-  _, y = right.get_lines()[0].get_data()
-  np.testing.assert_allclose(y, whole.suppression[many])
+  for key in ('max_logit', 'suppression'):
+    panel = explanation_figures.draw_suppression({'a': parts}, key)
+    x, y = curve(panel, 'a')
+    np.testing.assert_allclose(x, whole.error_probability[many], 1e-5)
+    np.testing.assert_allclose(y, getattr(whole, key)[many], 1e-5)
 
 
 def test_ties_that_matter_are_noted(explained):

@@ -131,17 +131,18 @@ def test_diverged_and_unfinished_runs_are_said(workdir):
 
 
 def test_the_figure_shows_means_and_differences(workdir):
-  _, _, figure = summary.draw_overview(read_results(workdir))
-  means, differences = figure.axes
-  dots = [line for line in means.get_lines() if line.get_marker() == 'o']
-  assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([72, 75, 82])
-  dots = [line for line in differences.get_lines() if line.get_marker() == 'o']
-  assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([3, 10])
+  means, differences = summary.draw_overview(read_results(workdir)).panels
+  points = means['data']['values']
+  assert [point['x'] for point in points] == pytest.approx([72, 75, 82])
+  points = differences['data']['values']
+  assert [point['x'] for point in points] == pytest.approx([3, 10])
   # The interval of LSR, as in the table of differences.
-  bars = [
-    line for line in differences.get_lines() if len(line.get_xdata()) == 2
-  ]
-  assert bars[0].get_xdata()[0] == pytest.approx(-1.97, abs=0.005)
+  assert points[0]['low'] == pytest.approx(-1.97, abs=0.005)
+  assert points[0]['high'] == pytest.approx(7.97, abs=0.005)
+  # All rows stand on the axis of both.
+  for panel in (means, differences):
+    rows = panel['layer'][-1]['encoding']['y']['scale']['domain']
+    assert rows == ['baseline', 'LSR, theta 0.1', 'TSLA(2)']
 
 
 def test_methods_are_those_of_the_table(workdir):

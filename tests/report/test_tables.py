@@ -255,10 +255,8 @@ def test_drops_that_a_rule_found_differ_between_seeds(workdir):
   epochs = results.epochs[results.epochs['row'] == 'TSLA(2)']
   drops = epochs.groupby('seed')['drop_epoch'].first()
   assert drops[:2].tolist() == [1, 3] and np.isnan(drops[2])
-  (axes,) = figures.make_figure(1).axes
-  figures.draw_rows(axes, epochs, 'test_top1', 'top-1')
-  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-  assert [dot.get_xdata().tolist() for dot in dots] == [[2], [4]]
+  points = figures.mean_curves(epochs, 'test_top1')
+  assert points.loc[points['drop'], 'x'].tolist() == [2, 4]
 
 
 def test_a_line_that_is_missing_is_not_overlooked(workdir):

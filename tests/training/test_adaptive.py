@@ -20,6 +20,7 @@ from tests.helpers import (
   train_rows,
   train_run,
 )
+from tests.report_helpers import curve
 from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.configs import default
@@ -132,14 +133,11 @@ def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
   titles = [layout.title for layout in explanation_tables.explain(results)]
   assert 'Variance of the gradients of the last layer' in titles
   (picture,) = (
-    figure
-    for name, _, figure in draw_explanations(results)
-    if name == 'gradients'
+    one for one in draw_explanations(results) if one.name == 'gradients'
   )
-  for axes in picture.axes:
-    lines = {line.get_label(): line for line in axes.lines}
-    assert len(lines['LSR'].get_xdata()) == 6
-    assert len(lines['found'].get_xdata()) == 6 - drop + 1
+  for panel in picture.panels:
+    assert len(curve(panel, 'LSR', 'own')[0]) == 6
+    assert len(curve(panel, 'found', 'own')[0]) == 6 - drop + 1
 
 
 def test_a_rule_that_never_fires_is_lsr(tmp_path, epochs_trained):

@@ -1,15 +1,16 @@
 """A report: one page that needs no network, and its parts as files."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
+import vl_convert
 
 from tsla_jax.io import write_all
-from tsla_jax.report import figures, hover, tables
-from tsla_jax.report.figures import Picture, Styles
+from tsla_jax.report import charts, tables
+from tsla_jax.report.charts import Picture, Styles
 from tsla_jax.report.tables import Layout
 
 
@@ -24,8 +25,6 @@ class Section:
     pictures: figures.
     notes: sentences.
     folded: tables that a click opens; they are open in print.
-    charts: specifications in Vega-Lite, by the name of the picture that they
-      replace where scripts run.
   """
 
   key: str
@@ -34,9 +33,6 @@ class Section:
   pictures: Sequence[Picture] = ()
   notes: Sequence[str] = ()
   folded: Sequence[Layout] = ()
-  charts: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(
-    default_factory=dict
-  )
 
   @property
   def empty(self) -> bool:
@@ -96,7 +92,7 @@ def write(
   Raises:
     InputError: if it cannot be written.
   """
-  images = figures.to_files(report.pictures)
+  images = charts.to_files(report.pictures)
   pages = {'report.html': to_html(report)}
   write_all(output, {**content, **images, **pages}, mend=mend)
 
@@ -111,22 +107,21 @@ def to_html(report: Report) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  sections = [section for section in report.sections if not section.empty]
-  charts = {k: v for section in sections for k, v in section.charts.items()}
   bold = any(c.bold for one in report.layouts for row in one.rows for c in row)
   return environment.get_template('page.html').render(
     report=report,
-    sections=sections,
-    svg={name: _svgs(name, figure) for name, _, figure in report.pictures},
-    charts=charts,
-    script=hover.library() if charts else '',
+    sections=[section for section in report.sections if not section.empty],
+    to_element=charts.to_element,
+    live={of.name: list(map(charts.live, of.panels)) for of in report.pictures},
+    config=charts.PAGE,
+    script=library() if report.pictures else '',
     bold=tables.BOLD if bold else '',
     prune=tables.prune,
   )
 
 
-def _svgs(name: str, figure: figures.Figure) -> dict[str, str]:
-  """Render a figure for wide and for narrow screens; stacks its panels."""
-  wide = figures.to_svg(f'{name}-wide', figure)
-  figures.stack(figure)
-  return {'wide': wide, 'narrow': figures.to_svg(f'{name}-narrow', figure)}
+@functools.cache
+def library() -> str:
+  """Return the JavaScript of Vega, Vega-Lite and Vega-Embed."""
+  # Inside of a page this would end the script.
+  return vl_convert.javascript_bundle().replace('</script', r'<\/script')

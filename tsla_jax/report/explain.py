@@ -10,8 +10,8 @@ import pandas as pd
 from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory, to_path
+from tsla_jax.report import charts, document, metrics, page, summary, tables
 from tsla_jax.report import dense as dense_lib
-from tsla_jax.report import document, figures, metrics, page, summary, tables
 from tsla_jax.report.inputs import read_predictions, read_run
 from tsla_jax.report.measure import measure, measure_collapse
 from tsla_jax.report.results import (
@@ -296,7 +296,7 @@ def write(
   content = {
     'metrics.csv': tables.to_csv(results.runs),
     'analysis.md': tables.escape_html(
-      text + figures.to_markdown(report.pictures)
+      text + charts.to_markdown(report.pictures)
     ),
   }
   document.write(report, output, content, mend='give another output')

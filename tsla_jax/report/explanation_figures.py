@@ -1,6 +1,6 @@
 """Figures of calibration, selective classification and neural collapse.
 
-Functions that draw on axes come first, then the figures with their captions
+Functions that draw a panel come first, then the figures with their captions
 (`draw_explanations`).
 """
 
@@ -11,23 +11,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from tsla_jax.analysis.calibration import Reliability
 from tsla_jax.analysis.logit_gradients import Suppression
 from tsla_jax.methods import keeps_theta
 from tsla_jax.report import metrics
-from tsla_jax.report.explanation_tables import measured
-from tsla_jax.report.figures import (
-  GREY,
+from tsla_jax.report.charts import (
+  DASHED,
   Picture,
-  Styles,
-  draw_line,
-  draw_panels,
-  draw_rows,
-  own_part,
-  set_logarithmic,
+  Spec,
+  axis,
+  join,
+  layer,
+  make_panel,
+  make_picture,
+  reference,
 )
+from tsla_jax.report.explanation_tables import measured
+from tsla_jax.report.figures import curve_panel, mean_curves
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
@@ -36,8 +37,8 @@ _THIN = 10  # bins of fewer examples are not drawn
 
 
 def draw_path(
-  axes: Axes, epochs: pd.DataFrame, along: str, key: str, styles: Styles
-) -> None:
+  epochs: pd.DataFrame, along: str, key: str, **titles: str
+) -> Spec:
   """Draw one quantity of every row against another during training.
 
   Points are geometric means over the seeds, on logarithmic axes. Epochs that a
@@ -47,91 +48,98 @@ def draw_path(
     epochs: of a table.
     along: the column of the horizontal axis.
     key: the column of the vertical axis.
+    **titles: of the axes `x` and `y`.
   """
   epochs = epochs[(epochs[along] > 0) & (epochs[key] > 0)]
-  drawn: list[pd.Series] = []
-  for name, run in epochs.groupby('row', sort=False):
-    mean = np.log(run[[along, key]]).groupby(run['epoch']).mean()
-    path = np.exp(mean.loc[own_part(mean[key], drawn).index])
-    draw_line(axes, path[along], path[key], name, styles[name], marker='.')
-  set_logarithmic(axes.xaxis)
-  set_logarithmic(axes.yaxis)
+  points = mean_curves(epochs, key, log=True)
+  across = mean_curves(epochs, along, log=True)['y']
+  points = points.assign(x=across, order=points['x'])
+  axes = (axis(titles[name], log=True) for name in 'xy')
+  order = {'order': {'field': 'order', 'type': 'quantitative'}}
+  return make_panel(
+    *(points, *axes),
+    layer('line', 'datum.own', encoding=order),
+    layer('point', 'datum.own', size=14),
+  )
 
 
 def draw_reliability(
-  axes: Axes, diagrams: Mapping[str, Reliability], styles: Styles
-) -> None:
+  diagrams: Mapping[str, Reliability], title: str = ''
+) -> Spec:
   """Draw accuracy against confidence, with dots as large as the bins.
 
   Bins of fewer than 10 examples are left out.
   """
-  axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+  curves = {}
   for row, diagram in diagrams.items():
     many = diagram.count >= _THIN
-    points = diagram.confidence[many], diagram.accuracy[many]
-    draw_line(axes, *points, row, styles[row])
-    size = 4 + 150 * diagram.count[many] / diagram.count.sum()
-    axes.scatter(*points, size, styles[row][0], alpha=0.5, linewidth=0)
-  axes.set(xlabel='confidence', ylabel='accuracy')
-  axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect='equal')
+    shares = diagram.count[many] / diagram.count.sum()
+    points = {'x': diagram.confidence[many], 'y': diagram.accuracy[many]}
+    curves[row] = {**points, 'examples': shares}
+  size = {'field': 'examples', 'type': 'quantitative', 'legend': None}
+  size['scale'] = {'domain': [0, 1], 'range': [10, 900], 'zero': False}
+  axes = (axis(name, domain=[0, 1]) for name in ('confidence', 'accuracy'))
+  return make_panel(
+    *(join(curves), *axes, layer('line')),
+    layer('point', opacity=0.5, encoding={'size': size}),
+    behind=[reference(x=[0, 1], y=[0, 1])],
+    **{'title': title, 'width': 280, 'height': 280},
+  )
 
 
 def draw_suppression(
-  axes: Axes,
-  suppressions: Mapping[str, Sequence[Suppression]],
-  key: str,
-  styles: Styles,
-) -> None:
+  suppressions: Mapping[str, Sequence[Suppression]], key: str
+) -> Spec:
   """Draw a field of `Suppression` by the predicted probability of error.
 
   Args:
     suppressions: of each row, one for each seed; bins are pooled.
     key: 'max_logit', or 'suppression' to draw its formula, too.
   """
+  curves, fields = {}, ['error_probability', key]
   for row, parts in suppressions.items():
     table = pd.concat(pd.DataFrame(dataclasses.asdict(one)) for one in parts)
-    fields = ['error_probability', key]
     sums = table[fields].mul(table['count'], axis=0).groupby(table['bin']).sum()
     total = table.groupby('bin')['count'].sum()
     means = sums.div(total, axis=0)[total >= _THIN]
-    points = (means[name] for name in fields)
-    draw_line(axes, *points, row, styles[row], marker='.')
-  axes.set_ylabel('largest logit')
+    curves[row] = {'x': means[fields[0]], 'y': means[key]}
+  behind, title = [], 'largest logit'
   if key == 'suppression':
-    axes.set_ylabel('added gradient, theta 1')
+    title = 'added gradient, theta 1'
     every = (one for parts in suppressions.values() for one in parts)
     for classes in {one.num_classes for one in every}:
       ends = np.array([0, 1 - 1 / classes])
-      axes.plot(ends, 1 - ends - 1 / classes, color=GREY, linewidth=0.8)
+      behind.append(reference(x=ends, y=1 - ends - 1 / classes))
+  points = join(curves), 'predicted probability of error', title
+  layers = layer('line'), layer('point', size=14)
+  return make_panel(*points, *layers, behind=behind)
 
 
 def draw_by_theta(
-  axes: Axes,
   baseline: pd.DataFrame,
   methods: Mapping[str, pd.DataFrame],
   metric: Metric,
-  styles: Styles,
-) -> None:
+) -> Spec:
   """Draw a metric of each method against the strength of smoothing.
 
   Args:
     baseline: models without smoothing. A horizontal line shows their mean with
       temperature scaling.
     methods: models of each method, by label, with 'theta' and the metric.
-    styles: of the methods.
+    metric: on the vertical axis.
   """
-  across = metric.factor * baseline[metrics.SCALED + metric.key].mean()
-  if np.isfinite(across):
-    look = {'color': GREY, 'linestyle': ':'}
-    axes.axhline(across, label='baseline, temperature', **look)
+  curves = {}
   for label, models in methods.items():
     values = (metric.factor * models[metric.key]).groupby(models['theta'])
-    color, dashes = styles[label]
-    look = {'color': color, 'linestyle': dashes, 'marker': 'o', 'capsize': 2}
-    spread = values.std().fillna(0)
-    x, mean = list(values.groups), values.mean()
-    axes.errorbar(x, mean, spread, markersize=4, label=label, **look)
-  axes.set(xlabel='theta', ylabel=metric.label)
+    mean, spread = values.mean(), values.std().fillna(0)
+    ends = {'low': mean - spread, 'high': mean + spread}
+    curves[label] = {'x': mean.index, 'y': mean, **ends}
+  scaled = metric.factor * baseline[metrics.SCALED + metric.key].mean()
+  return make_panel(
+    *(join(curves), 'theta', metric.label),
+    *(layer('rule', along='y'), layer('line'), layer('point')),
+    behind=[reference(DASHED, y=[scaled])] if np.isfinite(scaled) else [],
+  )
 
 
 def draw_explanations(
@@ -143,7 +151,7 @@ def draw_explanations(
     results: of a table, runs or files.
     log_coverage: draw coverage on a logarithmic axis.
   """
-  return [
+  pictures = (
     *_gradients(results),
     *_collapse(results),
     *_calibration(results),
@@ -151,25 +159,26 @@ def draw_explanations(
     *_logits(results),
     *_reliability(results),
     *_strength(results),
-  ]
+  )
+  return [picture for picture in pictures if picture.styles]  # not empty
 
 
 def _gradients(results: Results) -> list[Picture]:
-  epochs = results.epochs
+  epochs, styles = results.epochs, results.styles
   family = shown(metrics.GRADIENTS, 'gradients')
   if not all(len(measured(epochs, f'train_{m.key}')) for m in family):
     return []
 
-  def draw(axes: Axes, metric: Metric) -> None:
+  def panel(metric: Metric) -> Spec:
     log = metric.key != 'best_theta'
-    look = {'log': log, 'whole': True, 'styles': results.styles}
-    draw_rows(axes, epochs, f'train_{metric.key}', metric.label, **look)
     # Smoothing lowers the variance below delta 1, and the error of the batch's
     # gradient up to twice the best theta.
-    limit = 1.0 if log else epochs['theta'].max() / 2
-    axes.axhline(limit, color=GREY, linewidth=0.8, linestyle='--')
+    limit = reference(y=[1.0 if log else epochs['theta'].max() / 2])
+    look = {'log': log, 'whole': True, 'behind': [limit]}
+    return curve_panel(epochs, f'train_{metric.key}', metric.label, **look)
 
-  return [draw_panels('gradients', zip(family), draw, remark='dots')]
+  panels = map(panel, family)
+  return [make_picture('gradients', panels, styles, remark='dots')]
 
 
 def _collapse(results: Results) -> list[Picture]:
@@ -186,82 +195,74 @@ def _collapse(results: Results) -> list[Picture]:
   if known['row'].value_counts().max() < 2:
     return []
 
-  def draw(axes: Axes, metric: Metric | None, **look: bool) -> None:
-    if metric is not None:
-      key = f'train_{metric.key}'
-      draw_rows(axes, epochs, key, metric.label, styles=styles, **look)
-      return
-    if {'nc1', 'nc2_features'} <= {metric.key for metric in family}:
-      draw_path(axes, epochs, 'train_nc1', 'train_nc2_features', styles)
-    axes.set(xlabel='NC1', ylabel='NC2')
+  def panel(metric: Metric, **look: bool) -> Spec:
+    return curve_panel(epochs, f'train_{metric.key}', metric.label, **look)
 
-  norms = [None, *shown(metrics.COLLAPSE, 'norms')]
+  norms = [
+    panel(metric, whole=True) for metric in shown(metrics.COLLAPSE, 'norms')
+  ]
+  if {'nc1', 'nc2_features'} <= {metric.key for metric in family}:
+    keys = 'train_nc1', 'train_nc2_features'
+    norms.insert(0, draw_path(epochs, *keys, x='NC1', y='NC2'))
+  panels = [panel(metric, log=True) for metric in family]
   return [
-    draw_panels(
-      'collapse', zip(family), functools.partial(draw, log=True), remark='dots'
-    ),
-    draw_panels(
-      'norms', zip(norms), functools.partial(draw, whole=True), remark='dots'
-    ),
+    make_picture('collapse', panels, styles, remark='dots'),
+    make_picture('norms', norms, styles, remark='dots'),
   ]
 
 
 def _calibration(results: Results) -> list[Picture]:
-  epochs = results.epochs
+  epochs, styles = results.epochs, results.styles
   if not len(measured(epochs, 'test_ece')):
     return []
   frame = epochs.assign(gap=epochs['test_confidence'] - epochs['test_top1'])
-
-  def draw(axes: Axes, key: str, label: str) -> None:
-    draw_rows(axes, frame, key, label, 100, styles=results.styles)
-    if key == 'gap':
-      axes.axhline(0, color=GREY, linewidth=0.8)
-
-  panels = ('test_ece', 'ECE [%]'), ('gap', 'confidence - accuracy [points]')
-  return [draw_panels('calibration', panels, draw, remark='dots')]
+  panel = functools.partial(curve_panel, frame, scale=100)
+  gap = 'gap', 'confidence - accuracy [points]'
+  panels = [
+    panel('test_ece', 'ECE [%]'),
+    panel(*gap, behind=[reference(y=[0])]),
+  ]
+  return [make_picture('calibration', panels, styles, remark='dots')]
 
 
 def _selection(results: Results, log_coverage: bool) -> list[Picture]:
   if not results.diagrams or 'aurc' not in results.runs:
     return []
+  x, y = axis('coverage', log=log_coverage), axis('risk [%]', zero=True)
 
-  def draw(axes: Axes, kind: str, title: str) -> None:
-    for row, parts in _existing(results, kind).items():
-      risk = 100 * np.mean(parts, axis=0)
-      draw_line(axes, COVERAGES, risk, row, results.styles[row])
-    if log_coverage:
-      set_logarithmic(axes.xaxis)
-    axes.set(ylabel='risk [%]', title=title)
-    axes.set_ylim(bottom=0)
+  def panel(kind: str, title: str) -> Spec:
+    curves = {
+      row: {'x': COVERAGES, 'y': 100 * np.mean(parts, axis=0)}
+      for row, parts in _existing(results, kind).items()
+    }
+    return make_panel(join(curves), x, y, layer('line'), title=title)
 
-  panels = (
-    ('risk', 'by maximum softmax probability'),
-    ('norm_risk', 'by normalised logits'),
-  )
-  return [draw_panels('selection', panels, draw, xlabel='coverage')]
+  panels = [
+    panel('risk', 'by maximum softmax probability'),
+    panel('norm_risk', 'by normalised logits'),
+  ]
+  return [make_picture('selection', panels, results.styles)]
 
 
 def _logits(results: Results) -> list[Picture]:
-  found, styles = _existing(results, 'suppression'), results.styles
+  found = _existing(results, 'suppression')
   if not found or 'aurc' not in results.runs:
     return []
-  panels = [(found, key, styles) for key in ('max_logit', 'suppression')]
-  label = 'predicted probability of error'
-  return [draw_panels('logits', panels, draw_suppression, xlabel=label)]
+  keys = ('max_logit', 'suppression')
+  panels = [draw_suppression(found, key) for key in keys]
+  return [make_picture('logits', panels, results.styles)]
 
 
 def _reliability(results: Results) -> list[Picture]:
   if not _existing(results, 'plain') or 'ece' not in results.runs:
     return []
-
-  def draw(axes: Axes, kind: str, title: str) -> None:
+  panels = []
+  for kind, title in (('plain', 'as trained'), ('scaled', 'with temperature')):
     parts = _existing(results, kind)
     pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
-    draw_reliability(axes, pooled, results.styles)
-    axes.set_title(title if pooled else f'{title}: none has one')
-
-  panels = ('plain', 'as trained'), ('scaled', 'with temperature')
-  return [draw_panels('reliability', panels, draw, height=3.6)]
+    title = title if pooled else f'{title}: none has one'
+    panels.append(draw_reliability(pooled, title))
+  return [make_picture('reliability', panels, results.styles)]
 
 
 def _existing(results: Results, kind: str) -> dict[str, list[Any]]:
@@ -286,9 +287,11 @@ def _strength(results: Results) -> list[Picture]:
     label: results.styles[models['row'].iloc[-1]]
     for label, models in methods.items()
   }
-  family = shown(metrics.CALIBRATION, 'strength')
-  panels = [(baseline, methods, metric, styles) for metric in family]
-  return [draw_panels('strength', panels, draw_by_theta)]
+  panels = [
+    draw_by_theta(baseline, methods, metric)
+    for metric in shown(metrics.CALIBRATION, 'strength')
+  ]
+  return [make_picture('strength', panels, styles)]
 
 
 def group_by_method(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from tsla_jax import fields, methods
 from tsla_jax.io import to_path
@@ -15,13 +14,13 @@ from tsla_jax.report import (
   document,
   explanation_tables,
   figures,
-  hover,
   summary,
   tables,
 )
+from tsla_jax.report.charts import Picture, make_picture
 from tsla_jax.report.document import Report, Section
 from tsla_jax.report.explanation_figures import draw_explanations
-from tsla_jax.report.figures import Picture
+from tsla_jax.report.figures import curve_panel
 from tsla_jax.report.results import COLUMNS, Results, read_results
 from tsla_jax.report.tables import Layout, lay_out
 from tsla_jax.report.words import say
@@ -84,12 +83,7 @@ def make_report(results: Results) -> Report:
   accuracy = [tables.results_layout(results), tables.comparison_layout(results)]
   sections = [
     Section('accuracy', 'Accuracy', accuracy),
-    Section(
-      'curves',
-      'Curves',
-      pictures=make_figures(results),
-      charts=make_charts(results),
-    ),
+    Section('curves', 'Curves', pictures=make_figures(results)),
     *explained_sections(results),
     Section(
       'runs',
@@ -117,7 +111,7 @@ def explained_sections(
   """Return the sections of measured quantities, with tables and figures."""
   layouts = explanation_tables.explain(results)
   drawn = draw_explanations(results, log_coverage=log_coverage)
-  pictures = {picture[0]: picture for picture in drawn}
+  pictures = {picture.name: picture for picture in drawn}
   return [
     Section(
       key,
@@ -209,47 +203,19 @@ def _duration(seconds: float) -> str:
   return f'{seconds / 3600:.1f} hours'
 
 
-# Of the epochs: column, title, factor, and format of single values.
-_CURVES = (
-  ('test_top1', 'test top-1 [%]', 100, '.2f'),
-  ('test_onehot_loss', 'test loss, one-hot [nats]', 1, '.4f'),
-)
-
-
 def make_figures(results: Results) -> list[Picture]:
   """Draw the figures of the paper."""
   epochs, styles = results.epochs, results.styles
   if epochs.empty:
     return []
-
-  def draw_curve(axes: Axes, key: str, label: str, scale: float, _: str):
-    figures.draw_rows(axes, epochs, key, label, scale, styles=styles)
-
-  pictures = [figures.draw_panels('test', _CURVES, draw_curve)]
+  test = [
+    curve_panel(epochs, 'test_top1', 'test top-1 [%]', scale=100),
+    curve_panel(epochs, 'test_onehot_loss', 'test loss, one-hot [nats]'),
+  ]
+  pictures = [make_picture('test', test, styles)]
   if pair := _best_drop(results):
-    kept, dropped = pair
-    pictures.append(
-      figures.draw_panels(
-        *('drop', [(epochs, pair, styles)], figures.draw_drop),
-        kept=kept,
-        dropped=dropped,
-      )
-    )
-  schedules = [(epochs, styles)], figures.draw_schedules
-  return [*pictures, figures.draw_panels('schedules', *schedules)]
-
-
-def make_charts(results: Results) -> dict[str, list[dict[str, Any]]]:
-  """Specify the charts that replace figures where scripts run."""
-  epochs, styles = results.epochs, results.styles
-  if epochs.empty:
-    return {}
-  return {
-    'test': [
-      hover.curve_chart(epochs, key, title, styles, scale=scale, form=form)
-      for key, title, scale, form in _CURVES
-    ]
-  }
+    pictures.append(figures.draw_drop(epochs, *pair, styles))
+  return [*pictures, figures.draw_schedules(epochs, styles)]
 
 
 def _best_drop(results: Results) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
-from tsla_jax.report import figures, metrics
+from tsla_jax.report import charts, figures, metrics
 from tsla_jax.report.inputs import Predictions, read_predictions
 from tsla_jax.report.measure import Diagrams, measure
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
@@ -76,7 +76,7 @@ class Results:
     return {row: methods.reference_rows(self.configs, row) for row in self.rows}
 
   @functools.cached_property
-  def styles(self) -> figures.Styles:
+  def styles(self) -> charts.Styles:
     """The colour and the dashes of each row, in all figures."""
     # Rows without a finished run may have epochs.
     return figures.row_styles([*self.configs, *self.rows], self.configs)

@@ -11,8 +11,14 @@ import pandas as pd
 from scipy import stats
 
 from tsla_jax.methods import keeps_theta, method_name
-from tsla_jax.report import figures
-from tsla_jax.report.figures import GREY, Picture
+from tsla_jax.report.charts import (
+  Picture,
+  Spec,
+  layer,
+  make_panel,
+  make_picture,
+  reference,
+)
 from tsla_jax.report.results import (
   Difference,
   Results,
@@ -143,27 +149,33 @@ def draw_overview(
   values = _values(results, key)
   if not values:
     return None
-  changes, count = _changes(results, values), len(values)
-  panels, height = 2 if changes else 1, 1.1 + 0.2 * count
-  figure = figures.make_figure(panels, xlabel='', height=height)
-  labels = (label, 'difference to baseline [points]')
-  for axes, title in zip(figure.axes, labels, strict=False):
-    axes.set(xlabel=title, ylim=(count - 0.5, -0.5))
-    axes.set_yticks(range(count), list(values))
-  for i, row in enumerate(values):
-    found = [(values[row].mean(), *_interval(results, row, key))]
-    if row in changes:
-      difference = changes[row][1]
-      found.append((difference.mean, difference.low, difference.high))
-    for axes, (mean, *ends) in zip(figure.axes, found, strict=False):
-      color = results.styles[row][0]
-      axes.plot(100 * mean, i, 'o', color=color, markersize=4)
-      axes.plot(100 * np.array(ends), [i, i], color=color, linewidth=1.8)
-  names = ['captions.overview']
-  if changes:
-    figure.axes[1].axvline(0, color=GREY, linewidth=1)
-    names.append('captions.differences')
-  return 'overview', say(*names, label=label), figure
+  means = {
+    row: (of.mean(), *_interval(results, row, key))
+    for row, of in values.items()
+  }
+  changes = _changes(results, values)
+  differences = {
+    row: (d.mean, d.low, d.high) for row, (_, d) in changes.items()
+  }
+
+  def panel(found: Mapping[str, Sequence[float]], *behind: Spec) -> Spec:
+    ends = 100 * pd.DataFrame(found, index=['x', 'low', 'high']).T
+    title = 'difference to baseline [points]' if behind else label
+    return make_panel(
+      ends.assign(label=list(found), y=list(found)),
+      title,
+      {'type': 'nominal', 'title': None, 'scale': {'domain': list(values)}},
+      *(layer('rule', along='x'), layer('point', size=50)),
+      behind=behind,
+      height={'step': 18},
+    )
+
+  panels, remark = [panel(means)], ''
+  if differences:
+    panels.append(panel(differences, reference(x=[0])))
+    remark = 'differences'
+  look = {'remark': remark, 'legend': False}  # rows are named on the axis
+  return make_picture('overview', panels, results.styles, label=label, **look)
 
 
 def _values(results: Results, key: str) -> dict[str, pd.Series]:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tsla_jax.report import document, figures, tables
+from tsla_jax.report import charts, document, tables
+from tsla_jax.report.charts import Picture
 from tsla_jax.report.document import Report, Section
-from tsla_jax.report.figures import Picture
 from tsla_jax.report.tables import Layout
 
 
@@ -43,7 +43,7 @@ def write_theory(
   """
   sections = [Section('conclusions', 'Conclusions', notes=conclusions)]
   sections += [
-    Section(picture[0], layout.title, [layout], [picture] if i else [])
+    Section(picture.name, layout.title, [layout], [picture] if i else [])
     for i, (layout, picture) in enumerate(parts)
   ]
   report = Report(title, sentence, sections, parts[0][1], remarks)
@@ -52,7 +52,7 @@ def write_theory(
   text = '\n'.join([*texts, ''.join(f'- {line}\n' for line in conclusions)])
   content = {
     f'{name}.md': tables.escape_html(
-      text + figures.to_markdown(report.pictures)
+      text + charts.to_markdown(report.pictures)
     ),
     **{f'{key}.csv': of.to_csv(index=False) for key, of in frames.items()},
   }

@@ -9,23 +9,33 @@ import pathlib
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from tsla_jax.io import lock_directory
 from tsla_jax.report import convergence_experiments as experiments
-from tsla_jax.report import figures
+from tsla_jax.report.charts import (
+  DASHED,
+  GREY,
+  SOLID,
+  Picture,
+  axis,
+  join,
+  layer,
+  make_panel,
+  make_picture,
+  reference,
+)
 from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
-from tsla_jax.report.figures import Picture
+from tsla_jax.report.figures import DOTTED, MIXED, ORANGE, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say
 
 # The colours that reports of runs have for the baseline, LSR and TSLA.
 _STYLES = {
-  SGD: ('#000000', '-'),
-  TWO_STAGE: (figures.GREY, '-.'),
-  LSR: (figures.ORANGE, ':'),
-  TSLA: (figures.shade(1, 3), '--'),
+  SGD: ('#000000', SOLID),
+  TWO_STAGE: (GREY, MIXED),
+  LSR: (ORANGE, DOTTED),
+  TSLA: (shade(1, 3), DASHED),
 }
 
 
@@ -175,56 +185,59 @@ def conclude(
 
 
 def _draw_bounds(frame: pd.DataFrame) -> Picture:
-  def draw(axes: Axes, problem: str, part: pd.DataFrame) -> None:
-    part = part.reset_index(drop=True)
-    for name, of in part.groupby('algorithm', sort=False):
-      error = 2 * of['standard_error'] / of['bound']
-      dots = {'fmt': 'o', 'color': _STYLES[name][0], 'label': name}
-      axes.errorbar(of.index, of['slack'], error, **dots)
-    labels = [
+  panels = []
+  y = axis('measured / bound', zero=True)
+  for problem, of in frame.groupby('problem', sort=False):
+    error = 2 * of['standard_error'] / of['bound']
+    ends = {'low': of['slack'] - error, 'high': of['slack'] + error}
+    runs = [
       ('eta 1/L' if math.isnan(line['eps']) else f'eps {line["eps"]:g}')
-      + ('' if line['algorithm'] == SGD else f'\ndelta {line["delta"]:.3g}')
-      for line in part.to_dict('records')
+      + ('' if line['algorithm'] == SGD else f', delta {line["delta"]:.3g}')
+      for line in of.to_dict('records')
     ]
-    axes.set_xticks(part.index, labels, rotation=90)
-    axes.axhline(1, color='black', linewidth=1)
-    axes.set_ylim(0, max(1.1, 1.1 * part['slack'].max()))
-    axes.set(title=problem, ylabel='measured / bound')
-
-  problems = frame.groupby('problem', sort=False)
-  return figures.draw_panels('bounds', problems, draw, xlabel='')
+    names = [f'{i}. {run}' for i, run in enumerate(runs, 1)]
+    columns = {'label': of['algorithm'], 'x': names, 'y': of['slack'], **ends}
+    x = {'type': 'nominal', 'title': None, 'scale': {'domain': names}}
+    layers = layer('rule', along='y'), layer('point')
+    look = {'behind': [reference(y=[1])], 'title': problem}
+    panels.append(make_panel(pd.DataFrame(columns), x, y, *layers, **look))
+  return make_picture('bounds', panels, _STYLES)
 
 
 def _draw_iterations(frame: pd.DataFrame) -> Picture:
-  def draw(axes: Axes, delta: float) -> None:
+  x, y = axis('eps', log=True), axis('iterations', log=True)
+  theorem = {'y': {**y, 'field': 'steps'}}
+  aligned, panels = 'datum.noise == "aligned"', []
+  names = {'algorithm': 'label', 'eps': 'x', 'measured_steps': 'y'}
+  for delta in frame['delta'].dropna().unique():
     part = frame[frame['delta'].isna() | (frame['delta'] == delta)]
-    curves = part.groupby(experiments.CURVE, dropna=False, sort=False)
-    for (name, noise, _), curve in curves:
-      aligned, (color, _) = noise == 'aligned', _STYLES[name]
-      dots = {'color': color, 'markerfacecolor': 'none' if aligned else color}
-      axes.plot(curve['eps'], curve['measured_steps'], 'o', **dots)
-      if not aligned:
-        line = curve['eps'], curve['steps'], name, _STYLES[name]
-        figures.draw_line(axes, *line)
-    axes.set(title=f'delta {delta:g}', ylabel='iterations', yscale='log')
-    figures.set_logarithmic(axes.xaxis)
-
-  deltas = zip(frame['delta'].dropna().unique())
-  return figures.draw_panels('iterations', deltas, draw, xlabel='eps')
+    layers = (
+      layer('line', f'!({aligned})', encoding=theorem),
+      layer('point', f'!({aligned})'),
+      layer('point', aligned, filled=False),
+    )
+    points, title = part.rename(columns=names), f'delta {delta:g}'
+    panels.append(make_panel(points, x, y, *layers, title=title))
+  return make_picture('iterations', panels, _STYLES)
 
 
 def _draw_errors(frame: pd.DataFrame) -> Picture:
-  def draw(axes: Axes, population: str, part: pd.DataFrame) -> None:
+  x, y = axis('n', log=True), axis('test error, eq. 6 [nats]', log=True)
+  undecayed = {'y': {**y, 'field': 'rest'}}
+  root, panels = '1 / sqrt(n)', []
+  for population, part in frame.groupby('population', sort=False):
+    curves = {}
     for name, of in part.groupby('algorithm', sort=False):
-      color, style = _STYLES[name]
-      line = {'color': color, 'linestyle': style, 'label': name}
-      axes.errorbar(of['n'], of['eq6'], 2 * of['standard_error'], **line)
+      low, high = (of['eq6'] + k * of['standard_error'] for k in (-2, 2))
       rest = of['eq6'] - of['decay']
-      axes.plot(of['n'], rest.where(rest > 0), '.', color=color)
-    reference = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
-    axes.plot(of['n'], reference, color=figures.GREY, label='1 / sqrt(n)')
-    axes.set(title=population, ylabel='test error, eq. 6 [nats]', yscale='log')
-    figures.set_logarithmic(axes.xaxis)
-
-  populations = frame.groupby('population', sort=False)
-  return figures.draw_panels('test_error', populations, draw, xlabel='n')
+      ends = {'low': low.where(low > 0), 'high': high}
+      curves[name] = {'x': of['n'], 'y': of['eq6'], **ends}
+      curves[name]['rest'] = rest.where(rest > 0)
+    falling = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
+    curves[root] = {'x': of['n'], 'y': falling}
+    layers = layer('rule', along='y'), layer('line')
+    dots = layer('point', encoding=undecayed)
+    look = {'title': population}
+    panels.append(make_panel(join(curves), x, y, *layers, dots, **look))
+  styles = {**_STYLES, root: (GREY, SOLID)}
+  return make_picture('test_error', panels, styles)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import tqdm
-from matplotlib.axes import Axes
 
 from tsla_jax.analysis.unconstrained_features import (
   LARGEST_JOINT,
@@ -19,8 +18,16 @@ from tsla_jax.analysis.unconstrained_features import (
 )
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory
-from tsla_jax.report import figures
-from tsla_jax.report.figures import Picture
+from tsla_jax.report.charts import (
+  SOLID,
+  Picture,
+  axis,
+  join,
+  layer,
+  make_panel,
+  make_picture,
+)
+from tsla_jax.report.figures import BLUE, DASHES, ORANGE, row_styles, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say
@@ -313,45 +320,47 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
 
 
 def _draw_minimisers(frame: pd.DataFrame) -> Picture:
-  def draw(axes: Axes, name: str, label: str) -> None:
-    x, dots = frame['smoothing'], (figures.ORANGE, 'none')
-    figures.draw_line(axes, x, frame[name], 'closed form', (figures.BLUE, '-'))
-    found = frame[f'solver_{name}']
-    figures.draw_line(axes, x, found, 'L-BFGS', dots, marker='o')
-    axes.set_ylabel(label)
-
-  panels = (
+  x, panels = frame['smoothing'], []
+  styles = {'closed form': (BLUE, SOLID), 'L-BFGS': (ORANGE, SOLID)}
+  for name, title in (
     ('loss', 'objective [nats]'),
     ('weight_norm', 'norm of W'),
     ('feature_norm', 'norm of a feature'),
-  )
-  return figures.draw_panels('minimisers', panels, draw, xlabel='delta')
+  ):
+    columns = (frame[name], frame[f'solver_{name}'])
+    curves = {
+      label: {'x': x, 'y': y} for label, y in zip(styles, columns, strict=True)
+    }
+    line = layer('line', 'datum.label == "closed form"')
+    dots = layer('point', 'datum.label == "L-BFGS"', filled=False)
+    panels.append(make_panel(join(curves), 'delta', title, line, dots))
+  return make_picture('minimisers', panels, styles)
 
 
 def _draw_conditions(frame: pd.DataFrame) -> Picture:
-  def draw(axes: Axes) -> None:
-    for name, style in figures.row_styles(_CONDITIONS).items():
-      if name in frame:
-        line = frame['smoothing'], frame[name], _CONDITIONS[name], style
-        figures.draw_line(axes, *line)
-    axes.set_ylabel('condition number')
-    figures.set_logarithmic(axes.yaxis)
-
-  return figures.draw_panels('condition_numbers', [()], draw, xlabel='delta')
+  curves = {
+    title: {'x': frame['smoothing'], 'y': frame[name]}
+    for name, title in _CONDITIONS.items()
+    if name in frame
+  }
+  y = axis('condition number', log=True)
+  panel = make_panel(join(curves), 'delta', y, layer('line'))
+  return make_picture('condition_numbers', [panel], row_styles(curves))
 
 
 def _draw_descents(means: pd.DataFrame) -> Picture:
-  count = means['smoothing'].nunique()
-
-  def draw(axes: Axes, rates: str, name: str) -> None:
+  names = [f'delta {smoothing:g}' for smoothing in means['smoothing'].unique()]
+  styles = {
+    name: (shade(i, len(names)), DASHES[i % len(DASHES)])
+    for i, name in enumerate(names)
+  }
+  panels = []
+  for rates, name in itertools.product(('equal', 'tuned'), ('nc1', 'nc2')):
     paths = means[means['rates'] == rates].groupby('smoothing')
-    for i, (smoothing, path) in enumerate(paths):
-      style = figures.shade(i, count), ('-', '--', '-.', ':')[i % 4]
-      line = path['step'], path[name], f'delta {smoothing:g}', style
-      figures.draw_line(axes, *line)
-    axes.set(yscale='log', ylabel=name.upper(), title=f'{rates} learning rates')
-
-  panels = itertools.product(('equal', 'tuned'), ('nc1', 'nc2'))
-  return figures.draw_panels(
-    'descent', panels, draw, xlabel='step', floor=_FLOOR
-  )
+    curves = {
+      f'delta {smoothing:g}': {'x': path['step'], 'y': path[name]}
+      for smoothing, path in paths
+    }
+    axes, title = ('step', axis(name.upper(), log=True)), f'{rates} rates'
+    panels.append(make_panel(join(curves), *axes, layer('line'), title=title))
+  return make_picture('descent', panels, styles, floor=_FLOOR)

@@ -303,7 +303,7 @@ class Segment:
 
   def _finish(self, state: TrainState, prior: Prior, test_prior: Prior) -> None:
     """Write the results of the finished runs."""
-    # Imported here because matplotlib loads slowly.
+    # Imported here because it loads pandas, which takes its time.
     from tsla_jax.report import figures
 
     experiment, zeros = self.experiment, [0.0] * len(self.filled)

@@ -1,0 +1,261 @@
+"""Charts in Vega-Lite: for a page, and as PNG and PDF files.
+
+A panel is a specification that holds its data: points, with columns of the
+same names in every panel. These are `label` of the curve, `x`, `y`, and the
+ends `low` and `high` of a band or an interval.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import vl_convert
+
+from tsla_jax.report.words import say
+
+Style = tuple[str, Sequence[int]]  # colour, and dashes: lengths of line and gap
+Styles = Mapping[str, Style]  # by label
+Spec = Mapping[str, Any]  # a specification or a part of one
+
+GREY, SOLID, DASHED = '#777777', (1, 0), (6, 2)
+_FONT = {'labelFontSize': 12, 'titleFontSize': 12, 'titleFontWeight': 'normal'}
+_CONFIG = {
+  'font': 'Liberation Sans, Arial, sans-serif',
+  'view': {'stroke': None},
+  'axis': {**_FONT, 'gridColor': '#e4e4e4', 'labelLimit': 260},
+  'title': {'fontSize': 12, 'fontWeight': 'normal'},
+}
+# A page has a legend of its own.
+PAGE = {**_CONFIG, 'background': None, 'legend': {'disable': True}}
+_LEGEND = {'orient': 'bottom', 'title': None, 'labelLimit': 0, **_FONT}
+_LEGEND |= {'symbolType': 'stroke', 'symbolSize': 400, 'symbolStrokeWidth': 2}
+_MARKS = {
+  'line': {'strokeWidth': 1.6},
+  'point': {'filled': True, 'opacity': 1, 'size': 28},
+  'area': {'fillOpacity': 0.12},
+  'rule': {'strokeWidth': 1.6},
+}
+
+
+class Picture(NamedTuple):
+  """A figure.
+
+  Attributes:
+    name: of its files.
+    caption: below the figure.
+    panels: from left to right.
+    styles: of the curves.
+    legend: whether there is a legend.
+  """
+
+  name: str
+  caption: str
+  panels: Sequence[Spec]
+  styles: Styles
+  legend: bool = True
+
+
+def make_picture(
+  name: str,
+  panels: Iterable[Spec],
+  styles: Styles,
+  *,
+  remark: str = '',
+  legend: bool = True,
+  **values: Any,
+) -> Picture:
+  """Make a figure.
+
+  Args:
+    name: of the figure, and of its caption in `words.toml`.
+    panels: from left to right.
+    styles: of the curves; those that no panel shows are left out.
+    remark: name of a second caption.
+    legend: whether there is a legend.
+    **values: fill the braces of the captions.
+  """
+  panels = list(panels)
+  shown = {p['label'] for one in panels for p in one['data']['values']}
+  styles = {label: style for label, style in styles.items() if label in shown}
+  looks = zip(*styles.values(), strict=True)
+  encoding = {
+    channel: {
+      **{'field': 'label', 'type': 'nominal', 'title': 'curve'},
+      'scale': {'domain': list(styles), 'range': list(look)},
+    }
+    for channel, look in zip(('color', 'strokeDash'), looks, strict=False)
+  }
+  panels = [{**one, 'encoding': encoding} for one in panels]
+  captions = [f'captions.{part}' for part in (name, remark) if part]
+  return Picture(name, say(*captions, **values), panels, styles, legend)
+
+
+def axis(title: str, *, log: bool = False, **scale: Any) -> Spec:
+  """Return an axis of numbers; further properties are those of its scale."""
+  kind = {'type': 'log'} if log else {'zero': False}
+  ticks = {'tickCount': 5, 'format': '~g'} if log else {}
+  ticks |= {'tickMinStep': 1} if title == 'epoch' else {}
+  scale = {**kind, 'nice': False, 'padding': 6, **scale}
+  return {'type': 'quantitative', 'title': title, 'scale': scale, 'axis': ticks}
+
+
+def make_panel(
+  points: pd.DataFrame,
+  x: str | Spec,
+  y: str | Spec,
+  *layers: Spec,
+  behind: Sequence[Spec] = (),
+  **properties: Any,
+) -> Spec:
+  """Make a panel.
+
+  Args:
+    points: of the curves.
+    x: the horizontal axis, or its title.
+    y: the vertical axis, or its title.
+    *layers: what to draw of the points, from back to front (`layer`).
+    behind: grey lines (`reference`).
+    **properties: of the panel, as its 'title'.
+  """
+  x, y = (axis(one) if isinstance(one, str) else one for one in (x, y))
+  if y['scale'].get('type') == 'log':
+    points = points.assign(y=points['y'].where(points['y'] > 0))
+  ends = {'x': {'field': 'x', **x}, 'y': {'field': 'y', **y}}
+
+  def place(line: Spec) -> Spec:
+    known = {key: ends[key] for key in line['data']['values'][0]}
+    return {**line, 'encoding': {**line['encoding'], **known}}
+
+  return {
+    'data': {'values': to_records(points)},
+    **{'width': 300, 'height': 190, **properties},
+    'layer': [*map(place, behind), {'encoding': ends, 'layer': list(layers)}],
+  }
+
+
+def layer(kind: str, where: str = '', *, along: str = '', **look: Any) -> Spec:
+  """Return a layer of a panel.
+
+  Args:
+    kind: 'line', 'point', 'area' or 'rule'.
+    where: an expression that holds for the points to draw; empty for all.
+    along: the axis of `low` and `high`; empty if they are not drawn.
+    **look: properties of the mark; 'encoding' adds channels.
+  """
+  encoding = look.pop('encoding', {})
+  if along:
+    low = {'field': 'low', 'type': 'quantitative'}
+    encoding |= {along: low, f'{along}2': {'field': 'high'}}
+  if kind != 'line':
+    encoding |= {'strokeDash': {'value': SOLID}}
+  mark = {'type': kind, 'clip': True, **_MARKS[kind], **look}
+  drawn = {'mark': mark, 'encoding': encoding}
+  return {**drawn, 'transform': [{'filter': where}]} if where else drawn
+
+
+def reference(dashes: Sequence[int] = SOLID, **ends: Sequence[float]) -> Spec:
+  """Return a grey line through points `x` and `y`, or across at one of them."""
+  values = pd.DataFrame(ends)
+  kind = 'line' if len(ends) == 2 else 'rule'
+  look = {'color': {'value': GREY}, 'strokeDash': {'value': dashes}}
+  mark = {'type': kind, 'strokeWidth': 1, 'clip': True}
+  return {
+    'data': {'values': to_records(values)},
+    **{'mark': mark, 'encoding': look},
+  }
+
+
+def join(curves: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+  """Return the points of curves, given their columns by label."""
+  parts = [pd.DataFrame({'label': of, **at}) for of, at in curves.items()]
+  empty = pd.DataFrame(columns=['label', 'x', 'y'])
+  return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def to_records(points: pd.DataFrame) -> list[dict[str, Any]]:
+  """Return a dictionary a line; numbers have six digits, NaN is None."""
+  short = points.map(
+    lambda value: float(f'{value:.6g}') if isinstance(value, float) else value
+  )
+  return json.loads(short.to_json(orient='records', double_precision=15))
+
+
+def live(panel: Spec) -> Spec:
+  """Return a panel as wide as its place, with values at the pointer."""
+  *behind, group = panel['layer']
+  # Points that are not seen, but large enough to be pointed at.
+  unseen = {'type': 'point', 'clip': True, 'opacity': 0, 'size': 150}
+  unseen |= {'tooltip': True}
+  group = {**group, 'layer': [*group['layer'], {'mark': unseen}]}
+  return {**panel, 'layer': [*behind, group], 'width': 'container'}
+
+
+def to_element(name: str, panel: Spec) -> str:
+  """Render a panel as an SVG element of a page; its ids begin with `name`."""
+  svg = to_svg({**panel, 'config': PAGE}, name)
+  head, _, body = svg[svg.find('<svg') :].partition('>')
+  box = re.search(r'viewBox="[^"]*"', head)[0]
+  width = round(1.5 * float(box.split()[2]))
+  return f'<svg {box} style="max-width:{width}px" aria-hidden="true">{body}'
+
+
+def to_svg(spec: Spec, name: str = '') -> str:
+  """Render a specification; equal ones give equal texts."""
+  svg = vl_convert.vegalite_to_svg(spec)
+  # Vega numbers the ids of a process.
+  for i, old in enumerate(dict.fromkeys(re.findall(r'\bid="(\w+)"', svg))):
+    svg = re.sub(rf'(\bid="|#){old}\b', rf'\g<1>{name}-{i}', svg)
+  return svg
+
+
+def to_file(picture: Picture, *, title: str = '', columns: int = 3) -> str:
+  """Render all panels of a figure with a legend, as the text of an SVG.
+
+  Args:
+    picture: to render.
+    title: above the panels.
+    columns: the largest number of panels beside each other.
+  """
+  columns = min(columns, len(picture.panels))
+  # As many labels in a line as fit, at 7 pixels a letter.
+  letters = max(map(len, picture.styles), default=0)
+  fit = max(360 * columns // (7 * letters + 40), 1)
+  legend = {**_LEGEND, 'columns': fit, 'disable': not picture.legend}
+  return to_svg(
+    {
+      'title': title,
+      **{'concat': picture.panels, 'columns': columns},
+      'resolve': {'scale': {'color': 'shared', 'strokeDash': 'shared'}},
+      'config': {**_CONFIG, 'background': 'white', 'legend': legend},
+    }
+  )
+
+
+def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
+  """Render figures as PNG and PDF, by path."""
+  files = {}
+  for one in pictures:
+    svg = to_file(one)
+    files[f'figures/{one.name}.png'] = to_png(svg)
+    # The resources of a page are listed in an order that differs by chance.
+    files[f'figures/{one.name}.pdf'] = re.sub(
+      rb'(?<=<<\n)(?: +/\w+ \d+ 0 R\n)+',
+      lambda entries: b''.join(sorted(entries[0].splitlines(True))),
+      vl_convert.svg_to_pdf(svg),
+    )
+  return files
+
+
+def to_png(svg: str) -> bytes:
+  """Render an SVG as a PNG."""
+  return vl_convert.svg_to_png(svg, scale=2)
+
+
+def to_markdown(pictures: Iterable[Picture]) -> str:
+  """Show figures with their captions."""
+  return ''.join(
+    f'\n![{one.name}](figures/{one.name}.png)\n\n{one.caption}\n'
+    for one in pictures
+  )
