@@ -1,13 +1,16 @@
-"""Errors that the person at the keyboard can mend."""
+"""Errors that a user of the commands can act on."""
 
 
 class InputError(ValueError):
-  """Bad input: says what is wrong, where, what is accepted, how to mend it."""
+  """Bad input.
+
+  The message says what is wrong, where, what is accepted, and how to fix it.
+  """
 
 
 class DamagedError(InputError):
-  """A file that is not what was written."""
+  """A file whose content is not what was written."""
 
 
 class DivergenceError(RuntimeError):
-  """Training left the finite numbers; what was good is kept."""
+  """Values of training became NaN or infinite; the last good state is kept."""

@@ -135,7 +135,7 @@ def write_npz(file: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def writing(
-  directory: str | os.PathLike[str], mend: str = 'start again to go on'
+  directory: str | os.PathLike[str], mend: str = 'and start again to go on'
 ) -> Iterator[None]:
   """Replace an OSError by an error of one line that says what to do.
 
@@ -150,8 +150,7 @@ def writing(
     yield
   except OSError as error:
     raise InputError(
-      f"'{directory}' cannot be written: {str(error)[:200]}; fix this"
-      f' and {mend}'
+      f"'{directory}' cannot be written: {str(error)[:200]}; fix this {mend}"
     ) from error
 
 

@@ -299,7 +299,7 @@ def write(
       text + charts.to_markdown(report.pictures)
     ),
   }
-  document.write(report, output, content, mend='give another output')
+  document.write(report, output, content, mend='or give another output')
   return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'
 
 

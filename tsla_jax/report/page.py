@@ -62,7 +62,7 @@ def draw(workdir: str | os.PathLike[str]) -> str:
     ),
     'table.tex': '\n'.join(map(tables.to_latex, report.layouts)),
   }
-  document.write(report, workdir, content, 'draw the results with --redraw')
+  document.write(report, workdir, content, 'and draw the results with --redraw')
   lines = ['', f'{report.sentence}\n', *texts[:2]]
   lines += [f'Note: {note}.' for note in results.notes]
   if len(texts) > 2:

@@ -56,5 +56,5 @@ def write_theory(
     ),
     **{f'{key}.csv': of.to_csv(index=False) for key, of in frames.items()},
   }
-  document.write(report, output, content, mend='give another --output')
+  document.write(report, output, content, mend='or give another --output')
   return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'

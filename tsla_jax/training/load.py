@@ -222,7 +222,7 @@ def predict_train(
   scores = {'logits': logits, 'features': features}
   head = variables['params']['head']
   predictions = to_predictions('train', scores, head, dataset)
-  with writing(directory.path, mend='start again'):
+  with writing(directory.path, mend='and start again'):
     return directory.write_predictions('predictions_train.npz', predictions)
 
 

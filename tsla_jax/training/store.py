@@ -111,7 +111,7 @@ class Store:
     except Exception as error:
       reason = ' '.join(str(error).split())[:200]
       raise InputError(
-        f"checkpoints cannot be written to '{self.root}' ({reason}); mend that"
+        f"checkpoints cannot be written to '{self.root}' ({reason}); fix this"
         ' and start again to go on'
       ) from error
     self.prune()
