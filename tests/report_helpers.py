@@ -25,8 +25,8 @@ NAMES = {
 }
 FILES = {
   'results.csv',
-  'table.md',
-  'table.tex',
+  'report.md',
+  'tables.tex',
   'report.html',
   *(
     f'figures/{name}.{kind}'

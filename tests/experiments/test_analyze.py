@@ -57,7 +57,7 @@ def test_a_run(root, runs):
   assert line['row'] == 'LSR, theta 0.1'
   assert line['ece_low'] < line['ece_high']
   assert line['nc1'] > 0
-  text = (output / 'analysis.md').read_text()
+  text = (output / 'report.md').read_text()
   assert 'Calibration on 15 test examples' in text
   assert '![reliability](figures/reliability.png)' in text
 

@@ -193,7 +193,7 @@ def check_equal(workdir, whole):
   ]
   pd.testing.assert_frame_equal(*tables)
   assert tables[0]['epochs_trained'].sum() == 2 * (8 + 6 + 2)
-  for name in ('table.md', 'report.html'):
+  for name in ('report.md', 'report.html'):
     assert (workdir / name).is_file()
 
 

@@ -64,9 +64,12 @@ def test_report_is_whole_and_needs_no_network(workdir):
     assert expected in parsed.cells
   assert parsed.cells.count('0.1') >= 2 and 'null' in parsed.cells
   assert '--config.num_epochs' in parsed.cells
-  # What is printed is what table.md says.
-  assert 'Report: ' + str(workdir / 'report.html') in printed
-  assert (workdir / 'table.md').read_text().startswith(printed.strip()[:500])
+  # What is printed is what report.md says.
+  *_, shown, results = printed.splitlines()
+  assert shown == f'Report: {workdir / "report.html"}'
+  assert results == f'Results: {workdir}'
+  text = (workdir / 'report.md').read_text()
+  assert all(line in text for line in printed.splitlines()[:-2])
 
 
 def test_redrawn_from_the_files_bit_by_bit(workdir):
@@ -115,7 +118,7 @@ def test_runs_that_are_left_out_are_named(workdir, monkeypatch):
   for seed, name in ((1, 'predictions.npz'), (2, 'config.json')):
     note = f'LSR, theta 0.1, seed {seed}, lacks {name}; means leave it out. Put'
     assert note in printed
-    assert note in (workdir / 'table.md').read_text()
+    assert note in (workdir / 'report.md').read_text()
   text = notes(workdir)
   assert (
     'Not finished, and left out of means: LSR, theta 0.1 (seed 1, 2).' in text

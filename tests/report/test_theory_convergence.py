@@ -35,7 +35,8 @@ def test_everything_is_written(drawn):
   assert {
     p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()
   } == {
-    'convergence.md',
+    'report.md',
+    'tables.tex',
     'report.html',
     *(f'{name}.csv' for name in NAMES),
     *(f'figures/{name}.{kind}' for name in NAMES for kind in ('png', 'pdf')),

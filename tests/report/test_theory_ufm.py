@@ -30,7 +30,8 @@ def test_everything_is_written(tmp_path):
   text = theory_ufm.draw_ufm(SETTING, tmp_path / 'ufm')
   names = ('minimisers', 'condition_numbers', 'descent')
   assert {p.name for p in (tmp_path / 'ufm').rglob('*') if p.is_file()} == {
-    'ufm.md',
+    'report.md',
+    'tables.tex',
     'report.html',
     *(f'{name}.{kind}' for name in names for kind in ('csv', 'png', 'pdf')),
   }

@@ -253,9 +253,7 @@ def to_png(svg: str) -> bytes:
   return vl_convert.svg_to_png(svg, scale=2)
 
 
-def to_markdown(pictures: Iterable[Picture]) -> str:
-  """Show figures with their captions."""
-  return ''.join(
-    f'\n![{one.name}](figures/{one.name}.png)\n\n{one.caption}\n'
-    for one in pictures
-  )
+def to_markdown(picture: Picture) -> str:
+  """Show the file of a figure, with its caption."""
+  name = picture.name
+  return f'![{name}](figures/{name}.png)\n\n{picture.caption}\n'

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jinja2
 import vl_convert
@@ -78,23 +78,59 @@ class Report:
 def write(
   report: Report,
   output: pathlib.Path,
-  content: Mapping[str, str],
-  mend: str,
-) -> None:
-  """Write the page, the figures (PNG and PDF) and other files.
+  frames: Mapping[str, str],
+  *,
+  mend: str = 'or give another output',
+  printed: Collection[str] = (),
+) -> str:
+  """Write a report as a page and as parts for other documents.
 
   Args:
-    report: of the page.
-    output: directory for `report.html` and `figures/`.
-    content: other files, by name.
-    mend: how to mend a failure to write, for the error.
+    report: to write.
+    output: directory for `report.html`, `report.md`, `tables.tex`, `figures/`
+      (PNG and PDF) and the frames.
+    frames: CSV files, by name.
+    mend: advice after a failure to write, for the error.
+    printed: keys of the sections to return; empty for all.
+
+  Returns:
+    The result, tables, notes and the paths of the files, for a terminal.
 
   Raises:
     InputError: if it cannot be written.
   """
-  images = charts.to_files(report.pictures)
-  pages = {'report.html': to_html(report)}
-  write_all(output, {**content, **images, **pages}, mend=mend)
+  content = {
+    **frames,
+    'report.html': to_html(report),
+    'report.md': to_markdown(report),
+    'tables.tex': '\n'.join(map(tables.to_latex, report.layouts)),
+    **charts.to_files(report.pictures),
+  }
+  write_all(output, content, mend)
+  shown = [s for s in report.sections if not printed or s.key in printed]
+  head = (f'{text}\n' for text in (report.sentence, *report.remarks))
+  text = '\n'.join(['', *head, *map(_to_text, shown)])
+  return f'{text}\nReport: {output / "report.html"}\nResults: {output}'
+
+
+def to_markdown(report: Report) -> str:
+  """Write a report as Markdown that shows the files of the figures."""
+  head = (f'# {report.title}', report.sentence, *report.remarks)
+  parts = [f'{text}\n' for text in head]
+  if report.overview is not None:
+    parts.append(charts.to_markdown(report.overview))
+  for section in report.sections:
+    if not section.empty:
+      parts += [f'## {section.title}\n', _to_text(section)]
+      parts += map(charts.to_markdown, section.pictures)
+  return tables.escape_html('\n'.join(parts))
+
+
+def _to_text(section: Section) -> str:
+  """Write the tables and the notes of a section as Markdown."""
+  notes = ''.join(f'- {note}\n' for note in section.notes)
+  texts = [tables.to_markdown(tables.prune(one)) for one in section.layouts]
+  return '\n'.join([*texts, notes] if notes else texts)
 
 
 def to_html(report: Report) -> str:

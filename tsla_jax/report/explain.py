@@ -10,8 +10,8 @@ import pandas as pd
 from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory, to_path
-from tsla_jax.report import charts, document, metrics, page, summary, tables
 from tsla_jax.report import dense as dense_lib
+from tsla_jax.report import document, metrics, page, summary, tables
 from tsla_jax.report.inputs import read_predictions, read_run
 from tsla_jax.report.measure import measure, measure_collapse
 from tsla_jax.report.results import (
@@ -43,9 +43,8 @@ def explain(
     runs: folders of finished runs, or of one table.
     files: predictions, as in `inputs.read_predictions`.
     dense: folders of dense predictions, as in `dense.measure_dense`.
-    output: folder for `report.html`, `metrics.csv`, `analysis.md` and
-      `figures/`. The default is `analysis/` in a folder, or `NAME_analysis/`
-      beside a file.
+    output: folder for `metrics.csv` and the report (`document.write`). The
+      default is `analysis/` in a folder, or `NAME_analysis/` beside a file.
     seed: of the division of a test split into a part to tune on and a part to
       evaluate.
     ignore_label: label of pixels to leave out.
@@ -287,28 +286,20 @@ def write(
       epochs=pd.DataFrame(),
       collapse_notes=(),
     )
-  notes = [*results.notes, *results.collapse_notes]
-  report = make_report(results, notes, log_coverage)
+  report = make_report(results, log_coverage)
   if not report.layouts:
+    notes = (*results.notes, *results.collapse_notes)
     raise InputError(f'nothing can be measured: {"; ".join(notes)}')
-  parts = [f'{report.sentence}\n', *map(tables.to_markdown, report.layouts)]
-  text = '\n'.join([*parts, ''.join(f'- {note}\n' for note in notes)])
-  content = {
-    'metrics.csv': tables.to_csv(results.runs),
-    'analysis.md': tables.escape_html(
-      text + charts.to_markdown(report.pictures)
-    ),
-  }
-  document.write(report, output, content, mend='or give another output')
-  return f'\n{text}\nReport: {output / "report.html"}\nResults: {output}'
+  csv = {'metrics.csv': tables.to_csv(results.runs)}
+  return document.write(report, output, csv)
 
 
 def make_report(
-  results: Results, notes: Sequence[str], log_coverage: bool = False
+  results: Results, log_coverage: bool = False
 ) -> document.Report:
-  """Make the report of models, with notes on what was left out and why."""
+  """Make the report of models."""
+  notes = [f'{note}.' for note in (*results.notes, *results.collapse_notes)]
   sections = page.explained_sections(results, log_coverage=log_coverage)
-  notes = [f'{note[0].upper()}{note[1:]}.' for note in notes]
   sections.append(document.Section('notes', 'Notes', notes=notes))
   if results.configs:
     sections.append(page.configuration_section(results))

@@ -40,41 +40,22 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   """Write the results of a table, from the files of the runs.
 
   Args:
-    workdir: of the table. `results.csv`, `table.md`, `table.tex`, `report.html`
-      and `figures/` are written to it.
+    workdir: of the table. `results.csv` and the report (`document.write`) are
+      written to it.
 
   Returns:
-    The tables and the paths of the files, for a terminal.
+    The main tables and the paths of the files, for a terminal.
 
   Raises:
     InputError: if no run of the table has begun, or files cannot be written.
   """
   workdir = to_path(workdir)
   results = read_results(workdir)
-  report = make_report(results)
-  notes = describe(results)
-  texts = list(map(tables.to_markdown, report.layouts))
-  written = '\n'.join([f'{report.sentence}\n', *texts])
-  content = {
-    'results.csv': tables.to_csv(results.runs, keep=COLUMNS),
-    'table.md': tables.escape_html(
-      '\n'.join([written, *(f'- {note}' for note in notes), ''])
-    ),
-    'table.tex': '\n'.join(map(tables.to_latex, report.layouts)),
-  }
-  document.write(report, workdir, content, 'and draw the results with --redraw')
-  lines = ['', f'{report.sentence}\n', *texts[:2]]
-  lines += [f'Note: {note}.' for note in results.notes]
-  if len(texts) > 2:
-    lines.append(
-      f'Calibration, selective risk, neural collapse: {workdir / "table.md"}'
-    )
-  return '\n'.join(
-    [
-      *lines,
-      f'Results: {workdir / "results.csv"}',
-      f'Report: {workdir / "report.html"}',
-    ]
+  return document.write(
+    *(make_report(results), workdir),
+    {'results.csv': tables.to_csv(results.runs, keep=COLUMNS)},
+    mend='and draw the results with --redraw',
+    printed=('accuracy', 'runs'),
   )
 
 

@@ -44,7 +44,7 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
 
   Args:
     setting: of the experiments.
-    output: directory for `convergence.md`, CSV files and `figures/`.
+    output: directory for the report and CSV files.
 
   Returns:
     The tables and the paths of the results, for a terminal.
@@ -57,13 +57,11 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
     bounds = experiments.check_bounds(setting)
     iterations = experiments.count_iterations(setting)
     errors = experiments.measure_test_errors(setting)
-    sentence, *conclusions = conclude(bounds, iterations, errors)
     n, d = setting.regression.features.shape
     return write_theory(
-      'convergence',
       output,
       'Measurements and the convergence theorems of TSLA',
-      sentence,
+      conclude(bounds, iterations, errors),
       [
         say('remarks.theorems', trials=setting.trials),
         say('remarks.problems', n=n, d=d, name=setting.name),
@@ -74,7 +72,6 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
         (_errors_layout(errors), _draw_errors(errors)),
       ],
       {'bounds': bounds, 'iterations': iterations, 'test_error': errors},
-      conclusions,
     )
 
 

@@ -74,7 +74,7 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
 
   Args:
     setting: of the model and the descents.
-    output: directory for `ufm.md`, CSV files and `figures/`.
+    output: directory for the report and CSV files.
 
   Returns:
     The tables and the paths of the results, for a terminal.
@@ -99,10 +99,9 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
     means = mean_paths(descents, setting)
     model = setting.model
     return write_theory(
-      'ufm',
       output,
       'Label smoothing in the unconstrained feature model',
-      _conclude(minimisers, conditions, means),
+      [_conclude(minimisers, conditions, means)],
       [
         say(
           'remarks.ufm',
