@@ -21,7 +21,7 @@ from tests.report_helpers import (
 )
 from tsla_jax.errors import InputError
 from tsla_jax.io import write_json
-from tsla_jax.report import charts, explain, figures, page, tables
+from tsla_jax.report import charts, explain, figures, layouts, page, tables
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
 from tsla_jax.report.tables import Cell
@@ -51,15 +51,12 @@ def test_report_is_whole_and_needs_no_network(workdir):
       assert image.width > 500
       assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20
   results = read_results(workdir)
-  for layout in (
-    tables.results_layout(results),
-    tables.comparison_layout(results),
-  ):
+  for layout in layouts.accuracy(results):
     for row in tables.prune(layout).rows:
       assert all(cell.text in parsed.cells for cell in row if cell.text)
   # Every run, field, version and device.
-  assert parsed.cells.count('TSLA(2)') == 2 + 3 + 1
-  assert parsed.cells.count('LSR, theta 0.1') == 2 + 3 + 1
+  assert parsed.cells.count('TSLA(2)') == 1 + 2 + 3 + 1
+  assert parsed.cells.count('LSR, theta 0.1') == 1 + 1 + 3 + 1
   for expected in ('optimizer.weight_decay', '0.11', 'c0ffee', '1 TPU v9'):
     assert expected in parsed.cells
   assert parsed.cells.count('0.1') >= 2 and 'null' in parsed.cells

@@ -14,8 +14,8 @@ from tsla_jax.errors import InputError
 from tsla_jax.report import explanation_figures, metrics
 from tsla_jax.report.dense import measure_dense
 from tsla_jax.report.explanation_figures import draw_explanations
-from tsla_jax.report.explanation_tables import comparison_layout, explain
 from tsla_jax.report.inputs import read_predictions
+from tsla_jax.report.layouts import explain
 from tsla_jax.report.measure import COVERAGES, measure, risk_at_coverages
 from tsla_jax.report.results import read_results
 
@@ -93,7 +93,7 @@ def test_tables_and_figures(explained):
   assert line['error [%]'].text == f'{error.mean():.2f} ± {error.std():.2f}'
   assert 'AURC in % by confidence score' in made
   assert 'Coverage in % whose risk is guaranteed' in made
-  compared = comparison_layout(results)
+  *_, compared = explain(results)
   names = ['AURC [points]', 'AURC, normalised [points]']
   assert compared.header[-2:] == names
   others = results.runs[results.runs['row'] == 'LSR, theta 0.1']

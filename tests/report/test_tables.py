@@ -19,7 +19,7 @@ from tests.report_helpers import (
 from tsla_jax.errors import InputError
 from tsla_jax.io import read_json, write_json
 from tsla_jax.methods import reference_rows
-from tsla_jax.report import figures, tables
+from tsla_jax.report import figures, layouts, tables
 from tsla_jax.report.results import (
   COLUMNS,
   drop_epoch,
@@ -54,33 +54,38 @@ def test_csv_has_a_line_a_run(workdir):
 
 
 def test_means_deviations_and_the_best(workdir):
-  layout = tables.results_layout(read_results(workdir))
+  layout, _ = layouts.accuracy(read_results(workdir))
   lsr, tsla = cells(layout, 'LSR, theta 0.1'), cells(layout, 'TSLA(2)')
-  assert lsr['last top-1'] == Cell('75.00 ± 4.00')
-  assert lsr['best top-1'] == Cell('80.00 ± 4.00')
+  assert lsr['last top-1 [%]'] == Cell('75.00 ± 4.00')
+  assert lsr['best top-1 [%]'] == Cell('80.00 ± 4.00')
   values = 100 * np.array(LAST['tsla,drop=2'])
   text = f'{values.mean():.2f} ± {values.std(ddof=1):.2f}'
-  assert tsla['last top-1'] == Cell(text)
-  assert lsr['published top-1'] == Cell('81.50 ± 0.25')
-  assert tsla['published top-1'] == Cell('not published', missing=True)
-  assert 'published top-5' not in layout.header
+  assert tsla['last top-1 [%]'] == Cell(text)
+  assert lsr['published top-1 [%]'] == Cell('81.50 ± 0.25')
+  missing = Cell('not published', missing=True)
+  assert tsla['published top-1 [%]'] == missing
+  assert 'published top-5 [%]' not in tables.prune(layout).header
   assert lsr['runs'] == Cell('3')
 
 
 def test_rows_that_are_not_compared_are_named(workdir):
-  notes = tables.comparison_layout(read_results(workdir)).notes
-  assert not any('Not compared' in note for note in notes)
+  _, compared = layouts.accuracy(read_results(workdir))
+  assert not any('Not compared' in note for note in compared.notes)
   for file in workdir.glob('runs/tsla*/seed*/config.json'):
     record = read_json(file)
     record['config']['optimizer']['momentum'] = 0.5
     write_json(file, record)
-  layout = tables.comparison_layout(read_results(workdir))
-  assert layout.notes[-1].endswith('has the same other settings: TSLA(2).')
+  _, compared = layouts.accuracy(read_results(workdir))
+  assert compared.notes[-1].endswith('has the same other settings: TSLA(2).')
 
 
 def test_comparisons_are_paired_by_seed(workdir):
-  layout = tables.comparison_layout(read_results(workdir))
-  tsla = cells(layout, 'TSLA(2)')
+  _, layout = layouts.accuracy(read_results(workdir))
+  lsr, tsla, to_lsr = (
+    dict(zip(layout.header, row, strict=True)) for row in layout.rows
+  )
+  assert [line['Method'].text for line in (tsla, to_lsr)] == ['TSLA(2)'] * 2
+  assert (tsla['against'].text, to_lsr['against'].text) == ('baseline', 'LSR')
   a, b = (np.array(LAST[method]) for method in ('tsla,drop=2', 'baseline'))
   interval = stats.t.interval(
     0.95, 2, np.mean(a - b), np.std(a - b, ddof=1) / math.sqrt(3)
@@ -88,17 +93,11 @@ def test_comparisons_are_paired_by_seed(workdir):
   low, high = (100 * end for end in interval)
   text = f'{100 * np.mean(a - b):+.2f} [{low:+.2f}, {high:+.2f}]'
   assert low > 0
-  assert tsla['last, to baseline'] == Cell(text, bold=True)
-  assert tsla['best, to baseline'] == tsla['last, to baseline']
-  assert tsla['last, to LSR'].text.startswith('+7.00 [')
-  lsr = cells(layout, 'LSR, theta 0.1')
-  assert lsr['last, to baseline'].text.startswith('+3.00 [-1.97,')
-  assert not lsr['last, to baseline'].bold
-  reference = Cell('reference', missing=True)
-  baseline = cells(layout, 'baseline')
-  assert baseline['last, to baseline'] == reference
-  assert baseline['last, to LSR'] == Cell('no LSR', missing=True)
-  assert cells(layout, 'LSR, theta 0.1')['last, to LSR'] == reference
+  assert tsla['last top-1 [points]'] == Cell(text, bold=True)
+  assert tsla['best top-1 [points]'] == tsla['last top-1 [points]']
+  assert to_lsr['last top-1 [points]'].text.startswith('+7.00 [')
+  assert lsr['last top-1 [points]'].text.startswith('+3.00 [-1.97,')
+  assert not lsr['last top-1 [points]'].bold
 
 
 def test_few_seeds_have_no_interval():
@@ -154,16 +153,18 @@ def test_runs_that_are_not_finished_are_said_and_not_counted(workdir):
   (lsr / 'seed2' / 'summary.json').unlink()
   RunDir(lsr / 'seed2').diverge('x', 1, {})
   results = read_results(workdir)
-  line = cells(tables.results_layout(results), 'LSR, theta 0.1')
+  layout, compared = layouts.accuracy(results)
+  line = cells(layout, 'LSR, theta 0.1')
   assert line['runs'] == Cell('1, 1 diverged, 1 not finished')
-  assert line['last top-1'] == Cell('75.00')  # the second seed's
-  difference = cells(tables.comparison_layout(results), 'LSR, theta 0.1')
-  assert difference['last, to baseline'] == Cell('+3.00')
+  assert line['last top-1 [%]'] == Cell('75.00')  # the second seed's
+  difference = cells(compared, 'LSR, theta 0.1')
+  assert difference['last top-1 [points]'] == Cell('+3.00')
   for file in (workdir / 'runs' / 'baseline').rglob('*.json*'):
     file.unlink()
-  line = cells(tables.results_layout(read_results(workdir)), 'baseline')
+  layout, _ = layouts.accuracy(read_results(workdir))
+  line = cells(layout, 'baseline')
   assert line['runs'] == Cell('0, 3 not finished')
-  assert line['last top-1'] == Cell('no finished run', missing=True)
+  assert line['last top-1 [%]'] == Cell('not measured', missing=True)
 
 
 @pytest.mark.parametrize(

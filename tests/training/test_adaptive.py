@@ -25,7 +25,7 @@ from tsla_jax import methods
 from tsla_jax.analysis.gradient_variance import last_layer
 from tsla_jax.configs import default
 from tsla_jax.errors import InputError
-from tsla_jax.report import explanation_tables, page
+from tsla_jax.report import layouts, page
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
 from tsla_jax.training import config as config_lib
@@ -130,7 +130,7 @@ def test_a_drop_by_gradients_is_the_run_with_that_drop_given(
   )
   (note,) = (text for text in page.describe(results) if 'dropped' in text)
   assert note.startswith('found dropped') and f'by seed: {drop}.' in note
-  titles = [layout.title for layout in explanation_tables.explain(results)]
+  titles = [layout.title for layout in layouts.explain(results)]
   assert 'Variance of the gradients of the last layer' in titles
   (picture,) = (
     one for one in draw_explanations(results) if one.name == 'gradients'

@@ -109,7 +109,7 @@ def write(
   write_all(output, content, mend)
   shown = [s for s in report.sections if not printed or s.key in printed]
   head = (f'{text}\n' for text in (report.sentence, *report.remarks))
-  text = '\n'.join(['', *head, *map(_to_text, shown)])
+  text = '\n'.join(['', *head, *filter(None, map(_to_text, shown))])
   return f'{text}\nReport: {output / "report.html"}\nResults: {output}'
 
 

@@ -27,8 +27,8 @@ from tsla_jax.report.charts import (
   make_picture,
   reference,
 )
-from tsla_jax.report.explanation_tables import measured
 from tsla_jax.report.figures import curve_panel, mean_curves
+from tsla_jax.report.layouts import measured
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
@@ -81,7 +81,7 @@ def draw_reliability(
   axes = (axis(name, domain=[0, 1]) for name in ('confidence', 'accuracy'))
   return make_panel(
     *(join(curves), *axes, layer('line')),
-    layer('point', opacity=0.5, encoding={'size': size}),
+    layer('point', opacity=0.5, clip=False, encoding={'size': size}),
     behind=[reference(x=[0, 1], y=[0, 1])],
     **{'title': title, 'width': 280, 'height': 280},
   )

@@ -66,13 +66,19 @@ def shown(metrics: Iterable[Metric], figure: str = '') -> list[Metric]:
 # Computed from the lines of `metrics.jsonl`, as a data frame. The paper reports
 # the best epoch, and selects it on the test split.
 BEST = (
-  Metric('best_top1', 'best top-1', lambda e: e['test_top1'].max(), '%'),
+  Metric(
+    *('best_top1', 'best top-1', lambda e: e['test_top1'].max(), '%'),
+    compared='difference',
+  ),
   Metric('best_epoch', '', lambda e: e['epoch'][e['test_top1'].idxmax()]),
   Metric('best_top5', 'best top-5', lambda e: e['test_top5'].max(), '%'),
 )
 # The same, of finished runs.
 LAST = (
-  Metric('last_top1', 'last top-1', lambda e: e['test_top1'].iloc[-1], '%'),
+  Metric(
+    *('last_top1', 'last top-1', lambda e: e['test_top1'].iloc[-1], '%'),
+    compared='difference',
+  ),
   Metric('last_top5', 'last top-5', lambda e: e['test_top5'].iloc[-1], '%'),
   Metric('last_onehot_loss', '', lambda e: e['test_onehot_loss'].iloc[-1]),
 )

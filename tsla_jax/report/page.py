@@ -12,8 +12,8 @@ from tsla_jax import fields, methods
 from tsla_jax.io import to_path
 from tsla_jax.report import (
   document,
-  explanation_tables,
   figures,
+  layouts,
   summary,
   tables,
 )
@@ -61,9 +61,8 @@ def draw(workdir: str | os.PathLike[str]) -> str:
 
 def make_report(results: Results) -> Report:
   """Make the report of a table."""
-  accuracy = [tables.results_layout(results), tables.comparison_layout(results)]
   sections = [
-    Section('accuracy', 'Accuracy', accuracy),
+    Section('accuracy', 'Accuracy', layouts.accuracy(results)),
     Section('curves', 'Curves', pictures=make_figures(results)),
     *explained_sections(results),
     Section(
@@ -90,14 +89,14 @@ def explained_sections(
   results: Results, *, log_coverage: bool = False
 ) -> list[Section]:
   """Return the sections of measured quantities, with tables and figures."""
-  layouts = explanation_tables.explain(results)
+  made = layouts.explain(results)
   drawn = draw_explanations(results, log_coverage=log_coverage)
   pictures = {picture.name: picture for picture in drawn}
   return [
     Section(
       key,
       title,
-      [layout for layout in layouts if layout.section == key],
+      [layout for layout in made if layout.section == key],
       [pictures[name] for name in names if name in pictures],
     )
     for key, (title, names) in _EXPLAINED.items()

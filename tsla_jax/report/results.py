@@ -60,6 +60,12 @@ class Results:
     return list(dict.fromkeys(self.runs['row']))
 
   @property
+  def models(self) -> pd.DataFrame:
+    """The lines of finished models."""
+    runs = self.runs
+    return runs[runs['status'] == FINISHED] if 'status' in runs else runs
+
+  @property
   def num_seeds(self) -> int:
     """The number of seeds."""
     return self.runs['seed'].nunique()
@@ -82,10 +88,9 @@ class Results:
     return figures.row_styles([*self.configs, *self.rows], self.configs)
 
   def finished(self, row: str, column: str) -> pd.Series:
-    """Return a column of the finished runs of a row, by seed."""
-    runs = self.runs
-    runs = runs[(runs['row'] == row) & (runs['status'] == FINISHED)]
-    return runs.set_index('seed')[column]
+    """Return a column of the finished models of a row, by seed."""
+    models = self.models
+    return models[models['row'] == row].set_index('seed')[column]
 
 
 def read_results(

@@ -3,17 +3,13 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tsla_jax.report import metrics
-from tsla_jax.report.metrics import Metric
-from tsla_jax.report.results import Difference, Results, paired_difference
-from tsla_jax.report.words import say
-from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
+from tsla_jax.report.results import Difference
 
 BOLD = 'Bold: the 95 % interval of the difference excludes 0 (of a factor: 1).'
 # Columns of CSV files that are whole numbers.
@@ -209,109 +205,6 @@ def prune(layout: Layout) -> Layout:
     rows=[[row[i] for i in kept] for row in rows],
     notes=[*same, *layout.notes],
   )
-
-
-def results_layout(results: Results) -> Layout:
-  """Lay out accuracies of the last and of the best epoch."""
-  published = results.record['published']
-  best, last = metrics.shown(metrics.BEST), metrics.shown(metrics.LAST)
-
-  def measured(family: Sequence[Metric]) -> dict[str, list[Cell]]:
-    return {
-      metric.title: number_cells(
-        [
-          mean_and_spread(metric.factor * results.finished(row, metric.key))
-          for row in results.rows
-        ],
-        metric.format,
-        'no finished run',
-      )
-      for metric in family
-    }
-
-  def quoted(key: str) -> list[Cell]:
-    values = (published.get(row, {}).get(key) for row in results.rows)
-    return [
-      Cell('not published', missing=True)
-      if value is None
-      else Cell(' ± '.join(f'{v:.2f}' for v in value if v is not None))
-      for value in values
-    ]
-
-  known = [k for k in ('top1', 'top5') if any(not c.missing for c in quoted(k))]
-  count = results.num_seeds
-  return lay_out(
-    f'Test accuracy in % on {results.data}, mean and standard deviation over'
-    f' {count} seed{"s" if count > 1 else ""}',
-    {
-      'Method': results.rows,
-      **measured(last),
-      **measured(best),
-      **{f'published top-{key[-1]}': quoted(key) for key in known},
-      'runs': [_count_runs(results, row) for row in results.rows],
-    },
-    [say('notes.results')],
-    'accuracy',
-  )
-
-
-def compare(
-  results: Results,
-  row: str,
-  reference: str,
-  values: Callable[[str], pd.Series],
-) -> Difference | str:
-  """Compare a row with its baseline or LSR, or return why that fails."""
-  other = results.references[row].get(reference)
-  if other is None:
-    return 'reference' if _is(results, row, reference) else f'no {reference}'
-  return paired_difference(values(row), values(other))
-
-
-def _is(results: Results, row: str, reference: str) -> bool:
-  """Whether other rows are compared with this one."""
-  others = (found.get(reference) for found in results.references.values())
-  return row in others
-
-
-def comparison_layout(results: Results) -> Layout:
-  """Lay out paired differences to the baseline and to LSR."""
-
-  def column(when: str, reference: str) -> list[Cell]:
-    def values(row: str) -> pd.Series:
-      return results.finished(row, f'{when}_top1')
-
-    return change_cells(
-      [compare(results, row, reference, values) for row in results.rows]
-    )
-
-  pairs = [
-    (when, to) for when in ('last', 'best') for to in ('baseline', 'LSR')
-  ]
-  notes = [say('notes.comparison')]
-  references = {to for of in results.references.values() for to in of.values()}
-  alone = [
-    row
-    for row in results.rows
-    if not results.references[row] and row not in references
-  ]
-  if references and alone:
-    notes.append(say('notes.uncompared', rows=', '.join(alone)))
-  return lay_out(
-    'Differences in top-1, in percentage points, paired by seed',
-    {'Method': results.rows}
-    | {f'{when}, to {to}': column(when, to) for when, to in pairs},
-    notes,
-    'accuracy',
-  )
-
-
-def _count_runs(results: Results, row: str) -> str:
-  """Count the finished runs of a row, and name the others."""
-  counts = results.runs[results.runs['row'] == row]['status'].value_counts()
-  others = [s for s in (DIVERGED, UNFINISHED) if s in counts]
-  texts = [str(counts.get(FINISHED, 0)), *(f'{counts[s]} {s}' for s in others)]
-  return ', '.join(texts)
 
 
 def to_csv(runs: pd.DataFrame, keep: Sequence[str] = ()) -> str:

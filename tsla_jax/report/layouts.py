@@ -1,19 +1,17 @@
-"""Tables of calibration, selective classification and neural collapse.
+"""The tables of results.
 
 Rows show the mean and standard deviation of their models over the seeds.
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from tsla_jax.report import metrics
-from tsla_jax.report.metrics import Metric, shown
+from tsla_jax.report.metrics import NORMALISED, SCALED, Metric, shown
 from tsla_jax.report.results import (
   Difference,
   Results,
@@ -29,27 +27,44 @@ from tsla_jax.report.tables import (
   number_cells,
 )
 from tsla_jax.report.words import say
+from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
+
+# Families of metrics that tables compare; prefixes of their keys, and what
+# titles add for each.
+_Compared = Sequence[tuple[Sequence[Metric], Mapping[str, str]]]
+
+
+def accuracy(results: Results) -> list[Layout]:
+  """Lay out accuracies of the last and of the best epoch."""
+  compared = [(metrics.LAST, {'': ''}), (metrics.BEST, {'': ''})]
+  title = 'Differences in top-1, paired by seed'
+  changes = _compare('accuracy', title, results, compared)
+  return [_accuracy_layout(results), *changes]
 
 
 def explain(results: Results) -> list[Layout]:
-  """Lay out everything that was measured."""
+  """Lay out everything else that was measured."""
+  models = results.models
   collapse = 'collapse', 'Neural collapse', metrics.COLLAPSE
   title = 'Variance of the gradients of the last layer'
   gradients = 'gradients', title, metrics.GRADIENTS
-  layouts = [
-    layout(models)
-    for key, layout in (
-      ('ece', _calibration_layout),
-      ('aurc', _selection_layout),
-      ('aurc', _scores_layout),
-      (metrics.GUARANTEE[0].key, _guarantee_layout),
-      ('nc1', functools.partial(_plain_layout, *collapse)),
-      ('best_theta', functools.partial(_plain_layout, *gradients)),
-    )
-    if len(models := measured(results.runs, key))
+  layouts = []
+  if len(known := measured(models, 'ece')):
+    layouts.append(_calibration_layout(known))
+  if len(known := measured(models, 'aurc')):
+    layouts += [_selection_layout(known), _scores_layout(known)]
+  if len(known := measured(models, metrics.GUARANTEE[0].key)):
+    layouts.append(_guarantee_layout(known))
+  for key, family in (('nc1', collapse), ('best_theta', gradients)):
+    if len(known := measured(models, key)):
+      layouts.append(_plain_layout(*family, known))
+  compared = [
+    (metrics.COLLAPSE, {'': ''}),
+    (metrics.CALIBRATION, {'': ''}),
+    (metrics.SELECTION, {'': '', NORMALISED: ', normalised'}),
   ]
-  compared = comparison_layout(results)
-  return [*layouts, *([] if compared is None else [compared])]
+  title = 'Differences between methods, paired by seed'
+  return layouts + _compare('effects', title, results, compared)
 
 
 def measured(runs: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -115,6 +130,36 @@ def _columns(
   }
 
 
+def _accuracy_layout(results: Results) -> Layout:
+  published, models = results.record['published'], results.models
+  lines = [_Line(row, models[models['row'] == row]) for row in results.rows]
+  columns = _columns(lines, (*metrics.LAST, *metrics.BEST))
+  for key in ('top1', 'top5'):
+    quoted = [published.get(row, {}).get(key) for row in results.rows]
+    columns[f'published top-{key[-1]} [%]'] = [
+      Cell('not published', missing=True)
+      if value is None
+      else Cell(' ± '.join(f'{v:.2f}' for v in value if v is not None))
+      for value in quoted
+    ]
+  columns['runs'] = [_count_runs(results, row) for row in results.rows]
+  count = results.num_seeds
+  return lay_out(
+    f'Test accuracy on {results.data}, {count} seed{"s" * (count > 1)}',
+    columns,
+    [say('notes.results', 'notes.spread')],
+    'accuracy',
+  )
+
+
+def _count_runs(results: Results, row: str) -> str:
+  """Count the finished runs of a row, and name the others."""
+  counts = results.runs[results.runs['row'] == row]['status'].value_counts()
+  others = [s for s in (DIVERGED, UNFINISHED) if s in counts]
+  texts = [str(counts.get(FINISHED, 0)), *(f'{counts[s]} {s}' for s in others)]
+  return ', '.join(texts)
+
+
 def _plain_layout(
   section: str, title: str, family: Sequence[Metric], runs: pd.DataFrame
 ) -> Layout:
@@ -124,7 +169,7 @@ def _plain_layout(
 
 
 def _calibration_layout(runs: pd.DataFrame) -> Layout:
-  lines = _with_tuned(runs, 'scaled_nll', metrics.SCALED, 'temperature')
+  lines = _with_tuned(runs, 'scaled_nll', SCALED, 'temperature')
   method, *others = _columns(lines, metrics.CALIBRATION).items()
   plain = [line._replace(prefix='') for line in lines]
   tuned = _counts(runs['tuned_on'])
@@ -133,11 +178,10 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
     notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
   if len(measured(runs, 'ece_low')):
     notes.append(say('notes.bootstrap'))
+  fitted = _column(plain, 'temperature', '.3g')
   temperatures = [
     cell if line.prefix else Cell('1')
-    for cell, line in zip(
-      _column(plain, 'temperature', '.3g'), lines, strict=True
-    )
+    for cell, line in zip(fitted, lines, strict=True)
   ]
   top1 = _column(plain, 'evaluated_top1', '.2f', 100)
   return lay_out(
@@ -151,7 +195,7 @@ def _calibration_layout(runs: pd.DataFrame) -> Layout:
 def _selection_layout(runs: pd.DataFrame) -> Layout:
   lines = _with_tuned(
     runs.assign(error=1 - runs['evaluated_top1']),
-    *('norm_p', metrics.NORMALISED, 'normalised'),
+    *('norm_p', NORMALISED, 'normalised'),
     fallback=True,
   )
 
@@ -178,6 +222,24 @@ def _selection_layout(runs: pd.DataFrame) -> Layout:
     notes + _unequal(runs),
     'selection',
   )
+
+
+def _scores_layout(runs: pd.DataFrame) -> Layout:
+  titles = {
+    'aurc': 'max. probability',
+    f'{NORMALISED}aurc': 'normalised logits',
+    **{metric.key: metric.title for metric in shown(metrics.SCORES)},
+  }
+  # Without the columns of bootstrap intervals.
+  lines = _lines(runs.filter(items=['row', *titles]))
+  columns = {'Method': [line.name for line in lines]} | {
+    title: _column(lines, key, '.2f', 100)
+    for key, title in titles.items()
+    if len(measured(runs, key))
+  }
+  notes = [say('notes.scores', 'notes.spread')]
+  title = 'AURC in % by confidence score'
+  return lay_out(title, columns, notes, 'selection')
 
 
 def _guarantee_layout(runs: pd.DataFrame) -> Layout:
@@ -212,75 +274,56 @@ def _guarantee_layout(runs: pd.DataFrame) -> Layout:
   return lay_out(title, columns, notes, 'selection')
 
 
-def _scores_layout(runs: pd.DataFrame) -> Layout:
-  titles = {
-    'aurc': 'max. probability',
-    f'{metrics.NORMALISED}aurc': 'normalised logits',
-    **{metric.key: metric.title for metric in shown(metrics.SCORES)},
-  }
-  # Without the columns of bootstrap intervals.
-  lines = _lines(runs.filter(items=['row', *titles]))
-  columns = {'Method': [line.name for line in lines]} | {
-    title: _column(lines, key, '.2f', 100)
-    for key, title in titles.items()
-    if len(measured(runs, key))
-  }
-  notes = [say('notes.scores', 'notes.spread')]
-  title = 'AURC in % by confidence score'
-  return lay_out(title, columns, notes, 'selection')
-
-
-def comparison_layout(results: Results) -> Layout | None:
-  """Lay out how methods change the metrics, paired by seed.
+def _compare(
+  section: str, title: str, results: Results, compared: _Compared
+) -> list[Layout]:
+  """Lay out how methods change metrics, paired by seed.
 
   Returns:
-    The table; None if there is nothing to compare.
+    A table; none if there is nothing to compare.
   """
   pairs = [
     (row, other, reference)
     for row, others in results.references.items()
     for reference, other in others.items()
   ]
-
   columns: dict[str, list[Cell]] = {}
-  normalised = {'': '', metrics.NORMALISED: ', normalised'}
-  for key, family, prefixes in (
-    ('nc1', metrics.COLLAPSE, {'': ''}),
-    ('ece', metrics.CALIBRATION, {'': ''}),
-    ('aurc', metrics.SELECTION, normalised),
-  ):
-    for metric in family if len(measured(results.runs, key)) else ():
+  for family, prefixes in compared:
+    for metric in family:
       points = metric.compared == 'difference'
       for prefix, suffix in prefixes.items() if metric.compared else ():
-        values = [
-          [_by_seed(results.runs, name, prefix + metric.key) for name in both]
-          for *both, _ in pairs
-        ]
-        title = metric.title + suffix + ' [points]' * points
-        columns[title] = _compare(values, points)
+        key = prefix + metric.key
+        if len(measured(results.models, key)):
+          columns[metric.title + suffix + ' [points]' * points] = _changes(
+            [[_by_seed(results, row, key) for row in of] for *of, _ in pairs],
+            points,
+          )
       if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
-        values = [_nc2_at_equal_nc1(results, *both) for *both, _ in pairs]
-        columns['NC2 at equal NC1'] = _compare(values)
-  if not columns or not pairs:
-    return None
-  at_equal = ['notes.nc2'] * ('NC2 at equal NC1' in columns)
-  names = {
+        columns['NC2 at equal NC1'] = _changes(
+          [_nc2_at_equal_nc1(results, *of) for *of, _ in pairs]
+        )
+  lines = list(zip(*columns.values(), strict=True))
+  known = [
+    i for i, line in enumerate(lines) if any(not c.missing for c in line)
+  ]
+  if not known:
+    return []
+  columns = {
     'Method': [row for row, *_ in pairs],
     'against': [reference for *_, reference in pairs],
+    **columns,
   }
-  layout = lay_out(
-    'Differences between methods, as factors, paired by seed',
-    names | columns,
-    [say('notes.effects', *at_equal)],
-    'effects',
-  )
-  known = [
-    row for row in layout.rows if not all(cell.missing for cell in row[2:])
+  notes = [
+    say('notes.differences', *['notes.nc2'] * ('NC2 at equal NC1' in columns))
   ]
-  return dataclasses.replace(layout, rows=known or layout.rows)
+  used = {name for row, other, _ in pairs for name in (row, other)}
+  if alone := [row for row in results.rows if row not in used]:
+    notes.append(say('notes.uncompared', rows=', '.join(alone)))
+  shown = {name: [of[i] for i in known] for name, of in columns.items()}
+  return [lay_out(title, shown, notes, section)]
 
 
-def _compare(
+def _changes(
   values: Iterable[Sequence[pd.Series]], points: bool = False
 ) -> list[Cell]:
   """Show differences in points, or factors, of pairs of values by seed."""
@@ -295,9 +338,8 @@ def _compare(
   return change_cells(changes, factors=not points)
 
 
-def _by_seed(runs: pd.DataFrame, row: str, key: str) -> pd.Series:
-  models = measured(runs[runs['row'] == row], key)
-  return models.set_index('seed')[key].astype(float)
+def _by_seed(results: Results, row: str, key: str) -> pd.Series:
+  return results.finished(row, key).dropna().astype(float)
 
 
 def _nc2_at_equal_nc1(
@@ -305,7 +347,7 @@ def _nc2_at_equal_nc1(
 ) -> tuple[pd.Series, pd.Series]:
   """Return NC2 of two rows at the smallest NC1 that both reach, by seed."""
   found: dict[str, dict[int, float]] = {row: {}, other: {}}
-  seeds = [set(_by_seed(results.runs, name, 'nc1').index) for name in found]
+  seeds = [set(_by_seed(results, name, 'nc1').index) for name in found]
   epochs = measured(results.epochs, 'train_nc1')
   epochs = epochs[epochs['seed'].isin(set.intersection(*seeds))]
   for seed, both in epochs.groupby('seed'):
