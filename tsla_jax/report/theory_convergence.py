@@ -146,37 +146,38 @@ def conclude(
   low = bounds['measured'] - 3 * bounds['standard_error']
   broken = bounds[low > bounds['bound']]
   lines = [
-    f'Bounds: {len(bounds) - len(broken)} of {len(bounds)} hold, within three'
-    f' standard errors; measured / bound is {bounds["slack"].min():.2f} to'
-    f' {bounds["slack"].max():.2f}.'
+    f'{len(bounds) - len(broken)} of {len(bounds)} measured gradient norms are'
+    ' within the bounds of the theorems, up to three standard errors. The'
+    f' measured values are {bounds["slack"].min():.2f} to'
+    f' {bounds["slack"].max():.2f} of the bounds.'
   ]
-  text = 'BROKEN: {problem}, {algorithm}, delta {delta:.3g}, eps {eps:g}.'
+  text = '{algorithm} exceeds its bound on {problem}, with delta {delta:.3g}'
+  text += ' and eps {eps:g}.'
   lines += [text.format(**line) for line in broken.to_dict('records')]
   ratios = experiments.complexities(iterations)
   ratios = ratios[ratios['algorithm'] == TSLA]
-
-  def faster(part: pd.DataFrame, column: str) -> str:
-    better = part.loc[part[column] < 1, 'delta']
-    return ', '.join(f'{delta:g}' for delta in better) or 'none'
-
   for noise, part in ratios.groupby('noise', sort=False):
-    comparisons = ', and '.join(
-      f'than {other} at delta {faster(part, f"measured_T / {other}")} (by the'
-      f' theorems: {faster(part, f"T / {other}")})'
-      for other in (SGD, TWO_STAGE)
-    )
-    lines.append(f'TSLA, {noise} noise: fewer iterations {comparisons}.')
+    for other in (SGD, TWO_STAGE):
+      measured, promised = (
+        ', '.join(f'{d:g}' for d in part.loc[part[name] < 1, 'delta'])
+        for name in (f'measured_T / {other}', f'T / {other}')
+      )
+      lines.append(
+        f'With {noise} noise, TSLA takes fewer iterations than {other} for'
+        f' {f"delta {measured}" if measured else "no delta"} (by the theorems:'
+        f' {promised or "none"}).'
+      )
   for name, part in errors.groupby('population', sort=False):
     held = part.loc[part['algorithm'] == TSLA, 'holds'].max()
     last = part[part['n'] == part['n'].max()].set_index('algorithm')
     rest = (last['eq6'] - last['decay']) * np.sqrt(last['n'])
     lines.append(
       f'Theorem 5, {name}: the assumption min F^ <= F_S(w_S*) + lambda/2'
-      f' ||w_t||^2 holds at no more than {held:.0%} of the iterates of TSLA. At'
-      f' n = {last["n"].iloc[0]} eq. 6 of TSLA is {last.at[TSLA, "eq6"]:.4f},'
-      f' of which {last.at[TSLA, "decay"]:.4f} is the term that the assumption'
-      ' excludes. The rest, times sqrt(n), is'
-      f' {", ".join(f"{rest[k]:.2g} for {k}" for k in (SGD, LSR, TSLA))}.'
+      f' ||w_t||^2 holds for at most {held:.0%} of the iterates of TSLA. At n ='
+      f' {last["n"].iloc[0]} the test error of TSLA (eq. 6) is'
+      f' {last.at[TSLA, "eq6"]:.4f}, and {last.at[TSLA, "decay"]:.4f} of it is'
+      ' the term that the assumption excludes. The other terms, times sqrt(n),'
+      f' are {", ".join(f"{rest[k]:.2g} for {k}" for k in (SGD, LSR, TSLA))}.'
     )
   return lines
 

@@ -133,14 +133,15 @@ def _conclude(
   first, last = conditions.iloc[0], conditions.iloc[-1]
   steps = _collapse_steps(means)['tuned']
   descents = ', '.join(
-    f'{"never" if np.isnan(count) else f"{count:.0f} steps"} at delta {delta:g}'
-    for delta, count in steps.items()
+    f'{"never" if np.isnan(n) else f"after {n:.0f} steps"} at delta {delta:g}'
+    for delta, n in steps.items()
   )
   return (
-    f'L-BFGS finds the closed-form minimum within {apart:.1g} nats; smoothing'
-    f' of {last["smoothing"]:g} changes the condition number of the loss from'
-    f' {first["loss"]:.3g} to {last["loss"]:.3g}; NC1 falls to {_COLLAPSED:g}'
-    f' at tuned rates after: {descents}.'
+    f'The minimum that L-BFGS finds and that of the closed form differ by at'
+    f' most {apart:.1g} nats. Smoothing of {last["smoothing"]:g} changes the'
+    f' condition number of the loss from {first["loss"]:.3g} to'
+    f' {last["loss"]:.3g}. At tuned learning rates, NC1 falls to'
+    f' {_COLLAPSED:g} {descents}.'
   )
 
 
