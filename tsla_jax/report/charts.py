@@ -19,17 +19,17 @@ Style = tuple[str, Sequence[int]]  # colour, and dashes: lengths of line and gap
 Styles = Mapping[str, Style]  # by label
 Spec = Mapping[str, Any]  # a specification or a part of one
 
-GREY, SOLID, DASHED = '#777777', (1, 0), (6, 2)
+GREY, SOLID, DASHED = '#777777', (), (6, 2)
 _FONT = {'labelFontSize': 12, 'titleFontSize': 12, 'titleFontWeight': 'normal'}
 _CONFIG = {
   'font': 'Liberation Sans, Arial, sans-serif',
   'view': {'stroke': None},
-  'axis': {**_FONT, 'gridColor': '#e4e4e4', 'labelLimit': 260},
+  'axis': {**_FONT, 'gridColor': GREY, 'gridOpacity': 0.2, 'labelLimit': 260},
   'title': {'fontSize': 12, 'fontWeight': 'normal'},
 }
 # A page has a legend of its own.
 PAGE = {**_CONFIG, 'background': None, 'legend': {'disable': True}}
-_LEGEND = {'orient': 'bottom', 'title': None, 'labelLimit': 0, **_FONT}
+_LEGEND = {'orient': 'bottom', 'labelLimit': 0, **_FONT}
 _LEGEND |= {'symbolType': 'stroke', 'symbolSize': 400, 'symbolStrokeWidth': 2}
 _MARKS = {
   'line': {'strokeWidth': 1.6},
@@ -82,7 +82,7 @@ def make_picture(
   looks = zip(*styles.values(), strict=True)
   encoding = {
     channel: {
-      **{'field': 'label', 'type': 'nominal', 'title': 'curve'},
+      **{'field': 'label', 'type': 'nominal', 'title': None},
       'scale': {'domain': list(styles), 'range': list(look)},
     }
     for channel, look in zip(('color', 'strokeDash'), looks, strict=False)
