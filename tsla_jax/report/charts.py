@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import vl_convert
 
-from tsla_jax.report.words import say
-
 Style = tuple[str, Sequence[int]]  # colour, and dashes: lengths of line and gap
 Styles = Mapping[str, Style]  # by label
 Spec = Mapping[str, Any]  # a specification or a part of one
@@ -59,22 +57,16 @@ class Picture(NamedTuple):
 
 def make_picture(
   name: str,
+  caption: str,
   panels: Iterable[Spec],
   styles: Styles,
   *,
-  remark: str = '',
   legend: bool = True,
-  **values: Any,
 ) -> Picture:
-  """Make a figure.
+  """Make a figure; arguments as in `Picture`.
 
-  Args:
-    name: of the figure, and of its caption in `words.toml`.
-    panels: from left to right.
-    styles: of the curves; those that no panel shows are left out.
-    remark: name of a second caption.
-    legend: whether there is a legend.
-    **values: fill the braces of the captions.
+  Panels get the colours and dashes of their curves. Styles of curves that no
+  panel shows are left out.
   """
   panels = list(panels)
   shown = {p['label'] for one in panels for p in one['data']['values']}
@@ -88,8 +80,7 @@ def make_picture(
     for channel, look in zip(('color', 'strokeDash'), looks, strict=False)
   }
   panels = [{**one, 'encoding': encoding} for one in panels]
-  captions = [f'captions.{part}' for part in (name, remark) if part]
-  return Picture(name, say(*captions, **values), panels, styles, legend)
+  return Picture(name, caption, panels, styles, legend)
 
 
 def axis(title: str, *, log: bool = False, **scale: Any) -> Spec:

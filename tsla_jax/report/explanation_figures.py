@@ -32,6 +32,7 @@ from tsla_jax.report.layouts import measured
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
 from tsla_jax.report.results import Results, method_labels
+from tsla_jax.report.words import say
 
 _THIN = 10  # bins of fewer examples are not drawn
 
@@ -178,7 +179,11 @@ def _gradients(results: Results) -> list[Picture]:
     return curve_panel(epochs, f'train_{metric.key}', metric.label, **look)
 
   panels = map(panel, family)
-  return [make_picture('gradients', panels, styles, remark='dots')]
+  return [
+    make_picture(
+      'gradients', say('captions.gradients', 'captions.dots'), panels, styles
+    )
+  ]
 
 
 def _collapse(results: Results) -> list[Picture]:
@@ -206,8 +211,12 @@ def _collapse(results: Results) -> list[Picture]:
     norms.insert(0, draw_path(epochs, *keys, x='NC1', y='NC2'))
   panels = [panel(metric, log=True) for metric in family]
   return [
-    make_picture('collapse', panels, styles, remark='dots'),
-    make_picture('norms', norms, styles, remark='dots'),
+    make_picture(
+      'collapse', say('captions.collapse', 'captions.dots'), panels, styles
+    ),
+    make_picture(
+      'norms', say('captions.norms', 'captions.dots'), norms, styles
+    ),
   ]
 
 
@@ -222,7 +231,14 @@ def _calibration(results: Results) -> list[Picture]:
     panel('test_ece', 'ECE [%]'),
     panel(*gap, behind=[reference(y=[0])]),
   ]
-  return [make_picture('calibration', panels, styles, remark='dots')]
+  return [
+    make_picture(
+      'calibration',
+      say('captions.calibration', 'captions.dots'),
+      panels,
+      styles,
+    )
+  ]
 
 
 def _selection(results: Results, log_coverage: bool) -> list[Picture]:
@@ -241,7 +257,9 @@ def _selection(results: Results, log_coverage: bool) -> list[Picture]:
     panel('risk', 'by maximum softmax probability'),
     panel('norm_risk', 'by normalised logits'),
   ]
-  return [make_picture('selection', panels, results.styles)]
+  return [
+    make_picture('selection', say('captions.selection'), panels, results.styles)
+  ]
 
 
 def _logits(results: Results) -> list[Picture]:
@@ -250,7 +268,9 @@ def _logits(results: Results) -> list[Picture]:
     return []
   keys = ('max_logit', 'suppression')
   panels = [draw_suppression(found, key) for key in keys]
-  return [make_picture('logits', panels, results.styles)]
+  return [
+    make_picture('logits', say('captions.logits'), panels, results.styles)
+  ]
 
 
 def _reliability(results: Results) -> list[Picture]:
@@ -262,7 +282,11 @@ def _reliability(results: Results) -> list[Picture]:
     pooled = {row: pool(diagrams) for row, diagrams in parts.items()}
     title = title if pooled else f'{title}: none has one'
     panels.append(draw_reliability(pooled, title))
-  return [make_picture('reliability', panels, results.styles)]
+  return [
+    make_picture(
+      'reliability', say('captions.reliability'), panels, results.styles
+    )
+  ]
 
 
 def _existing(results: Results, kind: str) -> dict[str, list[Any]]:
@@ -291,7 +315,7 @@ def _strength(results: Results) -> list[Picture]:
     draw_by_theta(baseline, methods, metric)
     for metric in shown(metrics.CALIBRATION, 'strength')
   ]
-  return [make_picture('strength', panels, styles)]
+  return [make_picture('strength', say('captions.strength'), panels, styles)]
 
 
 def group_by_method(

@@ -29,6 +29,7 @@ from tsla_jax.report.charts import (
   to_file,
   to_png,
 )
+from tsla_jax.report.words import say
 
 # The palette of Okabe and Ito, safe for colour blindness. Dashes distinguish
 # curves in black-and-white print.
@@ -57,15 +58,20 @@ _THETA = {'theta': ('theta', (GREEN, DASHED))}
 def curves_png(
   metrics: Sequence[Mapping[str, Any]], title: str, drop: float | None
 ) -> bytes:
+  """Draw a run as a PNG; arguments as in `draw_run`."""
+  picture = draw_run(metrics, title, drop)
+  return to_png(to_file(picture, title=picture.caption, columns=2))
+
+
+def draw_run(
+  metrics: Sequence[Mapping[str, Any]], title: str, drop: float | None
+) -> Picture:
   """Draw losses, accuracy and schedules of a run.
 
   Args:
     metrics: the lines of `metrics.jsonl`.
     title: of the figure.
     drop: number of epochs after which theta is 0; None if it never is.
-
-  Returns:
-    The bytes of a PNG.
   """
   run, behind = pd.DataFrame(metrics), []
   if drop:
@@ -87,8 +93,7 @@ def curves_png(
     lines = layer('line', interpolate=shape)
     panels.append(make_panel(points, 'epoch', y, lines, behind=behind))
     styles |= dict(curves.values())
-  figure = make_picture('curves', panels, styles)
-  return to_png(to_file(figure, title=title, columns=2))
+  return make_picture('curves', title, panels, styles)
 
 
 def run_curves(
@@ -136,7 +141,9 @@ def draw_schedules(epochs: pd.DataFrame, styles: Styles) -> Picture:
     layer('line', **step),
   )
   styles = {**styles, **dict(rates.values())}
-  return make_picture('schedules', [theta, rate], styles)
+  return make_picture(
+    'schedules', say('captions.schedules'), [theta, rate], styles
+  )
 
 
 def draw_drop(
@@ -165,7 +172,9 @@ def draw_drop(
     looks |= {f'{row}, {kind}': (styles[row][0], dashes) for row in rows}
   y, lines = axis('training loss [nats]', zero=True), layer('line', 'datum.own')
   panel = make_panel(pd.concat(parts), 'epoch', y, lines)
-  return make_picture('drop', [panel], looks, kept=kept, dropped=dropped)
+  return make_picture(
+    'drop', say('captions.drop', kept=kept, dropped=dropped), [panel], looks
+  )
 
 
 def curve_panel(

@@ -192,7 +192,7 @@ def make_figures(results: Results) -> list[Picture]:
     curve_panel(epochs, 'test_top1', 'test top-1 [%]', scale=100),
     curve_panel(epochs, 'test_onehot_loss', 'test loss, one-hot [nats]'),
   ]
-  pictures = [make_picture('test', test, styles)]
+  pictures = [make_picture('test', say('captions.test'), test, styles)]
   if pair := _best_drop(results):
     pictures.append(figures.draw_drop(epochs, *pair, styles))
   return [*pictures, figures.draw_schedules(epochs, styles)]

@@ -170,12 +170,13 @@ def draw_overview(
       height={'step': 18},
     )
 
-  panels, remark = [panel(means)], ''
+  panels, captions = [panel(means)], ['captions.overview']
   if differences:
     panels.append(panel(differences, reference(x=[0])))
-    remark = 'differences'
-  look = {'remark': remark, 'legend': False}  # rows are named on the axis
-  return make_picture('overview', panels, results.styles, label=label, **look)
+    captions.append('captions.differences')
+  caption = say(*captions, label=label)
+  # The rows are named on the axis.
+  return make_picture('overview', caption, panels, results.styles, legend=False)
 
 
 def _values(results: Results, key: str) -> dict[str, pd.Series]:

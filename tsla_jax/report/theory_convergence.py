@@ -199,7 +199,7 @@ def _draw_bounds(frame: pd.DataFrame) -> Picture:
     layers = layer('rule', along='y'), layer('point')
     look = {'behind': [reference(y=[1])], 'title': problem}
     panels.append(make_panel(pd.DataFrame(columns), x, y, *layers, **look))
-  return make_picture('bounds', panels, _STYLES)
+  return make_picture('bounds', say('captions.bounds'), panels, _STYLES)
 
 
 def _draw_iterations(frame: pd.DataFrame) -> Picture:
@@ -216,7 +216,7 @@ def _draw_iterations(frame: pd.DataFrame) -> Picture:
     )
     points, title = part.rename(columns=names), f'delta {delta:g}'
     panels.append(make_panel(points, x, y, *layers, title=title))
-  return make_picture('iterations', panels, _STYLES)
+  return make_picture('iterations', say('captions.iterations'), panels, _STYLES)
 
 
 def _draw_errors(frame: pd.DataFrame) -> Picture:
@@ -238,4 +238,4 @@ def _draw_errors(frame: pd.DataFrame) -> Picture:
     look = {'title': population}
     panels.append(make_panel(join(curves), x, y, *layers, dots, **look))
   styles = {**_STYLES, root: (GREY, SOLID)}
-  return make_picture('test_error', panels, styles)
+  return make_picture('test_error', say('captions.test_error'), panels, styles)

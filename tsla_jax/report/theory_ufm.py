@@ -334,7 +334,7 @@ def _draw_minimisers(frame: pd.DataFrame) -> Picture:
     line = layer('line', 'datum.label == "closed form"')
     dots = layer('point', 'datum.label == "L-BFGS"', filled=False)
     panels.append(make_panel(join(curves), 'delta', title, line, dots))
-  return make_picture('minimisers', panels, styles)
+  return make_picture('minimisers', say('captions.minimisers'), panels, styles)
 
 
 def _draw_conditions(frame: pd.DataFrame) -> Picture:
@@ -345,7 +345,12 @@ def _draw_conditions(frame: pd.DataFrame) -> Picture:
   }
   y = axis('condition number', log=True)
   panel = make_panel(join(curves), 'delta', y, layer('line'))
-  return make_picture('condition_numbers', [panel], row_styles(curves))
+  return make_picture(
+    'condition_numbers',
+    say('captions.condition_numbers'),
+    [panel],
+    row_styles(curves),
+  )
 
 
 def _draw_descents(means: pd.DataFrame) -> Picture:
@@ -363,4 +368,6 @@ def _draw_descents(means: pd.DataFrame) -> Picture:
     }
     axes, title = ('step', axis(name.upper(), log=True)), f'{rates} rates'
     panels.append(make_panel(join(curves), *axes, layer('line'), title=title))
-  return make_picture('descent', panels, styles, floor=_FLOOR)
+  return make_picture(
+    'descent', say('captions.descent', floor=_FLOOR), panels, styles
+  )
