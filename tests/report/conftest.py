@@ -1,5 +1,7 @@
 """Table folders as training leaves them, without training."""
 
+import shutil
+
 import pytest
 
 from tests.report_helpers import (
@@ -25,16 +27,12 @@ def vega(monkeypatch):
   return made
 
 
-@pytest.fixture
-def workdir(tmp_path):
-  """A finished table of three rows and three seeds."""
-  make_table(tmp_path)
-  return tmp_path
-
-
-@pytest.fixture
-def explained(workdir):
-  """The same table, of runs that measured collapse and left predictions."""
+@pytest.fixture(scope='session')
+def made(tmp_path_factory):
+  """The folders that `workdir` and `explained` copy."""
+  plain, workdir = (tmp_path_factory.mktemp(n) for n in ('plain', 'explained'))
+  make_table(plain)
+  make_table(workdir)
   for path in workdir.glob('runs/*/seed*'):
     smoothed = path.parent.name != 'baseline'
     seed = int(path.name.removeprefix('seed'))
@@ -53,4 +51,16 @@ def explained(workdir):
         line['train_nc1'], line['train_nc2_features'] = nc1, nc1**0.5
         line['train_weight_norm'] = 2.0 if smoothed else 4.0
     write_lines(path / 'metrics.jsonl', lines)
-  return workdir
+  return plain, workdir
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+  """A finished table of three rows and three seeds."""
+  return shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def explained(made, tmp_path):
+  """The same table, of runs that measured collapse and left predictions."""
+  return shutil.copytree(made[1], tmp_path, dirs_exist_ok=True)

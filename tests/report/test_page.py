@@ -67,10 +67,7 @@ def test_report_is_whole_and_needs_no_network(workdir):
   assert results == f'Results: {workdir}'
   text = (workdir / 'report.md').read_text()
   assert all(line in text for line in printed.splitlines()[:-2])
-
-
-def test_redrawn_from_the_files_bit_by_bit(workdir):
-  page.draw(workdir)
+  # Drawn again, all is as it was.
   before = {name: (workdir / name).read_bytes() for name in FILES}
   for name in FILES:
     (workdir / name).unlink()

@@ -13,7 +13,7 @@ from tsla_jax.report import theory_ufm
 SETTING = theory_ufm.Setting(
   UnconstrainedFeatures(
     num_classes=4,
-    feature_dim=5,
+    feature_dim=4,
     samples_per_class=3,
     smoothing=0.0,
     weight_decay_w=5e-3,

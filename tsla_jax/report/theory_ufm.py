@@ -87,8 +87,6 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
   with lock_directory(output, output / 'figures', name='--output'):
     for smoothing in setting.smoothings:
       setting.smoothed(smoothing).minimizer()  # checks the settings
-    minimisers = compare_with_solver(setting)
-    conditions = condition_numbers(setting)
     descents = descend(setting)
     equal = descents[descents['learning_rate'] == setting.learning_rate]
     if equal['smoothing'].nunique() < len(setting.smoothings):
@@ -96,6 +94,8 @@ def draw_ufm(setting: Setting, output: pathlib.Path) -> str:
         f'learning_rate: at {setting.learning_rate} a descent diverged; give a'
         ' smaller one'
       )
+    minimisers = compare_with_solver(setting)
+    conditions = condition_numbers(setting)
     means = mean_paths(descents, setting)
     model = setting.model
     return write_theory(
