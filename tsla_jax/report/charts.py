@@ -126,16 +126,24 @@ def make_panel(
   }
 
 
-def layer(kind: str, where: str = '', *, along: str = '', **look: Any) -> Spec:
+def layer(
+  kind: str,
+  where: str = '',
+  *,
+  along: str = '',
+  encoding: Spec | None = None,
+  **look: Any,
+) -> Spec:
   """Return a layer of a panel.
 
   Args:
     kind: 'line', 'point', 'area' or 'rule'.
     where: an expression that holds for the points to draw; empty for all.
     along: the axis of `low` and `high`; empty if they are not drawn.
-    **look: properties of the mark; 'encoding' adds channels.
+    encoding: further channels.
+    **look: properties of the mark.
   """
-  encoding = look.pop('encoding', {})
+  encoding = dict(encoding or {})
   if along:
     low = {'field': 'low', 'type': 'quantitative'}
     encoding |= {along: low, f'{along}2': {'field': 'high'}}
