@@ -4,6 +4,7 @@ Their cells run in this process, which has imported everything already.
 `make notebooks` runs them in kernels, with the settings that they show.
 """
 
+import functools
 import json
 import re
 import sys
@@ -16,7 +17,10 @@ import pytest
 
 from tests.conftest import _ROOT
 from tests.report_helpers import render_nothing
+from tsla_jax.data import sources
+from tsla_jax.report import figures, hover
 
+LOAD = functools.cache(sources.load)  # nothing changes the images
 NOTEBOOKS = sorted((_ROOT / 'notebooks').glob('*.ipynb'))
 
 
@@ -44,7 +48,11 @@ def run(tmp_path, monkeypatch):
   # As for most readers; other tests are stricter, and have eight devices.
   monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
   monkeypatch.setattr(plt, 'show', plt.close)
-  render_nothing(monkeypatch)  # of reports; those of cells are not shown
+  # Nothing looks at what is in reports; figures of cells are not shown.
+  render_nothing(monkeypatch)
+  monkeypatch.setattr(figures, 'curves_png', lambda *args: b'')
+  monkeypatch.setattr(hover, 'library', lambda: '')
+  monkeypatch.setattr(sources, 'load', LOAD)
   monkeypatch.setitem(
     sys.modules, 'ipywidgets', types.SimpleNamespace(interact=at_both_ends)
   )
@@ -91,8 +99,8 @@ def test_quickstart(run):
 
 
 def test_features(run, capsys):
-  names = run('features', EPOCHS=6, DROPS=(2, 3), SEEDS=3)
-  assert '19 of 24 epochs for each of 3 seeds' in capsys.readouterr().out
+  names = run('features', EPOCHS=4, DROPS=(2, 3), SEEDS=2)
+  assert '11 of 16 epochs for each of 2 seeds' in capsys.readouterr().out
   rows = ['LSR', 'TSLA(2)', 'TSLA(3)']
   assert list(names['results'].index) == rows
   assert names['accuracy'].min(axis=None) > 50
@@ -169,10 +177,10 @@ def test_selective_of_a_file(run, tmp_path):
 
 
 def test_table(run, tmp_path):
-  names = run('table', EPOCHS=4, SEEDS=3)
+  names = run('table', EPOCHS=4, SEEDS=2)
   results = names['results']
   assert list(results.index) == ['LSR', 'TSLA(2)']
-  assert (results['count'] == 3).all()
+  assert (results['count'] == 2).all()
   values = names['runs'].groupby('row')['last_top1'].mean() * 100
   expected = values[results.index] - values['baseline']
   np.testing.assert_allclose(results['mean'], expected, atol=1e-9)
