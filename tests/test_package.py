@@ -21,13 +21,14 @@ CORE = f"""
 import importlib, pkgutil, sys
 for name in {OF_TRAINING[1:]}:
   sys.modules[name] = None  # an import of it fails
+import jax
 import numpy as np
 from tsla_jax import analysis, label_smoothing, smoothed_cross_entropy
 for room in (analysis, label_smoothing):
   for module in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):
     importlib.import_module(module.name)
 logits, labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]], np.arange(4) % 3
-print(smoothed_cross_entropy(logits, labels, 0.1).shape)
+print(jax.jit(smoothed_cross_entropy)(logits, labels, 0.1).shape)
 from tsla_jax.analysis.selective import risk_coverage
 from tsla_jax.analysis.predictions import held_out_split
 print(risk_coverage(logits.max(1), logits.argmax(1) != labels).aurc())

@@ -233,9 +233,10 @@ class Installed:
 sys.meta_path.insert(0, Installed())
 from tests.helpers import make_config
 from tsla_jax.training.train import train_and_evaluate
-config = make_config(**{{
+config = make_config('lsr', **{{
   'data.name': 'toy_images', 'data.data_dir': {str(tmp_path)!r},
-  'num_epochs': 3, 'batch_size': 10,
+  'num_epochs': 2, 'batch_size': 10, 'model.name': 'linear',
+  'optimizer.drop_epochs': (1,),
 }})
 train_and_evaluate(config, {str(tmp_path / 'run')!r})
 assert not {{'tensorflow', 'torch'}} & set(sys.modules)
