@@ -233,13 +233,13 @@ def test_samples_estimate_the_moments_of_all_examples(monkeypatch):
   wanted = explicit(*net_gradients(params, inputs, labels, prior))
   found = [
     full(net, params, inputs, labels, prior, sample=6, seed=seed)[0]
-    for seed in range(400)
+    for seed in range(200)
   ]
   assert {one.count for one in found} == {6}
   for name in ('sigma2', 'sigma2_hat', 'covariance'):
     values = np.array([getattr(one, name) for one in found])
     standard_error = values.std() / np.sqrt(len(values))
-    # Uncorrected, sigma2 would be 15 % too small, which is 7 standard errors.
+    # Uncorrected, sigma2 would be 15 % too small, which is 5 standard errors.
     assert abs(values.mean() - wanted[name]) < 3 * standard_error, name
 
 

@@ -100,7 +100,7 @@ def test_values_of_torch_uncertainty():
   assert selective.coverage_at_risk(*predictions, 0.3) == 0.8
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases)
 def test_curves_and_areas_are_those_of_their_definitions(case):
   confidence, errors = split(case)
@@ -126,7 +126,7 @@ def test_curves_and_areas_are_those_of_their_definitions(case):
   assert curve.error_rate == pytest.approx(errors.mean())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases.filter(lambda case: len(case) < 7), st.sampled_from(CONVENTIONS))
 def test_bounds_are_reached_by_the_best_and_worst_order(case, convention):
   confidence, errors = split(case)
@@ -144,7 +144,7 @@ def test_bounds_are_reached_by_the_best_and_worst_order(case, convention):
   assert oracle <= bounds.low + 1e-12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases, st.randoms(use_true_random=False))
 def test_order_and_monotone_maps_change_nothing(case, random):
   confidence, errors = split(case)
@@ -157,7 +157,7 @@ def test_order_and_monotone_maps_change_nothing(case, random):
   assert left.aurc() == right.aurc() and left.augrc() == right.augrc()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases)
 def test_augrc_is_a_function_of_auroc_and_accuracy(case):
   confidence, errors = split(case)
