@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +78,9 @@ def test_gradients_have_the_errors_that_are_assumed():
   problem = Quadratic(np.array([0.3, 1.0]), 2.0, 0.5, 0.25, 0.6)
   w = jnp.array([1.0, -2.0])
   noise = problem.draw(jax.random.key(0), (20_000,))
+  gradients = jax.jit(jax.vmap(problem.gradient, (None, 0, None)))
   error = [
-    jax.vmap(problem.gradient, (None, 0, None))(w, noise, theta)
-    - (problem.curvatures * w)[None]
+    gradients(w, noise, theta) - (problem.curvatures * w)[None]
     for theta in (0.0, 1.0)
   ]
   squares = [np.sum(np.square(e), axis=1) for e in error]
@@ -153,7 +152,7 @@ def test_theorem_3_has_the_right_transient():
   """The slack is 1: with Hessian I the first step reaches the minimum."""
   problem = Quadratic(np.ones(4), 1e-12, 1.0)
   constants = Constants(2.0, 1.0, 1e-12, 1.0)
-  found = simulate(problem, [Stage(10, 1.0, 0.5)], np.ones(4), trials=8)
+  found = simulate(problem, [Stage(10, 1.0, 0.5)], np.ones(4), trials=TRIALS)
   assert found.path.mean(axis=0) == pytest.approx(
     convergence.lsr_bound(constants, 10), rel=1e-9
   )
@@ -279,18 +278,23 @@ def cross_entropy(w, x, target):
 
 def objective(problem, w):
   """Compute F(w) by jax, so that it can be differentiated."""
-  targets = np.eye(problem.num_classes)[problem.labels]
+  targets = jnp.eye(problem.num_classes)[problem.labels]
   losses = jax.vmap(cross_entropy, (None, 0, 0))(w, problem.features, targets)
   return problem.weights @ losses + problem.ridge * jnp.sum(w**2) / 2
+
+
+# Compiled once for all problems of the same shapes.
+of_examples = jax.jit(jax.vmap(jax.grad(cross_entropy), (None, 0, 0)))
+slope = jax.jit(jax.value_and_grad(objective, argnums=1))
+hessian = jax.jit(jax.hessian(objective, argnums=1))
 
 
 def per_example(problem, w):
   """Return the gradients of each example on y and y_hat, without the ridge."""
   k = problem.num_classes
-  gradients = jax.jit(jax.vmap(jax.grad(cross_entropy), (None, 0, 0)))
   uniform = np.full((len(problem.labels), k), 1 / k)
   return [
-    np.asarray(gradients(w, problem.features, targets))
+    np.asarray(of_examples(w, problem.features, targets))
     for targets in (np.eye(k)[problem.labels], uniform)
   ]
 
@@ -300,18 +304,17 @@ def test_measurements_are_those_of_per_example_gradients(regression):
   found = measure(regression, points)
   weights = regression.weights[:, None, None]
   with jax.enable_x64(True):
-    slope = jax.jit(jax.value_and_grad(partial(objective, regression)))
+    gradients = jax.jit(jax.vmap(regression.gradient, (None, 0, None)))
     for i, w in enumerate(points):
       g, gh = per_example(regression, w)
       mean = np.sum(weights * g, axis=0)
-      value, full = slope(w)
+      value, full = slope(regression, w)
       assert regression.loss(points)[i] == pytest.approx(float(value))
       assert np.asarray(full) == pytest.approx(mean + 0.2 * w, abs=1e-12)
       assert found.squared_norm[i] == pytest.approx(np.sum(full**2))
-      for name, gradients in (('variance', g), ('smoothed_variance', gh)):
-        expected = np.sum(weights * (gradients - mean) ** 2)
+      for name, each in (('variance', g), ('smoothed_variance', gh)):
+        expected = np.sum(weights * (each - mean) ** 2)
         assert getattr(found, name)[i] == pytest.approx(expected)
-      gradients = jax.vmap(regression.gradient, (None, 0, None))
       smoothed = gradients(w, np.arange(24), 0.3)
       expected = 0.7 * g + 0.3 * gh + 0.2 * w
       assert np.asarray(smoothed) == pytest.approx(expected, abs=1e-12)
@@ -329,10 +332,8 @@ def test_examples_are_drawn_by_weight(regression):
 def test_smoothness_and_pl_are_those_of_the_exact_hessian(regression):
   def spectrum(problem, w):
     with jax.enable_x64(True):
-      hessian = jax.jit(jax.hessian(partial(objective, problem)))(
-        jnp.asarray(w)
-      )
-    return np.linalg.eigvalsh(np.asarray(hessian).reshape(w.size, w.size))
+      matrix = np.asarray(hessian(problem, w))
+    return np.linalg.eigvalsh(matrix.reshape(w.size, w.size))
 
   for scale in (0.0, 1.0, 5.0):
     w = scale * np.random.default_rng(2).normal(size=(4, 3))
@@ -364,11 +365,10 @@ def test_minimum_is_what_a_solver_finds(regression, ridge):
     weights=np.tile(problem.weights, 2) / 2,
   )
   with jax.enable_x64(True):
-    slope = jax.jit(
-      jax.value_and_grad(lambda w: objective(problem, w.reshape(4, 3)))
-    )
     found = optimize.minimize(
-      lambda w: tuple(map(np.asarray, slope(w))),
+      lambda w: tuple(
+        np.ravel(part) for part in slope(problem, w.reshape(4, 3))
+      ),
       np.zeros(12),
       jac=True,
       options={'gtol': 1e-8},

@@ -62,13 +62,14 @@ def test_a_view_is_drawn_by_the_key_of_the_example(tmp_path):
   examples, views = Examples(split.inputs, split.sizes, None), []
   index = jnp.arange(64, dtype=jnp.int32)
   seen = features.StoredViews()
+  draw, keys_of = jax.jit(seen.training_inputs), jax.jit(augment.example_keys)
   for epoch in range(20):
     key = jax.random.PRNGKey(3)
-    keys = augment.example_keys(key, jnp.int32(epoch), index)
-    inputs = seen.training_inputs(keys, examples, index)
+    keys = keys_of(key, jnp.int32(epoch), index)
+    inputs = draw(keys, examples, index)
     assert inputs.shape == (64, 12) and inputs.dtype == jnp.float32
     # Whatever the order of the batch.
-    part = seen.training_inputs(keys[5:9], examples, index[5:9])
+    part = draw(keys[5:9], examples, index[5:9])
     np.testing.assert_array_equal(part, inputs[5:9])
     views.append(np.asarray(inputs[:, 0]))
   counts = np.bincount(np.concatenate(views).astype(int), minlength=4)
@@ -76,7 +77,7 @@ def test_a_view_is_drawn_by_the_key_of_the_example(tmp_path):
   np.testing.assert_allclose(counts[1:] / counts.sum(), 1 / 3, atol=0.05)
   assert not np.any(seen.evaluation_inputs(examples, index))
   plain = Examples(split.inputs[:, 1:2], split.sizes, None)
-  one = seen.training_inputs(keys, plain, index)
+  one = draw(keys, plain, index)
   np.testing.assert_array_equal(one, np.ones((64, 12)))
 
 

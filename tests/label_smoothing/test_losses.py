@@ -43,18 +43,23 @@ def inputs(prior, labels, scale=3.0, seed=0):
   )
 
 
+@jax.jit
+def loss_and_gradient(logits, labels, theta, prior):
+  """Of each example; compiled once for its shapes, as in training."""
+  loss, pull_back = jax.vjp(
+    lambda z: smoothed_cross_entropy(z, labels, theta, prior), logits
+  )
+  return loss, *pull_back(jnp.ones_like(loss))
+
+
 @pytest.mark.parametrize('labels', ['integer', 'soft'])
 @pytest.mark.parametrize('prior', ['uniform', 'shared', 'per_example'])
 @pytest.mark.parametrize('theta', THETAS)
 def test_loss_and_gradient_equal_float64(theta, prior, labels):
   logits, labels, prior = inputs(prior, labels)
   loss, grad = reference(logits, labels, theta, prior)
-  np.testing.assert_allclose(
-    smoothed_cross_entropy(logits, labels, theta, prior), loss, rtol=RTOL
-  )
-  got = jax.grad(
-    lambda z: smoothed_cross_entropy(z, labels, theta, prior).sum()
-  )(logits)
+  value, got = loss_and_gradient(logits, labels, theta, prior)
+  np.testing.assert_allclose(value, loss, rtol=RTOL)
   # Relative to an example's largest component: others may be zero by chance.
   size = np.abs(grad).max(-1, keepdims=True)
   np.testing.assert_allclose(got / size, grad / size, rtol=0, atol=RTOL)
@@ -65,9 +70,7 @@ def test_loss_and_gradient_equal_float64(theta, prior, labels):
 def test_large_logits_stay_finite_and_exact(theta, scale):
   logits, labels, prior = inputs('per_example', 'integer', scale)
   loss, _ = reference(logits, labels, theta, prior)
-  got, grad = jax.vmap(
-    jax.value_and_grad(smoothed_cross_entropy), in_axes=(0, 0, None, 0)
-  )(logits, labels, theta, prior)
+  got, grad = loss_and_gradient(logits, labels, theta, prior)
   # theta < 0 subtracts: relative to the terms, not to their difference. The
   # reference itself rounds losses below 1e-15 to 0.
   terms = sum(
@@ -81,7 +84,7 @@ def test_large_logits_stay_finite_and_exact(theta, scale):
 def test_confident_example_keeps_its_digits():
   """log(sum(exp)) would round this loss to 0."""
   logits = np.float32([30.0, 0.0, 1.0])
-  loss, grad = jax.value_and_grad(smoothed_cross_entropy)(logits, 0)
+  loss, grad = jax.jit(jax.value_and_grad(smoothed_cross_entropy))(logits, 0)
   expected = np.exp(-30.0) + np.exp(-29.0)
   np.testing.assert_allclose(loss, expected, rtol=RTOL)
   np.testing.assert_allclose(grad[1:], np.exp([-30.0, -29.0]), rtol=RTOL)
@@ -90,11 +93,11 @@ def test_confident_example_keeps_its_digits():
 @pytest.mark.parametrize('theta', THETAS)
 def test_gradient_is_linear_in_the_label(theta):
   logits, labels, prior = inputs('per_example', 'integer')
-  grad = jax.grad(lambda z, y: smoothed_cross_entropy(z, y).sum())
-  mixed = jax.grad(
-    lambda z: smoothed_cross_entropy(z, labels, theta, prior).sum()
-  )(logits)
-  expected = (1 - theta) * grad(logits, labels) + theta * grad(logits, prior)
+  _, mixed = loss_and_gradient(logits, labels, theta, prior)
+  one_hot, of_prior = (
+    loss_and_gradient(logits, y, 0.0, None)[1] for y in (labels, prior)
+  )
+  expected = (1 - theta) * one_hot + theta * of_prior
   np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
@@ -107,9 +110,7 @@ def test_equals_torch(theta):
     z, torch.tensor(labels)
   )
   loss.sum().backward()
-  got, grad = jax.vmap(
-    jax.value_and_grad(smoothed_cross_entropy), in_axes=(0, 0, None)
-  )(logits, labels, theta)
+  got, grad = loss_and_gradient(logits, labels, theta, None)
   np.testing.assert_allclose(got, loss.detach().numpy(), rtol=RTOL, atol=1e-6)
   np.testing.assert_allclose(grad, z.grad.numpy(), atol=1e-6)
 
@@ -131,10 +132,10 @@ def test_theta_is_traced_and_may_vary_by_example():
     )
   assert len(traces) == 1
   thetas = np.linspace(0, 1, BATCH, dtype=np.float32)
-  each = smoothed_cross_entropy(logits, labels, thetas)
+  compiled = jax.jit(smoothed_cross_entropy)
+  each = compiled(logits, labels, thetas)
   one = [
-    smoothed_cross_entropy(z, y, t)
-    for z, y, t in zip(logits, labels, thetas, strict=True)
+    compiled(z, y, t) for z, y, t in zip(logits, labels, thetas, strict=True)
   ]
   np.testing.assert_allclose(each, one, rtol=1e-6)
 
@@ -157,24 +158,25 @@ def test_integer_labels_are_not_expanded():
 
 
 def test_label_outside_the_classes_is_nan():
-  loss = smoothed_cross_entropy(np.zeros((3, 4)), np.array([-1, 0, 4]), 0.1)
+  labels = np.array([-1, 0, 4])
+  loss = jax.jit(smoothed_cross_entropy)(np.zeros((3, 4)), labels, 0.1)
   assert np.isnan(loss).tolist() == [True, False, True]
 
 
 def test_bfloat16_logits_are_computed_in_float32():
   logits = jnp.asarray([[3.0, 1.0, -2.0]], jnp.bfloat16)
-  assert smoothed_cross_entropy(logits, jnp.array([1])).dtype == jnp.float32
+  loss = jax.jit(smoothed_cross_entropy)(logits, np.array([1]))
+  assert loss.dtype == jnp.float32
 
 
 def test_leading_axes_and_public_names():
   logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
   labels = np.array([[0, 1, 2], [3, 4, 0]])
-  loss = smoothed_cross_entropy(logits, labels, 0.3)
+  compiled = jax.jit(smoothed_cross_entropy)
+  loss = compiled(logits, labels, 0.3)
   targets = smooth_labels(labels, 5, 0.3)
   assert loss.shape == (2, 3)
-  np.testing.assert_allclose(
-    loss, smoothed_cross_entropy(logits, targets), rtol=1e-6
-  )
+  np.testing.assert_allclose(loss, compiled(logits, targets), rtol=1e-6)
   assert set(tsla_jax.__all__) == {'smooth_labels', 'smoothed_cross_entropy'}
 
 
@@ -192,20 +194,27 @@ def make_hparams(strength):
   return types.SimpleNamespace(**jax.tree.map(jnp.float32, values))
 
 
+@jax.jit
+def penalised(logits, batch, strength):
+  """The gradient, and values and floors, with a confidence penalty."""
+  hparams = make_hparams(strength)
+
+  def total(logits):
+    values, floor, state = losses.CONFIDENCE_PENALTY.apply(
+      logits, batch, hparams, ()
+    )
+    assert state == ()
+    return values.sum(), (values, floor)
+
+  return jax.grad(total, has_aux=True)(logits)
+
+
 @pytest.mark.parametrize('mixed', [False, True])
 @pytest.mark.parametrize('strength', [0.0, 0.3, -0.2])
 def test_confidence_penalty(strength, mixed):
   """Cross-entropy on the batch's labels less an entropy, in float64."""
   logits, batch = make_batch(mixed)
-  hparams = make_hparams(strength)
-  apply = losses.CONFIDENCE_PENALTY.apply
-
-  def total(logits):
-    values, floor, state = apply(logits, batch, hparams, ())
-    assert state == ()
-    return values.sum(), (values, floor)
-
-  gradient, (values, floor) = jax.grad(total, has_aux=True)(logits)
+  gradient, (values, floor) = penalised(logits, batch, strength)
   labels = np.asarray(smooth_labels(batch.label, CLASSES, 0.2, batch.prior))
   if mixed:
     share = batch.mix[:, None]

@@ -1,5 +1,7 @@
 """Classifiers on features: what they compute, and how they begin."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -11,14 +13,20 @@ from tsla_jax.training import config as config_lib
 from tsla_jax.training import optimizers
 
 
+def init(model, key, inputs):
+  return jax.jit(functools.partial(model.init, train=False))(key, inputs)
+
+
 @pytest.mark.parametrize('hidden', [0, 7])
 def test_a_head_is_its_formula(hidden):
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=(5, 3, 2)).astype(np.float32)
   model = Head(4, hidden)
-  variables = model.init(jax.random.PRNGKey(0), inputs, train=False)
+  variables = init(model, jax.random.PRNGKey(0), inputs)
   assert set(variables) == {'params'}
-  logits, features = model.apply(variables, inputs, train=True)
+  logits, features = jax.jit(functools.partial(model.apply, train=True))(
+    variables, inputs
+  )
   variables = jax.tree.map(np.asarray, variables)
   expected = inputs.reshape(5, 6).astype(np.float64)
   if hidden:
@@ -31,9 +39,8 @@ def test_a_head_is_its_formula(hidden):
 
 
 def test_initial_values_are_pytorchs_and_groups_cover_them():
-  variables = Head(300, 400).init(
-    jax.random.PRNGKey(1), np.zeros((1, 64), np.float32), train=False
-  )
+  inputs = np.zeros((1, 64), np.float32)
+  variables = init(Head(300, 400), jax.random.PRNGKey(1), inputs)
   for name, fan_in in (('layer1', 64), ('head', 400)):
     for values in variables['params'][name].values():
       bound = fan_in**-0.5
@@ -42,7 +49,7 @@ def test_initial_values_are_pytorchs_and_groups_cover_them():
       np.testing.assert_allclose(np.std(values), bound / 3**0.5, rtol=0.1)
   updates = jax.tree.map(np.ones_like, variables['params'])
   rates = {'backbone': np.float32(0.5), 'head': np.float32(2)}
-  after = optimizers.apply_updates(variables['params'], updates, rates)
+  after = jax.jit(optimizers.apply_updates)(variables['params'], updates, rates)
   for name, rate in (('layer1', 0.5), ('head', 2)):
     moved = after[name]['bias'] - variables['params'][name]['bias']
     np.testing.assert_allclose(moved, -rate, rtol=1e-5)
