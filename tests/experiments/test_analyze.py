@@ -243,6 +243,7 @@ def test_theory(root, tmp_path):
     '--steps=100',
     '--seeds=1',
     '--smoothings=0,0.2',
+    '--weight_decay_h=0.05',  # the stronger, the sooner are minima found
     f'--output={tmp_path}',
   )
   assert done.returncode == 0, done.stderr
