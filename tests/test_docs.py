@@ -14,6 +14,7 @@ from tests.helpers import door_inside
 from tsla_jax import configs, methods
 from tsla_jax.configs import digits
 from tsla_jax.fields import flatten
+from tsla_jax.report import figures
 from tsla_jax.training import config as config_lib
 
 DOCS = _ROOT / 'docs'
@@ -169,6 +170,7 @@ def small(method='tsla', of_file=digits.get_config):
 def test_code_runs(page, tmp_path, monkeypatch, capsys):
   """The blocks of a page follow one another; one with torch is only parsed."""
   monkeypatch.setattr(digits, 'get_config', small)
+  monkeypatch.setattr(figures, 'curves_png', lambda *args: b'')  # not shown
   monkeypatch.chdir(tmp_path)
   found = namespace()
   for param in blocks('python', [page]):

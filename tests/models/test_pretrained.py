@@ -1,5 +1,6 @@
 """Weights in torchvision's layout."""
 
+import functools
 import pathlib
 
 import jax
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.helpers import make_config, make_dataset, make_model, make_weights
+from tests import helpers
+from tests.helpers import make_config, make_dataset, make_weights
 from tsla_jax.errors import InputError
 from tsla_jax.models import pretrained
 from tsla_jax.training.train import train_and_evaluate
+
+make_model = functools.cache(helpers.make_model)  # no test changes one
 
 
 def test_keys_are_torchvisions():
