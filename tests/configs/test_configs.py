@@ -75,13 +75,13 @@ def test_two_steps_on_stand_in_data(name):
   shape, classes = SHAPES[name]
   config = load(name).lock()
   config.batch_size = 8
-  config.model.width = 4  # the net's stem is the file's
+  config.model.width = 4  # its stem is the file's
   config.model.pretrained = None  # tests of their own
   data = make_dataset(16, 10, shape, classes)
   if name in ('default', 'digits'):  # the programs of many other tests
     config.batch_size, data = 16, make_dataset()
   if len(shape) == 3 and (name in ALIKE or name == 'dogs'):
-    config.model.name = 'resnet8'  # those of cifar100 are of their depth
+    config.model.name = 'resnet8'  # cifar100 trains the deeper one
   run, topology = make_run(config, data), devices.data_parallel(1)
   if name in ALIKE:  # its numbers are its recipe's; the shapes are shown to fit
     check_shapes(make_experiment([run], topology), run, classes)
