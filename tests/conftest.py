@@ -7,6 +7,8 @@ import pathlib
 _ROOT = pathlib.Path(__file__).parents[1]
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+# The threads of BLAS would take the core of another worker.
+os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = '1'
 # Programs of tests are compiled for seconds and run for moments, so LLVM is not
 # asked to optimise them. Flags of the caller come last, and win.
 os.environ['XLA_FLAGS'] = ' '.join(

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import _ROOT
 from tests.report_helpers import render_nothing
 from tsla_jax.data import sources
-from tsla_jax.report import figures, hover
+from tsla_jax.report import document, figures
 
 LOAD = functools.cache(sources.load)  # nothing changes the images
 NOTEBOOKS = sorted((_ROOT / 'notebooks').glob('*.ipynb'))
@@ -51,7 +51,7 @@ def run(tmp_path, monkeypatch):
   # Nothing looks at what is in reports; figures of cells are not shown.
   render_nothing(monkeypatch)
   monkeypatch.setattr(figures, 'curves_png', lambda *args: b'')
-  monkeypatch.setattr(hover, 'library', lambda: '')
+  monkeypatch.setattr(document, 'library', lambda: '')
   monkeypatch.setattr(sources, 'load', LOAD)
   monkeypatch.setitem(
     sys.modules, 'ipywidgets', types.SimpleNamespace(interact=at_both_ends)
