@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -149,8 +150,9 @@ def optimised():
 
   What they train is compiled as for a user.
   """
-  level = '--xla_backend_optimization_level=3'
-  return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {level}'}
+  flags = os.environ['XLA_FLAGS'].split()
+  kept = [flag for flag in flags if not re.match('--xla_(backend|cpu)_', flag)]
+  return {**os.environ, 'XLA_FLAGS': ' '.join(kept)}
 
 
 def train_rows(workdir, configs, seeds=SEEDS, dataset=None, **options):

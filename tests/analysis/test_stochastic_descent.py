@@ -64,10 +64,7 @@ def test_simulations_have_the_exact_moments(bias, correlation):
     assert found.path[part].mean() == pytest.approx(
       exact[part].mean(), rel=0.07
     )
-  for values in (
-    found.path[250:].mean(axis=0),
-    found.squared_norms.mean(axis=1),
-  ):
+  for values in (found.path[250:].mean(axis=0), found.squared_norms.mean(axis=1)):
     mean, error = mean_and_error(values)
     assert abs(mean - exact[250:].mean()) < 4 * error
   assert found.variance == 2.0
@@ -324,9 +321,7 @@ def test_examples_are_drawn_by_weight(regression):
 def test_smoothness_and_pl_are_those_of_the_exact_hessian(regression):
   def spectrum(problem, w):
     with jax.enable_x64(True):
-      hessian = jax.jit(jax.hessian(partial(objective, problem)))(
-        jnp.asarray(w)
-      )
+      hessian = jax.jit(jax.hessian(partial(objective, problem)))(jnp.asarray(w))
     return np.linalg.eigvalsh(np.asarray(hessian).reshape(w.size, w.size))
 
   for scale in (0.0, 1.0, 5.0):
