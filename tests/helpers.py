@@ -230,7 +230,8 @@ _FORKS.set_forkserver_preload(
 class Forked:
   """`experiments/NAME.py` in a real process, which need not import anything.
 
-  It can be killed, and be asked what a `subprocess.Popen` is asked.
+  It can be killed, and be asked what a `subprocess.Popen` is asked. Programs
+  are compiled as in this process, whose cache it shares.
 
   Args:
     root: the checkout.
@@ -243,7 +244,7 @@ class Forked:
     handle, self._output = tempfile.mkstemp()
     os.close(handle)
     argv = [f'experiments/{name}.py', *map(str, flags)]
-    args = (root, argv, optimised(), self._output, before)
+    args = (root, argv, self._output, before)
     self._process = _FORKS.Process(target=_run_forked, args=args, daemon=True)
     self._process.start()
 
@@ -256,16 +257,20 @@ class Forked:
   def send_signal(self, number):
     os.kill(self._process.pid, number)
 
+  def said(self):
+    """Its output so far."""
+    with open(self._output) as file:
+      return file.read()
+
   def communicate(self, timeout=200):
     self._process.join(timeout)
     assert self.returncode is not None, 'did not end in time'
-    with open(self._output) as file:
-      output = file.read()
+    output = self.said()
     os.unlink(self._output)
     return output, None
 
 
-def _run_forked(root, argv, environment, output, before):
+def _run_forked(root, argv, output, before):
   file = os.open(output, os.O_WRONLY)
   for standard in (1, 2):
     os.dup2(file, standard)
@@ -276,13 +281,23 @@ def _run_forked(root, argv, environment, output, before):
   )
   # Background jobs of some shells ignore it, and so does what they start.
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  os.environ |= environment
   os.chdir(root)
   sys.path.insert(0, 'experiments')
   sys.argv = argv
   if before is not None:
     before()
   runpy.run_path(argv[0], run_name='__main__')
+
+
+def undraw():
+  """Lets runs of this process draw nothing, and tables only say so.
+
+  Pictures have tests of their own, and cost more than small runs.
+  """
+  from tsla_jax.report import figures, page
+
+  figures.curves_png = lambda *args: b''
+  page.draw = lambda workdir: f'Drawn: {workdir}'
 
 
 def door_inside(root, name, *arguments, cwd=None):
