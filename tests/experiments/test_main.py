@@ -234,11 +234,11 @@ def test_help_waits_for_no_library(root, name):
 
 
 def test_digits_reach_97_percent(root, tmp_path):
-  """In a quarter of the config's epochs, with all that happens in them."""
+  """In an eighth of the config's epochs, with all that happens in them."""
   shorter = (
-    '--config.num_epochs=15',
-    '--config.smoothing.drop_epoch=10',
-    '--config.optimizer.drop_epochs=(8,12)',
+    '--config.num_epochs=8',
+    '--config.smoothing.drop_epoch=5',
+    '--config.optimizer.drop_epochs=(4,6)',
     '--config.num_devices=1',
   )
   done = door(root, 'main', DIGITS, f'--workdir={tmp_path}', *shorter)
