@@ -146,10 +146,7 @@ def make_rows(**fields):
 
 
 def optimised():
-  """The environment of processes that run for longer than they compile.
-
-  What they train is compiled as for a user.
-  """
+  """The environment of a process whose programs are compiled as for a user."""
   flags = os.environ['XLA_FLAGS'].split()
   kept = [flag for flag in flags if not re.match('--xla_(backend|cpu)_', flag)]
   return {**os.environ, 'XLA_FLAGS': ' '.join(kept)}
@@ -208,12 +205,12 @@ def killed_saving(step):
   return killed(Store, 'save', lambda of, *_: of[0].step == step)
 
 
-def door(root, name, *flags):
+def door(root, name, *flags, env=None):
   """Runs `experiments/NAME.py` and returns what became of the process."""
   return subprocess.run(
     [sys.executable, f'experiments/{name}.py', *map(str, flags)],
     cwd=root,
-    env=optimised(),
+    env=env,
     capture_output=True,
     text=True,
     timeout=300,
