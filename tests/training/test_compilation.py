@@ -5,7 +5,7 @@ import collections
 import jax
 import pytest
 
-from tests.helpers import make_config, make_dataset
+from tests.helpers import HEAD, VECTORS, make_config, make_dataset
 from tsla_jax import rundir
 from tsla_jax.training import devices, plan, step
 from tsla_jax.training.train import train_and_evaluate, train_table
@@ -14,13 +14,10 @@ pytestmark = pytest.mark.usefixtures('quick_states')
 
 COMPILE = '/jax/core/compile/backend_compile_duration'
 
-# A linear head on features, where it does not matter what is compiled.
-HEAD = {'data.name': 'features', 'data.pad': 0, 'model.name': 'linear'}
-
 
 @pytest.fixture
 def features():
-  return make_dataset(shape=(1, 12))
+  return make_dataset(shape=VECTORS)
 
 
 class Events:
