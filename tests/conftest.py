@@ -48,21 +48,23 @@ def digits():
 
 # Files that take the longest; they start processes, or train many runs.
 _LONGEST = (
+  'experiments/test_analyze.py',
+  'experiments/test_table.py',
+  'test_notebooks.py',
+  'report/test_explanations.py',
   'training/test_table.py',
-  'training/test_table_restart.py',
+  'experiments/test_main.py',
   'training/test_resume.py',
   'training/test_teacher.py',
-  'experiments/test_table.py',
-  'training/test_compilation.py',
+  'report/test_page.py',
+  'training/test_table_restart.py',
   'training/test_devices.py',
-  'experiments/test_analyze.py',
-  'training/test_adaptive.py',
+  'training/test_reference.py',
+  'training/test_store.py',
+  'report/test_theory_ufm.py',
+  'configs/test_configs.py',
   'training/test_algorithms.py',
   'training/test_train.py',
-  'training/test_store.py',
-  'configs/test_configs.py',
-  'training/test_explanations.py',
-  'experiments/test_main.py',
 )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -54,6 +55,11 @@ def make_dataset(
 
 
 EVERY_EPOCH = {'checkpoint.every_epochs': 1}
+
+# A linear head on `make_dataset(shape=VECTORS)`: it compiles in a second, for
+# what does not depend on the model.
+VECTORS = (1, 12)
+HEAD = {'data.name': 'features', 'data.pad': 0, 'model.name': 'linear'}
 
 
 def make_features(num_train=64, num_test=30, views=0, d=12, num_classes=10):
@@ -145,12 +151,10 @@ def make_rows(**fields):
 
 
 def optimised():
-  """The environment of processes that run for longer than they compile.
-
-  What they train is compiled as for a user.
-  """
-  level = '--xla_backend_optimization_level=3'
-  return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {level}'}
+  """The environment of a process whose programs are compiled as for a user."""
+  flags = os.environ['XLA_FLAGS'].split()
+  kept = [flag for flag in flags if not re.match('--xla_(backend|cpu)_', flag)]
+  return {**os.environ, 'XLA_FLAGS': ' '.join(kept)}
 
 
 def train_rows(workdir, configs, seeds=SEEDS, dataset=None, **options):
@@ -206,12 +210,12 @@ def killed_saving(step):
   return killed(Store, 'save', lambda of, *_: of[0].step == step)
 
 
-def door(root, name, *flags):
+def door(root, name, *flags, env=None):
   """Runs `experiments/NAME.py` and returns what became of the process."""
   return subprocess.run(
     [sys.executable, f'experiments/{name}.py', *map(str, flags)],
     cwd=root,
-    env=optimised(),
+    env=env,
     capture_output=True,
     text=True,
     timeout=300,
@@ -228,7 +232,8 @@ _FORKS.set_forkserver_preload(
 class Forked:
   """`experiments/NAME.py` in a real process, which need not import anything.
 
-  It can be killed, and be asked what a `subprocess.Popen` is asked.
+  It can be killed, and be asked what a `subprocess.Popen` is asked. Programs
+  are compiled as in this process, whose cache it shares.
 
   Args:
     root: the checkout.
@@ -241,7 +246,7 @@ class Forked:
     handle, self._output = tempfile.mkstemp()
     os.close(handle)
     argv = [f'experiments/{name}.py', *map(str, flags)]
-    args = (root, argv, optimised(), self._output, before)
+    args = (root, argv, self._output, before)
     self._process = _FORKS.Process(target=_run_forked, args=args, daemon=True)
     self._process.start()
 
@@ -254,16 +259,20 @@ class Forked:
   def send_signal(self, number):
     os.kill(self._process.pid, number)
 
+  def said(self):
+    """Its output so far."""
+    with open(self._output) as file:
+      return file.read()
+
   def communicate(self, timeout=200):
     self._process.join(timeout)
     assert self.returncode is not None, 'did not end in time'
-    with open(self._output) as file:
-      output = file.read()
+    output = self.said()
     os.unlink(self._output)
     return output, None
 
 
-def _run_forked(root, argv, environment, output, before):
+def _run_forked(root, argv, output, before):
   file = os.open(output, os.O_WRONLY)
   for standard in (1, 2):
     os.dup2(file, standard)
@@ -274,13 +283,23 @@ def _run_forked(root, argv, environment, output, before):
   )
   # Background jobs of some shells ignore it, and so does what they start.
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  os.environ |= environment
   os.chdir(root)
   sys.path.insert(0, 'experiments')
   sys.argv = argv
   if before is not None:
     before()
   runpy.run_path(argv[0], run_name='__main__')
+
+
+def undraw():
+  """Lets runs of this process draw nothing, and tables only say so.
+
+  Pictures have tests of their own, and cost more than small runs.
+  """
+  from tsla_jax.report import figures, page
+
+  figures.curves_png = lambda *args: b''
+  page.draw = lambda workdir: f'Drawn: {workdir}'
 
 
 def door_inside(root, name, *arguments, cwd=None):

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -14,28 +16,31 @@ from tests.helpers import (
   check_same_run,
   door,
   door_inside,
+  undraw,
 )
-from tests.report_helpers import make_table
+from tests.report_helpers import make_table, render_nothing
+from tsla_jax.report import figures, page
+from tsla_jax.report.results import read_results
 from tsla_jax.rundir import RunDir
 from tsla_jax.training.checkpoint import read_checkpoint
 
-# A table that trains for long enough to be killed five times.
+# A table that trains for long enough to be killed a few times.
 CONFIG = """
 from tsla_jax.configs import default
 
 def get_config(method='tsla'):
   config = default.get_config(method)
-  config.num_epochs = 8
+  config.num_epochs = 6
   config.batch_size = 64
   config.model.width = 2
-  config.optimizer.drop_epochs = (5,)
+  config.optimizer.drop_epochs = (4,)
   config.num_devices = 1
-  config.checkpoint.every_seconds = 0.2
+  config.checkpoint.every_seconds = 0.1
   config.analysis.neural_collapse_every = 0  # a program more to load
   return config
 
 def get_tables():
-  methods = ('lsr', 'tsla,drop=2', 'tsla,drop=6')
+  methods = ('lsr', 'tsla,drop=2', 'tsla,drop=5')
   return {
     'small': [default.Row(method) for method in methods],
     'twice': [default.Row('lsr'), default.Row('lsr')],
@@ -53,12 +58,6 @@ def config(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(CONFIG)
   return path
-
-
-def run(root, *flags):
-  process = Forked(root, 'table', *flags)
-  output, _ = process.communicate()
-  return process.returncode, output
 
 
 def plan(output):
@@ -107,7 +106,7 @@ def test_dry_run_prints_the_plan_of_the_papers_tables(
     (['--table=unknown'], ["row 'mixup'", "unknown method 'mixup'"]),
     (['--table=table9'], ["no table 'table9'", 'small, twice, named']),
     (['--seeds=0'], ['--seeds: 0; must be from 1']),
-    (['--config.num_epochs=5'], ["row 'TSLA(6)'", 'drop_epoch: 6', '1 and 4']),
+    (['--config.num_epochs=5'], ["row 'TSLA(5)'", 'drop_epoch: 5', '1 and 4']),
     (['--config.smoothing.drop_epoch=3'], ['rows of a table have their own']),
   ],
 )
@@ -188,52 +187,77 @@ def check_equal(workdir, whole):
   for path in paths:
     check_same_run(workdir / path.relative_to(whole), path)
   tables = [
-    pd.read_csv(d / 'results.csv').drop(columns='seconds')
-    for d in (workdir, whole)
+    read_results(path).runs.drop(columns='seconds') for path in (workdir, whole)
   ]
   pd.testing.assert_frame_equal(*tables)
-  assert tables[0]['epochs_trained'].sum() == 2 * (8 + 6 + 2)
-  for name in ('report.md', 'report.html'):
-    assert (workdir / name).is_file()
+  assert tables[0]['epochs_trained'].sum() == 2 * (6 + 4 + 1)
 
 
-def test_killed_five_times_at_random_moments(root, config, tmp_path):
+def start_process(root, *flags):
+  """As a user does."""
+  command = [sys.executable, 'experiments/table.py', *flags]
+  out = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+  return subprocess.Popen(command, cwd=root, text=True, **out)
+
+
+def fork(root, *flags):
+  return Forked(root, 'table', *flags, before=undraw)
+
+
+def test_killed_at_random_moments(root, config, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figures, 'curves_png', lambda *args: b'')
+  monkeypatch.setattr(page, 'draw', lambda path: drawn.append(str(path)))
   flags = (f'--config={config}', '--seeds=2')
+  seldom = '--config.checkpoint.every_seconds=100'
   whole, workdir = tmp_path / 'whole', tmp_path / 'killed'
-  code, output = run(root, *flags, f'--workdir={whole}')
-  assert code == 0, output
-  assert '16 of 24 epochs for each of 2 seeds' in output
+  done = door_inside(root, 'table', *flags, seldom, f'--workdir={whole}')
+  assert done.returncode == 0, done.stderr
+  assert '11 of 18 epochs for each of 2 seeds' in done.stdout
   timing = RunDir(whole / 'runs' / 'lsr' / 'seed1').lines('timing.jsonl')
   epoch_seconds = min(line['train_seconds'] for line in timing)
   moments, must_stay = random.Random(0), ({}, {})
-  for _ in range(5):
+  for start, number, code in (
+    (start_process, signal.SIGKILL, -signal.SIGKILL),
+    (fork, signal.SIGTERM, 128 + signal.SIGTERM),
+    (fork, signal.SIGKILL, -signal.SIGKILL),
+  ):
     before = epochs_written(workdir)
-    process = Forked(root, 'table', *flags, f'--workdir={workdir}')
+    process = start(root, *flags, f'--workdir={workdir}')
     deadline = time.monotonic() + 100
     while epochs_written(workdir) <= before:
       assert process.poll() is None, process.communicate()[0]
       assert time.monotonic() < deadline
-      time.sleep(0.01)
-    # Some three of the 32 epochs, so that there is something left to kill.
+      time.sleep(0.005)
+    # Some three of the 22 epochs, so that there is something left to kill.
     time.sleep(moments.uniform(0, 3 * epoch_seconds))
     assert process.poll() is None, 'over before it could be killed'
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == code, output
+    assert ('SIGTERM: saved at step' in output) == (number == signal.SIGTERM)
     check_stayed(*must_stay)
     must_stay = what_must_stay(workdir)
   assert any(must_stay[1].values())
-  code, output = run(root, *flags, f'--workdir={workdir}')
-  assert code == 0, output
+  record = json.loads((workdir / 'table.json').read_text())
+  names = [row['name'] for row in record['rows']]
+  assert names == ['LSR', 'TSLA(2)', 'TSLA(5)']
+  done = door_inside(root, 'table', *flags, seldom, f'--workdir={workdir}')
+  assert done.returncode == 0, done.stderr
+  assert drawn == [str(whole), str(workdir)]
   check_stayed(*must_stay)
   check_equal(workdir, whole)
 
 
 def test_redraw_needs_the_workdir_alone(root, tmp_path):
-  done = door(root, 'table', '--redraw', f'--workdir={tmp_path}')
+  done = door_inside(root, 'table', '--redraw', f'--workdir={tmp_path}')
   check_refused(done, 'holds no table')
 
 
-def test_a_table_of_diverged_runs_is_drawn_and_exits_1(root, tmp_path):
+def test_a_table_of_diverged_runs_is_drawn_and_exits_1(
+  root, tmp_path, monkeypatch
+):
+  render_nothing(monkeypatch)
   make_table(tmp_path)
   for path in (tmp_path / 'runs').glob('*/seed*'):
     (path / 'summary.json').unlink()
@@ -248,22 +272,3 @@ def test_a_table_of_diverged_runs_is_drawn_and_exits_1(root, tmp_path):
   (path / 'diverged.json').unlink()
   done = door_inside(root, *redraw)
   assert done.returncode == 0, done.stderr
-
-
-def test_sigterm_saves_and_leaves(root, config, tmp_path):
-  workdir = tmp_path / 'table'
-  process = Forked(root, 'table', f'--config={config}', f'--workdir={workdir}')
-  deadline = time.monotonic() + 100
-  while epochs_written(workdir) < 3:
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-  process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate(timeout=100)
-  assert process.returncode == 143
-  assert 'SIGTERM: saved at step' in output
-  record = json.loads((workdir / 'table.json').read_text())
-  assert [row['name'] for row in record['rows']] == [
-    'LSR',
-    'TSLA(2)',
-    'TSLA(6)',
-  ]

@@ -39,7 +39,7 @@ def quick_states(monkeypatch):
   monkeypatch.setattr(ocp, 'PyTreeCheckpointer', _QuickCheckpointer)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def finished(tmp_path_factory):
   """A finished run's folder and summary; a test leaves it as it was."""
   directory = tmp_path_factory.mktemp('finished') / 'run'
@@ -47,9 +47,9 @@ def finished(tmp_path_factory):
   return directory, summary
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def alone(tmp_path_factory):
-  """The directory of a run of its own, trained once."""
+  """The directory of a run of its own, trained once, with quick states."""
   workdir, runs = tmp_path_factory.mktemp('alone'), {}
 
   def run(config, seed):

@@ -5,7 +5,7 @@ import collections
 import jax
 import pytest
 
-from tests.helpers import make_config
+from tests.helpers import HEAD, VECTORS, make_config, make_dataset
 from tsla_jax import rundir
 from tsla_jax.training import devices, plan, step
 from tsla_jax.training.train import train_and_evaluate, train_table
@@ -13,6 +13,11 @@ from tsla_jax.training.train import train_and_evaluate, train_table
 pytestmark = pytest.mark.usefixtures('quick_states')
 
 COMPILE = '/jax/core/compile/backend_compile_duration'
+
+
+@pytest.fixture
+def features():
+  return make_dataset(shape=VECTORS)
 
 
 class Events:
@@ -60,9 +65,7 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   tmp_path, dataset, traces, per_epoch
 ):
   events = Events()
-  # A width of its own keeps other tests' programs out of the counts.
-  first = make_config('tsla,drop=2', **{'model.width': 5})
-  train_and_evaluate(first, tmp_path / 'first', dataset)
+  train_and_evaluate(make_config('tsla,drop=2'), tmp_path / 'first', dataset)
   assert len(traces) == 1
   assert per_epoch[0] > 0, 'the listener heard of no compilation at all'
   assert per_epoch == [per_epoch[0]] * 4
@@ -71,7 +74,6 @@ def test_one_trace_and_no_compilation_after_the_first_epoch(
   second = make_config(
     'lsr',
     **{
-      'model.width': 5,
       'seed': 7,
       'smoothing.theta': 0.4,
       'smoothing.prior': 'class',
@@ -95,17 +97,18 @@ def test_measuring_compiles_in_the_first_epoch_too(
   tmp_path, dataset, per_epoch, analysis
 ):
   devices.compile_programs.cache_clear()
-  fields = {f'analysis.{analysis}_every': 3, 'model.width': 7}
+  fields = {f'analysis.{analysis}_every': 3}
   train_and_evaluate(make_config(**fields), tmp_path, dataset)
   assert per_epoch[0] > 0
   assert per_epoch == [per_epoch[0]] * 4
 
 
-def test_mixup_is_a_program_of_its_own(tmp_path, dataset, traces):
+def test_mixup_is_a_program_of_its_own(tmp_path, features, traces):
   for alpha, method in ((0.0, 'lsr'), (0.2, 'lsr'), (0.2, 'baseline')):
     fields = {'data.mixup_alpha': alpha, 'num_epochs': 1}
-    config = make_config(method, **fields, **{'optimizer.drop_epochs': ()})
-    train_and_evaluate(config, tmp_path / f'{alpha}{method}', dataset)
+    fields |= {'optimizer.drop_epochs': (), **HEAD}
+    config = make_config(method, **fields)
+    train_and_evaluate(config, tmp_path / f'{alpha}{method}', features)
   assert traces == [False, True]
 
 
@@ -121,10 +124,10 @@ def test_restored_state_meets_the_same_program(tmp_path, dataset):
 
 
 def test_eight_methods_and_three_seeds_compile_once(
-  tmp_path, dataset, traces, per_epoch
+  tmp_path, features, traces, per_epoch
 ):
   methods = ('baseline', 'lsr', 'tsla,drop=1', 'tsla,drop=2', 'tsla,drop=3')
-  fields = {'model.width': 6, 'analysis.gradient_variance_every': 1}
+  fields = {'analysis.gradient_variance_every': 1, **HEAD}
   configs = {
     m: make_config(m, **fields)
     for m in (*methods, 'tsla,drop=6steps', 'best_theta')
@@ -132,7 +135,7 @@ def test_eight_methods_and_three_seeds_compile_once(
   reset = {'optimizer.reset_at_drop': True}
   configs['reset'] = make_config('tsla,drop=2', **fields, **reset)
   table = plan.make_table(configs, (0, 3, 5), tmp_path)
-  train_table(table, {'table': 'test'}, dataset=dataset)
+  train_table(table, {'table': 'test'}, dataset=features)
   assert traces == [False]
   assert len(per_epoch) == 3 * (4 + 4 + 3 + 2 + 1 + 3 + 3 + 2)
   assert per_epoch[0] > 0

@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import make_config, make_dataset, make_run, train_an_epoch
+from tests.helpers import (
+  HEAD,
+  VECTORS,
+  make_config,
+  make_dataset,
+  make_run,
+  train_an_epoch,
+)
 from tsla_jax.errors import InputError
 from tsla_jax.training import config as config_lib
 from tsla_jax.training import devices
@@ -114,8 +121,9 @@ def test_data_that_do_not_fit_are_refused_with_both_sizes(data, monkeypatch):
     devices.data_parallel(1).place_shared([images])
 
 
-def test_mixup_does_not_depend_on_the_devices(data):
-  config = resolved(**{'data.mixup_alpha': 0.4})
+def test_mixup_does_not_depend_on_the_devices():
+  data = make_dataset(num_train=176, shape=VECTORS)
+  config = resolved(**HEAD, **{'data.mixup_alpha': 0.4})
   runs = make_runs([config], data)
   states = [
     train(devices.data_parallel(n), runs, steps=2)[1][0] for n in (1, 4)

@@ -20,6 +20,7 @@ from tests.helpers import (
   make_config,
   make_dataset,
 )
+from tests.report_helpers import render_nothing
 from tsla_jax.errors import InputError
 from tsla_jax.io import read_json, write_json
 from tsla_jax.report.explain import explain
@@ -194,8 +195,9 @@ def test_a_flipped_bit_is_noticed_and_an_older_state_is_used(tmp_path, capsys):
   check_same_run(tmp_path / 'killed', tmp_path / 'whole')
 
 
-def test_reading_changes_nothing(finished, tmp_path):
+def test_reading_changes_nothing(finished, tmp_path, monkeypatch):
   """Not even what a training process is about to rename or to delete."""
+  render_nothing(monkeypatch)
   directory = tmp_path / 'copy'
   shutil.copytree(finished[0], directory)
   for name in ('.00000008-a.tmp', '.00000008-b.deleted', '00000004-c'):
@@ -220,14 +222,23 @@ def test_files_of_finished_runs_are_as_they_were_written(finished, tmp_path):
       run.record(), run.summary(), run.lines(), run.lines('timing.jsonl')
 
 
+@pytest.fixture(scope='module')
+def short_and_whole(tmp_path_factory):
+  """Folders of a run of three epochs, and of five."""
+  directory, data = tmp_path_factory.mktemp('extended'), make_dataset()
+  for name, epochs in (('short', 3), ('whole', 5)):
+    config = make_config(num_epochs=epochs)
+    train_and_evaluate(config, directory / name, data)
+  return directory / 'short', directory / 'whole'
+
+
 @pytest.mark.parametrize('number', [1, 2, 3])
 def test_killed_while_the_folder_of_an_extended_run_is_written(
-  tmp_path, monkeypatch, number
+  short_and_whole, tmp_path, monkeypatch, number
 ):
   """At each rename; the state at the switch exists nowhere else."""
-  data = make_dataset()
-  train_and_evaluate(make_config(num_epochs=5), tmp_path / 'whole', data)
-  train_and_evaluate(make_config(num_epochs=3), tmp_path / 'run', data)
+  data, (short, whole) = make_dataset(), short_and_whole
+  shutil.copytree(short, tmp_path / 'run')
   rename, export = os.rename, Store.export
 
   def exporting(self, *args):
@@ -249,7 +260,7 @@ def test_killed_while_the_folder_of_an_extended_run_is_written(
   monkeypatch.setattr(os, 'rename', rename)
   monkeypatch.setattr(Store, 'export', export)
   train_and_evaluate(make_config(num_epochs=5), tmp_path / 'run', data)
-  check_same_run(tmp_path / 'run', tmp_path / 'whole')
+  check_same_run(tmp_path / 'run', whole)
   assert 'switch' in read_checkpoint(tmp_path / 'run' / 'checkpoints').digests
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from tests.helpers import (
   EVERY_EPOCH,
+  HEAD,
   SEEDS,
+  VECTORS,
   check_equal,
   folder,
   killed_before_line,
@@ -190,7 +192,8 @@ def test_a_loss_may_learn_its_prior_and_is_a_program_of_its_own(
 ):
   """One entry in a dictionary: state, checkpoints, tables and resume follow."""
   monkeypatch.setitem(losses.LOSSES, 'cross_entropy', running_mean())
-  data, config = make_dataset(), make_config('tsla,drop=3', **EVERY_EPOCH)
+  data = make_dataset(shape=VECTORS)
+  config = make_config('tsla,drop=3', **EVERY_EPOCH, **HEAD)
   train_and_evaluate(config, tmp_path / 'whole', data)
   with killed_before_line(2):
     train_and_evaluate(config, tmp_path / 'killed', data)
@@ -211,7 +214,7 @@ def test_a_loss_may_learn_its_prior_and_is_a_program_of_its_own(
 def test_losses_share_no_epochs_and_are_told_apart(tmp_path, epochs_trained):
   penalty = {'loss.name': 'confidence_penalty', 'loss.strength': 0.1}
   configs = methods.make_rows(
-    make_config('lsr', num_epochs=2, **{'optimizer.drop_epochs': ()}),
+    make_config('lsr', num_epochs=2, **{'optimizer.drop_epochs': ()}, **HEAD),
     [
       methods.Row('baseline'),
       methods.Row('baseline', fields=penalty),
@@ -219,11 +222,12 @@ def test_losses_share_no_epochs_and_are_told_apart(tmp_path, epochs_trained):
     ],
     given=['deterministic'],
   )
+  data = make_dataset(shape=VECTORS)
   names = ['baseline'] + [
     f'baseline + {s} confidence penalty' for s in (0.1, 0.3)
   ]
   assert list(configs) == names
-  table = train_rows(tmp_path, configs, SEEDS[:1])
+  table = train_rows(tmp_path, configs, SEEDS[:1], data)
   assert len(epochs_trained) == 6
   lines = [folder(table, name, 0).lines()[-1] for name in names]
   assert len({line['train_loss'] for line in lines}) == 3
