@@ -23,7 +23,7 @@ from tests.helpers import (
 from tsla_jax.report import figures
 from tsla_jax.rundir import RunDir
 
-EPOCHS, STEPS = 8, 1442 // 16
+EPOCHS, STEPS = 10, 1442 // 16
 # Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
 FLAGS = (
   '--config=configs/digits.py:tsla,drop=3',
@@ -135,7 +135,7 @@ def test_killed_again_and_again(root, run, whole, tmp_path):
   wait_into_an_epoch(process, tmp_path, lambda: latest_step(tmp_path) >= STEPS)
   process.send_signal(signal.SIGKILL)
   _, step = end(process, -signal.SIGKILL, 0)
-  assert STEPS <= step < 3 * STEPS
+  assert step >= STEPS
 
   # No checkpoint but the signal's: what was done since would show. Signalled
   # twice, as from a terminal and from the script that started it.
