@@ -24,14 +24,15 @@ from tsla_jax.report import figures
 from tsla_jax.rundir import RunDir
 
 EPOCHS, STEPS = 10, 1442 // 16
-# Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
+# Crosses the drop of theta (epoch 6), at which a state is kept, and that of the
+# learning rate (epoch 7).
 FLAGS = (
-  '--config=configs/digits.py:tsla,drop=3',
+  '--config=configs/digits.py:tsla,drop=6',
   f'--config.num_epochs={EPOCHS}',
   '--config.batch_size=16',
   '--config.model.width=2',
   '--config.num_devices=1',
-  '--config.optimizer.drop_epochs=(4,)',
+  '--config.optimizer.drop_epochs=(7,)',
   '--config.analysis.neural_collapse_every=0',
 )
 SELDOM = '--config.checkpoint.every_epochs=100'
