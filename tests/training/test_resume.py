@@ -23,15 +23,16 @@ from tests.helpers import (
 from tsla_jax.report import figures
 from tsla_jax.rundir import RunDir
 
-EPOCHS, STEPS = 8, 1442 // 16
-# Crosses the drop of theta (epoch 3) and of the learning rate (epoch 4).
+EPOCHS, STEPS = 10, 1442 // 16
+# Crosses the drop of theta (epoch 6), at which a state is kept, and that of the
+# learning rate (epoch 7).
 FLAGS = (
-  '--config=configs/digits.py:tsla,drop=3',
+  '--config=configs/digits.py:tsla,drop=6',
   f'--config.num_epochs={EPOCHS}',
   '--config.batch_size=16',
   '--config.model.width=2',
   '--config.num_devices=1',
-  '--config.optimizer.drop_epochs=(4,)',
+  '--config.optimizer.drop_epochs=(7,)',
   '--config.analysis.neural_collapse_every=0',
 )
 SELDOM = '--config.checkpoint.every_epochs=100'
@@ -135,7 +136,7 @@ def test_killed_again_and_again(root, run, whole, tmp_path):
   wait_into_an_epoch(process, tmp_path, lambda: latest_step(tmp_path) >= STEPS)
   process.send_signal(signal.SIGKILL)
   _, step = end(process, -signal.SIGKILL, 0)
-  assert STEPS <= step < 3 * STEPS
+  assert step >= STEPS
 
   # No checkpoint but the signal's: what was done since would show. Signalled
   # twice, as from a terminal and from the script that started it.
