@@ -32,8 +32,11 @@ while [ -z "$ending" ]; do
   # From 128 on: ended by a signal.
   if [ -n "$ending" ] || [ "$status" -lt 128 ]; then exit "$status"; fi
   echo "The training ended with status $status; starting again." >&2
-  # In the background, so that a signal ends the waiting.
-  sleep "${PAUSE:-30}" &
-  wait $!
+  # A signal that comes just before a `wait` does not end it, so each is short.
+  for ((second = 0; second < ${PAUSE:-30}; second++)); do
+    if [ -n "$ending" ]; then exit 143; fi
+    sleep 1 &
+    wait $!
+  done
 done
 exit 143
