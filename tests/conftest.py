@@ -1,7 +1,9 @@
 """Eight virtual CPU devices, one compilation cache, small stand-in data."""
 
+import importlib.metadata
 import os
 import pathlib
+import platform
 
 # Before jax starts, and inherited by the processes that tests start.
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -9,15 +11,21 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 # The threads of BLAS would take the core of another worker.
 os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = '1'
-# Programs of tests are compiled for seconds and run for moments, so LLVM is not
-# asked to optimise them. Flags of the caller come last, and win.
-os.environ['XLA_FLAGS'] = ' '.join(
-  (
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    os.environ.get('XLA_FLAGS', ''),
-  )
-)
+# Programs of tests are compiled for seconds and run for moments. So LLVM is not
+# asked to optimise them, and XLA writes their loops without MLIR, in half the
+# time. Such loops have the same bits in all programs only without fused
+# multiply-adds (AVX). `optimised` takes these flags back. Flags of the caller
+# come last, and win.
+_FLAGS = [
+  '--xla_force_host_platform_device_count=8',
+  '--xla_backend_optimization_level=0',
+]
+# A version that does not know a flag would end here.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS += ['--xla_cpu_use_fusion_emitters=false']
+  if platform.machine() == 'x86_64':
+    _FLAGS += ['--xla_cpu_max_isa=AVX']
+os.environ['XLA_FLAGS'] = ' '.join([*_FLAGS, os.environ.get('XLA_FLAGS', '')])
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_ROOT / '.jax_cache'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
