@@ -8,7 +8,6 @@ import pytest
 
 from tests.helpers import (
   check_refused,
-  door,
   door_inside,
   make_config,
   make_dataset,
@@ -235,7 +234,7 @@ def test_runs_that_are_not_whole_are_refused(root, runs, tmp_path):
 
 def test_theory(root, tmp_path):
   small = ('--num_classes=3', '--feature_dim=2', '--samples_per_class=2')
-  done = door(
+  done = door_inside(
     root,
     'theory',
     'ufm',

@@ -1,7 +1,8 @@
 """Killed at any moment and started again: the bits of an uninterrupted run.
 
 Real processes and real signals, on digits with a small batch, so that an epoch
-takes long enough to be killed in the middle of it.
+takes long enough to be killed in the middle of it. Programs are compiled as for
+a user.
 """
 
 import functools
@@ -18,9 +19,9 @@ from tests.helpers import (
   check_same_run,
   contents,
   door_inside,
+  optimised,
   undraw,
 )
-from tsla_jax.report import figures
 from tsla_jax.rundir import RunDir
 
 EPOCHS, STEPS = 10, 1442 // 16
@@ -51,21 +52,28 @@ def run(root):
   return to_end
 
 
-@pytest.fixture(scope='module')
-def whole(run, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('whole')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(figures, 'curves_png', lambda *args: b'')
-    done = run(workdir, EACH_EPOCH)
-  assert done.returncode == 0, done.stderr
-  return workdir
+def launch(root, workdir, *flags, before=None):
+  """Starts the command in a process of its own."""
+  flags = (*FLAGS, f'--workdir={workdir}', *flags)
+  before = functools.partial(start, before)
+  return Forked(root, 'main', *flags, before=before)
 
 
 def start(before=None):
   """What a process does first."""
+  os.environ |= optimised()
   undraw()
   if before is not None:
     before()
+
+
+@pytest.fixture(scope='module')
+def whole(root, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  process = launch(root, workdir, EACH_EPOCH)
+  output, _ = process.communicate()
+  assert process.returncode == 0, output
+  return workdir
 
 
 def kill_at_second_checkpoint(moment):
@@ -104,13 +112,9 @@ def wait_into_an_epoch(process, workdir, reached):
   time.sleep(min(line['train_seconds'] for line in lines) / 2)
 
 
-def test_killed_again_and_again(root, run, whole, tmp_path):
+def test_killed_again_and_again(root, whole, tmp_path):
   """In the middle of epochs, asked to end, and writing a checkpoint."""
-
-  def launch(*flags, before=None):
-    flags = (*FLAGS, f'--workdir={tmp_path}', *flags)
-    before = functools.partial(start, before)
-    return Forked(root, 'main', *flags, before=before)
+  again = functools.partial(launch, root, tmp_path)
 
   def end(process, code, step):
     """Waits for its end; it has gone on from a step."""
@@ -125,14 +129,14 @@ def test_killed_again_and_again(root, run, whole, tmp_path):
     return output, latest_step(tmp_path)
 
   # With no checkpoint yet.
-  process = launch(SELDOM)
+  process = again(SELDOM)
   wait_into_an_epoch(process, tmp_path, lambda: 'epoch   1/' in process.said())
   process.send_signal(signal.SIGKILL)
   _, step = end(process, -signal.SIGKILL, 0)
   assert step == 0
 
   # With some in the middle of epochs.
-  process = launch(OFTEN)
+  process = again(OFTEN)
   wait_into_an_epoch(process, tmp_path, lambda: latest_step(tmp_path) >= STEPS)
   process.send_signal(signal.SIGKILL)
   _, step = end(process, -signal.SIGKILL, 0)
@@ -140,7 +144,7 @@ def test_killed_again_and_again(root, run, whole, tmp_path):
 
   # No checkpoint but the signal's: what was done since would show. Signalled
   # twice, as from a terminal and from the script that started it.
-  process, before = launch(SELDOM), step
+  process, before = again(SELDOM), step
   wait_into_an_epoch(process, tmp_path, lambda: '\nepoch ' in process.said())
   process.send_signal(signal.SIGTERM)
   process.send_signal(signal.SIGTERM)
@@ -152,13 +156,14 @@ def test_killed_again_and_again(root, run, whole, tmp_path):
   # epoch is saved: the second is lost if it was not complete, nothing else.
   for moment, epochs in (('before', 1), ('after', 2)):
     kill = functools.partial(kill_at_second_checkpoint, moment)
-    process, before = launch(EACH_EPOCH, before=kill), step
+    process, before = again(EACH_EPOCH, before=kill), step
     _, step = end(process, -signal.SIGKILL, before)
     assert step == (before // STEPS + epochs) * STEPS
 
-  done = run(tmp_path, EACH_EPOCH)
-  assert done.returncode == 0, done.stderr
-  assert f'Going on from step {step}' in done.stdout
+  process = again(EACH_EPOCH)
+  output, _ = process.communicate()
+  assert process.returncode == 0, output
+  assert f'Going on from step {step}' in output
   check_same_run(tmp_path, whole)
   assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
   assert len(RunDir(tmp_path).lines('timing.jsonl')) == EPOCHS
