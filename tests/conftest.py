@@ -56,23 +56,26 @@ def digits():
 
 # Files that take the longest; they start processes, or train many runs.
 _LONGEST = (
-  'experiments/test_analyze.py',
-  'experiments/test_table.py',
-  'test_notebooks.py',
-  'report/test_explanations.py',
-  'training/test_table.py',
   'experiments/test_main.py',
+  'training/test_table.py',
+  'experiments/test_table.py',
   'training/test_resume.py',
-  'training/test_teacher.py',
-  'report/test_page.py',
+  'experiments/test_analyze.py',
   'training/test_table_restart.py',
+  'training/test_teacher.py',
+  'test_notebooks.py',
   'training/test_devices.py',
   'training/test_reference.py',
-  'training/test_store.py',
-  'report/test_theory_ufm.py',
   'configs/test_configs.py',
-  'training/test_algorithms.py',
+  'training/test_store.py',
+  'report/test_page.py',
   'training/test_train.py',
+  'training/test_compilation.py',
+  'training/test_algorithms.py',
+  'data/test_sources.py',
+  'report/test_figures.py',
+  'report/test_explain.py',
+  'training/test_divergence.py',
 )
 
 
