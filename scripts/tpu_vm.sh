@@ -5,8 +5,8 @@
 #     >> table.log 2>&1 &
 #
 # nohup keeps it running when the connection ends. A training that was killed, as
-# by a fault of the TPU's runtime, is started again after PAUSE seconds (30), and
-# continues. Bad input (exit status 2) and other errors end the script.
+# by a fault of the TPU's runtime, is started again after PAUSE whole seconds (30),
+# and continues. Bad input (exit status 2) and other errors end the script.
 #
 # A VM that is about to be pre-empted sends TERM: the training saves, and the
 # script ends. Start it again on the next VM, by hand or from the startup script

@@ -70,6 +70,10 @@ def test_a_table_files_and_pixels_in_one_call(explained, tmp_path, monkeypatch):
   )
   assert text.splitlines()[-1] == f'Results: {tmp_path / "out"}'
   assert 'mine: neural collapse is measured on the test split' in text
+  # Files stand beside runs in the tables, too.
+  calibration, selection = text.split('Selective classification on')[:2]
+  assert '| mine ' in calibration and '| LSR, theta 0.1 ' in calibration
+  assert all(f'| {row} ' in selection for row in ('mine', 'pixels', 'baseline'))
   rows = ['baseline', 'LSR, theta 0.1', 'TSLA(2)', 'mine', 'pixels']
   table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
   assert list(dict.fromkeys(table['row'])) == rows

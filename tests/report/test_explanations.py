@@ -304,6 +304,22 @@ def test_what_is_0_has_no_factor(explained):
   assert line['NC1'].text == '0.050'  # of the other two seeds
 
 
+def test_a_table_that_has_measured_and_not_finished_is_drawn(
+  explained, monkeypatch
+):
+  render_nothing(monkeypatch)
+  for path in explained.glob('runs/tsla*/seed*/summary.json'):
+    path.unlink()
+  results = read_results(explained)
+  names = {'LSR, theta 0.1': 0.1, 'TSLA(2)': 0.4, 'baseline': 0.0}
+  runs = results.runs.assign(theta=results.runs['row'].map(names))
+  runs.loc[runs['seed'] == 0, 'theta'] += 0.05  # a sweep of theta
+  page.make_report(dataclasses.replace(results, runs=runs))
+  for path in explained.glob('runs/*/seed*/summary.json'):
+    path.unlink()
+  page.draw(explained)
+
+
 def test_rows_that_measure_other_things_are_still_compared(workdir):
   paths = list(workdir.glob('runs/baseline/*/config.json'))
   for path in paths:

@@ -50,7 +50,12 @@ def test_a_run_is_drawn_as_it_was_logged():
 
 
 def test_a_run_of_one_epoch_is_a_picture():
-  png = figures.curves_png(lines_of_a_run(1), 'TSLA', None)
+  lines = lines_of_a_run(1)
+  # A line of one point shows nothing.
+  for panel in figures.draw_run(lines, 'TSLA', None).panels:
+    (line,) = panel['layer'][-1]['layer']
+    assert line['mark']['point'] == figures.MARKER
+  png = figures.curves_png(lines, 'TSLA', None)
   with Image.open(io.BytesIO(png)) as image:
     image.load()
     assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20

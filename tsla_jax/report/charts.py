@@ -169,7 +169,9 @@ def reference(dashes: Sequence[int] = SOLID, **ends: Sequence[float]) -> Spec:
 def join(curves: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
   """Return the points of curves, given their columns by label."""
   parts = [pd.DataFrame({'label': of, **at}) for of, at in curves.items()]
-  empty = pd.DataFrame(columns=['label', 'x', 'y'])
+  empty = pd.DataFrame(
+    columns=['label', 'x', 'y', 'low', 'high', 'own', 'drop']
+  )
   return pd.concat(parts, ignore_index=True) if parts else empty
 
 

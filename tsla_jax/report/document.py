@@ -114,13 +114,16 @@ def write(
 
 
 def to_markdown(report: Report) -> str:
-  """Write a report as Markdown that shows the files of the figures."""
+  """Write a report as Markdown, without the tables that a page folds away."""
   head = (f'# {report.title}', report.sentence, *report.remarks)
   parts = [f'{text}\n' for text in head]
   if report.overview is not None:
     parts.append(charts.to_markdown(report.overview))
+  parts.append(
+    ''.join(f'- {rows}: {text}\n' for rows, text, _ in report.methods)
+  )
   for section in report.sections:
-    if not section.empty:
+    if section.layouts or section.pictures or section.notes:
       parts += [f'## {section.title}\n', _to_text(section)]
       parts += map(charts.to_markdown, section.pictures)
   return tables.escape_html('\n'.join(parts))

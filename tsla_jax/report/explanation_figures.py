@@ -343,7 +343,7 @@ def group_by_method(
     kept = keeps_theta(results.configs[row]['config'])
     models = methods.get(label, baseline if kept else runs.iloc[:0])
     methods[label] = pd.concat([models, runs[runs['row'] == row]])
-  return baseline, methods
+  return baseline, {label: of for label, of in methods.items() if len(of)}
 
 
 def pool(diagrams: Sequence[Reliability]) -> Reliability:

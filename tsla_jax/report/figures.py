@@ -37,6 +37,7 @@ BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 _OTHERS = (BLUE, ORANGE, GREEN, '#CC79A7', '#8C564B', '#3A86FF')
 DOTTED, MIXED = (2, 2), (7, 2, 2, 2)
 DASHES = (SOLID, (9, 2), (4, 2), DOTTED, MIXED)
+MARKER = {'filled': True, 'size': 16}
 # Colours of methods that have no fixed drop epoch.
 _RULES = {'plateau': '#CC79A7', 'variance': '#B8860B', 'delta': '#3A86FF'}
 _SHADES = ('#440154', '#414487', '#2A788E', '#22A884', '#7AD151')  # of viridis
@@ -82,15 +83,21 @@ def draw_run(
   later = run.iloc[len(run) // 5 :]
   low = 100 * later[['train_top1', 'test_top1']].min(axis=None)
   rates, panels, styles = rate_curves(run), [], {}
+  marker = MARKER if len(run) == 1 else False
   for curves, scale, y, shape in (
     # The loss is much smaller after the drop; the floor of one-hot labels is 0.
     (_LOSSES, 1, axis('loss [nats]', log=True), 'linear'),
-    (_ACCURACIES, 100, axis('accuracy [%]', domain=[low, 100]), 'linear'),
+    (
+      _ACCURACIES,
+      100,
+      axis('accuracy [%]', domain=[max(low - 2, 0), 100]),
+      'linear',
+    ),
     (_THETA, 1, axis('theta', zero=True), 'step'),
     (rates, 1, axis('learning rate', log=True), 'step'),
   ):
     points = run_curves(run, curves, scale)
-    lines = layer('line', interpolate=shape)
+    lines = layer('line', interpolate=shape, point=marker)
     panels.append(make_panel(points, 'epoch', y, lines, behind=behind))
     styles |= dict(curves.values())
   return make_picture('curves', title, panels, styles)
@@ -129,7 +136,9 @@ def draw_schedules(epochs: pd.DataFrame, styles: Styles) -> Picture:
   """
   runs = epochs[epochs['seed'] == epochs['seed'].iloc[0]]
   first = runs[runs['row'] == runs['row'].iloc[0]]
-  rates, step = rate_curves(first), {'interpolate': 'step'}
+  rates, step = rate_curves(first), {'interpolate': 'step', 'point': MARKER}
+  if len(first) > 1:
+    step['point'] = False
   theta = make_panel(
     mean_curves(runs, 'theta'),
     *('epoch', axis('theta', zero=True)),
@@ -140,7 +149,7 @@ def draw_schedules(epochs: pd.DataFrame, styles: Styles) -> Picture:
     *('epoch', axis('learning rate', log=True)),
     layer('line', **step),
   )
-  styles = {**styles, **dict(rates.values())}
+  styles = {**dict(rates.values()), **styles}
   return make_picture(
     'schedules', say('captions.schedules'), [theta, rate], styles
   )
@@ -170,7 +179,9 @@ def draw_drop(
     points = mean_curves(epochs, key)
     parts.append(points.assign(label=points['label'] + f', {kind}'))
     looks |= {f'{row}, {kind}': (styles[row][0], dashes) for row in rows}
-  y, lines = axis('training loss [nats]', zero=True), layer('line', 'datum.own')
+  marker = MARKER if epochs['epoch'].nunique() == 1 else False
+  y = axis('training loss [nats]', zero=True)
+  lines = layer('line', 'datum.own', point=marker)
   panel = make_panel(pd.concat(parts), 'epoch', y, lines)
   return make_picture(
     'drop', say('captions.drop', kept=kept, dropped=dropped), [panel], looks
@@ -202,13 +213,13 @@ def curve_panel(
     behind: grey lines.
   """
   points, y = mean_curves(epochs, key, scale=scale, log=log), {}
-  if not log:
-    start = 0 if whole else (epochs['epoch'].max() + 1) // 5
-    seen = points[points['x'] > start]
+  start = 0 if whole else (epochs['epoch'].max() + 1) // 5
+  if not log and len(seen := points[points['x'] > start]):
     y['domain'] = [float(seen['low'].min()), float(seen['high'].max())]
-  # Markers show that only some epochs were measured.
+  # Markers show that only some epochs were measured, or a single one.
   gaps = points.groupby('label')['x'].agg(lambda x: np.diff(x).max(initial=1))
-  marker = {'filled': True, 'size': 16} if (gaps > 1).any() else False
+  single = points[points['own']].groupby('label').size() == 1
+  marker = MARKER if (gaps > 1).any() or single.any() else False
   return make_panel(
     *(points, 'epoch', axis(title, log=log, **y)),
     layer('area', 'datum.own', along='y'),

@@ -287,6 +287,7 @@ def _compare(
     for row, others in results.references.items()
     for reference, other in others.items()
   ]
+  logged = 'train_nc1' in results.epochs and 'nc1' in results.models
   columns: dict[str, list[Cell]] = {}
   for family, prefixes in compared:
     for metric in family:
@@ -298,7 +299,7 @@ def _compare(
             [[_by_seed(results, row, key) for row in of] for *of, _ in pairs],
             points,
           )
-      if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
+      if metric.key == 'nc2_features' and logged:
         columns['NC2 at equal NC1'] = _changes(
           [_nc2_at_equal_nc1(results, *of) for *of, _ in pairs]
         )
@@ -308,14 +309,17 @@ def _compare(
   ]
   if not known:
     return []
+  names = ['notes.differences']
+  if any('[points]' not in name for name in columns):
+    names.append('notes.factors')
+  if 'NC2 at equal NC1' in columns:
+    names.append('notes.nc2')
+  notes = [say(*names)]
   columns = {
     'Method': [row for row, *_ in pairs],
     'against': [reference for *_, reference in pairs],
     **columns,
   }
-  notes = [
-    say('notes.differences', *['notes.nc2'] * ('NC2 at equal NC1' in columns))
-  ]
   used = {name for row, other, _ in pairs for name in (row, other)}
   if alone := [row for row in results.rows if row not in used]:
     notes.append(say('notes.uncompared', rows=', '.join(alone)))

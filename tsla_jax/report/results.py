@@ -61,9 +61,10 @@ class Results:
 
   @property
   def models(self) -> pd.DataFrame:
-    """The lines of finished models."""
-    runs = self.runs
-    return runs[runs['status'] == FINISHED] if 'status' in runs else runs
+    """The lines of finished models; files of predictions have no status."""
+    if 'status' not in self.runs:
+      return self.runs
+    return self.runs[self.runs['status'].fillna(FINISHED) == FINISHED]
 
   @property
   def num_seeds(self) -> int:

@@ -158,13 +158,16 @@ def draw_overview(
     row: (d.mean, d.low, d.high) for row, (_, d) in changes.items()
   }
 
+  rows = {'type': 'nominal', 'title': None, 'axis': {'labelLimit': 0}}
+  rows['scale'] = {'domain': list(values)}
+
   def panel(found: Mapping[str, Sequence[float]], *behind: Spec) -> Spec:
     ends = 100 * pd.DataFrame(found, index=['x', 'low', 'high']).T
     title = 'difference to baseline [points]' if behind else label
     return make_panel(
       ends.assign(label=list(found), y=list(found)),
       title,
-      {'type': 'nominal', 'title': None, 'scale': {'domain': list(values)}},
+      rows,
       *(layer('rule', along='x'), layer('point', size=50)),
       behind=behind,
       height={'step': 18},

@@ -228,7 +228,8 @@ def _draw_errors(frame: pd.DataFrame) -> Picture:
     for name, of in part.groupby('algorithm', sort=False):
       low, high = (of['eq6'] + k * of['standard_error'] for k in (-2, 2))
       rest = of['eq6'] - of['decay']
-      ends = {'low': low.where(low > 0), 'high': high}
+      # A logarithmic axis ends above 0.
+      ends = {'low': low.clip(lower=high.min() / 100), 'high': high}
       curves[name] = {'x': of['n'], 'y': of['eq6'], **ends}
       curves[name]['rest'] = rest.where(rest > 0)
     falling = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
