@@ -251,7 +251,7 @@ def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
 
 def to_png(svg: str) -> bytes:
   """Render an SVG as a PNG."""
-  return vl_convert.svg_to_png(svg, scale=2)
+  return vl_convert.svg_to_png(svg, scale=1.5)
 
 
 def to_markdown(picture: Picture) -> str:
