@@ -16,8 +16,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 demo: .venv/installed
 	.venv/bin/python experiments/table.py --config=configs/digits.py --seeds=3 \
 	  --config.data.label_noise=0.2 --config.model.width=8 \
-	  --config.num_epochs=45 --config.optimizer.drop_epochs='(25,38)' \
-	  --config.analysis.neural_collapse_every=15 --workdir=runs/digits_table
+	  --config.num_epochs=42 --config.optimizer.drop_epochs='(24,36)' \
+	  --config.analysis.neural_collapse_every=21 --workdir=runs/digits_table
 	@echo 'Next, train a run of your own, as by:'
 	@echo '  .venv/bin/tsla-train --config=digits.py:tsla,drop=20'
 
