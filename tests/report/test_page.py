@@ -152,7 +152,7 @@ def test_curves_that_part_are_drawn_from_there(workdir):
   x, y = curve(panel, 'TSLA(2)', 'own')
   assert x.tolist() == [2, 3, 4, 5]
   np.testing.assert_allclose(y, [0.1, 0, 0, 0])
-  _, lines, _ = panel['layer'][-1]['layer']
+  _, lines, *_ = panel['layer'][-1]['layer']
   assert lines['transform'] == [{'filter': 'datum.own'}]
 
 

@@ -216,15 +216,18 @@ def curve_panel(
   start = 0 if whole else (epochs['epoch'].max() + 1) // 5
   if not log and len(seen := points[points['x'] > start]):
     y['domain'] = [float(seen['low'].min()), float(seen['high'].max())]
-  # Markers show that only some epochs were measured, or a single one.
+  # Markers show that only some epochs were measured.
   gaps = points.groupby('label')['x'].agg(lambda x: np.diff(x).max(initial=1))
-  single = points[points['own']].groupby('label').size() == 1
-  marker = MARKER if (gaps > 1).any() or single.any() else False
+  marker = MARKER if (gaps > 1).any() else False
+  # A line of one point shows nothing.
+  count = points['own'].groupby(points['label']).transform('sum')
+  points['single'] = points['own'] & (count == 1)
   return make_panel(
     *(points, 'epoch', axis(title, log=log, **y)),
     layer('area', 'datum.own', along='y'),
     layer('line', 'datum.own', point=marker),
     layer('point', 'datum.drop', size=36),
+    layer('point', 'datum.single', size=16),
     behind=behind,
   )
 
