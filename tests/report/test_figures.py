@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.report_helpers import curve, panel_of, reference
-from tsla_jax.report import charts, figures
+from tsla_jax.report import charts, figures, styles
 from tsla_jax.report.charts import Picture
 
 
@@ -50,12 +50,12 @@ def test_a_run_is_drawn_as_it_was_logged():
 
 
 def test_a_run_of_one_epoch_is_a_picture():
-  lines = lines_of_a_run(1)
-  # A line of one point shows nothing.
-  for panel in figures.draw_run(lines, 'TSLA', None).panels:
-    (line,) = panel['layer'][-1]['layer']
-    assert line['mark']['point'] == figures.MARKER
-  png = figures.curves_png(lines, 'TSLA', None)
+  # A line of one point shows nothing, so each curve is a dot; else none is.
+  for count, dots in ((1, 4 + 3 + 1 + 2), (4, 0)):
+    picture = figures.draw_run(lines_of_a_run(count), 'TSLA', None)
+    svg = charts.render(picture)
+    assert svg.count('aria-roledescription="point"') == dots
+  png = figures.curves_png(lines_of_a_run(1), 'TSLA', None)
   with Image.open(io.BytesIO(png)) as image:
     image.load()
     assert len(np.unique(np.asarray(image).reshape(-1, 4), axis=0)) > 20
@@ -84,8 +84,8 @@ def test_labels_may_hold_any_text():
   label = '</script><b>"\\.[0]\'é'
   points = charts.join({label: {'x': [1, 2], 'y': [3.0, 4.0]}})
   panel = charts.make_panel(points, 'x', 'y', charts.layer('line'))
-  styles = figures.row_styles([label])
-  picture = charts.make_picture('any', 'caption', [panel], styles)
+  looks = styles.row_styles([label])
+  picture = charts.make_picture('any', 'caption', [panel], looks)
   assert isinstance(picture, Picture)
-  svg = charts.to_file(picture)
+  svg = charts.render(picture)
   assert '<b>' not in svg and '&lt;b&gt;' in svg

@@ -21,7 +21,15 @@ from tests.report_helpers import (
 )
 from tsla_jax.errors import InputError
 from tsla_jax.io import write_json
-from tsla_jax.report import charts, explain, figures, layouts, page, tables
+from tsla_jax.report import (
+  charts,
+  explain,
+  figures,
+  layouts,
+  page,
+  styles,
+  tables,
+)
 from tsla_jax.report.explanation_figures import draw_explanations
 from tsla_jax.report.results import read_results
 from tsla_jax.report.tables import Cell
@@ -153,7 +161,7 @@ def test_curves_that_part_are_drawn_from_there(workdir):
   assert x.tolist() == [2, 3, 4, 5]
   np.testing.assert_allclose(y, [0.1, 0, 0, 0])
   _, lines, *_ = panel['layer'][-1]['layer']
-  assert lines['transform'] == [{'filter': 'datum.own'}]
+  assert lines['layer'][0]['transform'] == [{'filter': 'datum.own'}]
 
 
 def test_the_test_figure_shows_the_test_split(workdir):
@@ -178,11 +186,11 @@ def test_nine_rows_are_told_apart(workdir):
     record['config']['num_epochs'] = 90
     configs[f'TSLA({drop})'] = record
   del configs['TSLA(2)']
-  styles = figures.row_styles(configs, configs)
-  assert len(styles) == 9
-  assert len({color for color, _ in styles.values()}) == 9
+  looks = styles.row_styles(configs, configs)
+  assert len(looks) == 9
+  assert len({color for color, _ in looks.values()}) == 9
   # In print: neighbours among the drops differ in their dashes too.
-  drops = [styles[f'TSLA({s})'][1] for s in range(20, 90, 10)]
+  drops = [looks[f'TSLA({s})'][1] for s in range(20, 90, 10)]
   assert all(a != b for a, b in itertools.pairwise(drops))
 
 

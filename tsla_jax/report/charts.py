@@ -5,7 +5,7 @@ same names in every panel. These are `label` of the curve, `x`, `y`, and the
 ends `low` and `high` of a band or an interval.
 """
 
-import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -150,8 +150,19 @@ def layer(
   if kind != 'line':
     encoding |= {'strokeDash': {'value': SOLID}}
   mark = {'type': kind, 'clip': True, **_MARKS[kind], **look}
-  drawn = {'mark': mark, 'encoding': encoding}
-  return {**drawn, 'transform': [{'filter': where}]} if where else drawn
+  filters = [{'filter': where}] if where else []
+  drawn = {'mark': mark, 'encoding': encoding, 'transform': filters}
+  if kind != 'line':
+    return drawn
+  # A line of one point would not be seen.
+  count = {'op': 'valid', 'field': 'y', 'as': 'count'}
+  filters = [
+    *filters,
+    {'joinaggregate': [count], 'groupby': ['label']},
+    {'filter': 'datum.count == 1'},
+  ]
+  dot = {'mark': {'type': 'point', **_MARKS['point']}, 'transform': filters}
+  return {'layer': [drawn, dot]}
 
 
 def reference(dashes: Sequence[int] = SOLID, **ends: Sequence[float]) -> Spec:
@@ -169,18 +180,20 @@ def reference(dashes: Sequence[int] = SOLID, **ends: Sequence[float]) -> Spec:
 def join(curves: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
   """Return the points of curves, given their columns by label."""
   parts = [pd.DataFrame({'label': of, **at}) for of, at in curves.items()]
-  empty = pd.DataFrame(
-    columns=['label', 'x', 'y', 'low', 'high', 'own', 'drop']
-  )
+  empty = pd.DataFrame(columns=['label', 'x', 'y'])
   return pd.concat(parts, ignore_index=True) if parts else empty
 
 
 def to_records(points: pd.DataFrame) -> list[dict[str, Any]]:
   """Return a dictionary a line; numbers have six digits, NaN is None."""
-  short = points.map(
-    lambda value: float(f'{value:.6g}') if isinstance(value, float) else value
-  )
-  return json.loads(short.to_json(orient='records', double_precision=15))
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, float):
+      return float(f'{value:.6g}') if math.isfinite(value) else None
+    return value
+
+  lines = points.to_dict('records')
+  return [{key: plain(value) for key, value in of.items()} for of in lines]
 
 
 def live(panel: Spec) -> Spec:
@@ -211,7 +224,7 @@ def to_svg(spec: Spec, name: str = '') -> str:
   return svg
 
 
-def to_file(picture: Picture, *, title: str = '', columns: int = 3) -> str:
+def render(picture: Picture, *, title: str = '', columns: int = 3) -> str:
   """Render all panels of a figure with a legend, as the text of an SVG.
 
   Args:
@@ -238,7 +251,7 @@ def to_files(pictures: Iterable[Picture]) -> dict[str, bytes]:
   """Render figures as PNG and PDF, by path."""
   files = {}
   for one in pictures:
-    svg = to_file(one)
+    svg = render(one)
     files[f'figures/{one.name}.png'] = to_png(svg)
     # The resources of a page are listed in an order that differs by chance.
     files[f'figures/{one.name}.pdf'] = re.sub(

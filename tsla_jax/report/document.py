@@ -34,6 +34,11 @@ class Section:
   notes: Sequence[str] = ()
   folded: Sequence[Layout] = ()
 
+  @functools.cached_property
+  def tables(self) -> list[Layout]:
+    """The tables as they are shown (`tables.prune`)."""
+    return list(map(tables.prune, self.layouts))
+
   @property
   def empty(self) -> bool:
     """Whether there is nothing to show."""
@@ -71,8 +76,8 @@ class Report:
 
   @property
   def layouts(self) -> list[Layout]:
-    """All tables but the folded ones, pruned (`tables.prune`)."""
-    return [tables.prune(one) for s in self.sections for one in s.layouts]
+    """All tables as they are shown, but the folded ones."""
+    return [table for section in self.sections for table in section.tables]
 
 
 def write(
@@ -132,7 +137,7 @@ def to_markdown(report: Report) -> str:
 def _to_text(section: Section) -> str:
   """Write the tables and the notes of a section as Markdown."""
   notes = ''.join(f'- {note}\n' for note in section.notes)
-  texts = [tables.to_markdown(tables.prune(one)) for one in section.layouts]
+  texts = list(map(tables.to_markdown, section.tables))
   return '\n'.join([*texts, notes] if notes else texts)
 
 
@@ -155,7 +160,6 @@ def to_html(report: Report) -> str:
     config=charts.PAGE,
     script=library() if report.pictures else '',
     bold=tables.BOLD if bold else '',
-    prune=tables.prune,
   )
 
 

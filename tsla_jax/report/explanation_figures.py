@@ -28,10 +28,9 @@ from tsla_jax.report.charts import (
   reference,
 )
 from tsla_jax.report.figures import curve_panel, mean_curves
-from tsla_jax.report.layouts import measured
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import Metric, shown
-from tsla_jax.report.results import Results, method_labels
+from tsla_jax.report.results import Results, measured, method_labels
 from tsla_jax.report.words import say
 
 _THIN = 10  # bins of fewer examples are not drawn

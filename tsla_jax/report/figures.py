@@ -5,8 +5,7 @@ The frame of a run has a line for each epoch, with the fields of
 (`Results.epochs`). Figures number epochs from 1.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,21 +25,11 @@ from tsla_jax.report.charts import (
   make_panel,
   make_picture,
   reference,
-  to_file,
+  render,
   to_png,
 )
+from tsla_jax.report.styles import BLUE, DOTTED, GREEN, MIXED, ORANGE
 from tsla_jax.report.words import say
-
-# The palette of Okabe and Ito, safe for colour blindness. Dashes distinguish
-# curves in black-and-white print.
-BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
-_OTHERS = (BLUE, ORANGE, GREEN, '#CC79A7', '#8C564B', '#3A86FF')
-DOTTED, MIXED = (2, 2), (7, 2, 2, 2)
-DASHES = (SOLID, (9, 2), (4, 2), DOTTED, MIXED)
-MARKER = {'filled': True, 'size': 16}
-# Colours of methods that have no fixed drop epoch.
-_RULES = {'plateau': '#CC79A7', 'variance': '#B8860B', 'delta': '#3A86FF'}
-_SHADES = ('#440154', '#414487', '#2A788E', '#22A884', '#7AD151')  # of viridis
 
 _LOSSES = {
   'train_loss': ('training loss', (BLUE, SOLID)),
@@ -61,7 +50,7 @@ def curves_png(
 ) -> bytes:
   """Draw a run as a PNG; arguments as in `draw_run`."""
   picture = draw_run(metrics, title, drop)
-  return to_png(to_file(picture, title=picture.caption, columns=2))
+  return to_png(render(picture, title=picture.caption, columns=2))
 
 
 def draw_run(
@@ -82,22 +71,17 @@ def draw_run(
   # Low values of the first epochs would hide differences of the later ones.
   later = run.iloc[len(run) // 5 :]
   low = 100 * later[['train_top1', 'test_top1']].min(axis=None)
+  low = max(low - 2, 0)
   rates, panels, styles = rate_curves(run), [], {}
-  marker = MARKER if len(run) == 1 else False
   for curves, scale, y, shape in (
     # The loss is much smaller after the drop; the floor of one-hot labels is 0.
     (_LOSSES, 1, axis('loss [nats]', log=True), 'linear'),
-    (
-      _ACCURACIES,
-      100,
-      axis('accuracy [%]', domain=[max(low - 2, 0), 100]),
-      'linear',
-    ),
+    (_ACCURACIES, 100, axis('accuracy [%]', domain=[low, 100]), 'linear'),
     (_THETA, 1, axis('theta', zero=True), 'step'),
     (rates, 1, axis('learning rate', log=True), 'step'),
   ):
     points = run_curves(run, curves, scale)
-    lines = layer('line', interpolate=shape, point=marker)
+    lines = layer('line', interpolate=shape)
     panels.append(make_panel(points, 'epoch', y, lines, behind=behind))
     styles |= dict(curves.values())
   return make_picture('curves', title, panels, styles)
@@ -136,18 +120,16 @@ def draw_schedules(epochs: pd.DataFrame, styles: Styles) -> Picture:
   """
   runs = epochs[epochs['seed'] == epochs['seed'].iloc[0]]
   first = runs[runs['row'] == runs['row'].iloc[0]]
-  rates, step = rate_curves(first), {'interpolate': 'step', 'point': MARKER}
-  if len(first) > 1:
-    step['point'] = False
+  rates = rate_curves(first)
   theta = make_panel(
     mean_curves(runs, 'theta'),
     *('epoch', axis('theta', zero=True)),
-    layer('line', 'datum.own', **step),
+    layer('line', 'datum.own', interpolate='step'),
   )
   rate = make_panel(
     run_curves(first, rates),
     *('epoch', axis('learning rate', log=True)),
-    layer('line', **step),
+    layer('line', interpolate='step'),
   )
   styles = {**dict(rates.values()), **styles}
   return make_picture(
@@ -179,9 +161,8 @@ def draw_drop(
     points = mean_curves(epochs, key)
     parts.append(points.assign(label=points['label'] + f', {kind}'))
     looks |= {f'{row}, {kind}': (styles[row][0], dashes) for row in rows}
-  marker = MARKER if epochs['epoch'].nunique() == 1 else False
   y = axis('training loss [nats]', zero=True)
-  lines = layer('line', 'datum.own', point=marker)
+  lines = layer('line', 'datum.own')
   panel = make_panel(pd.concat(parts), 'epoch', y, lines)
   return make_picture(
     'drop', say('captions.drop', kept=kept, dropped=dropped), [panel], looks
@@ -218,16 +199,12 @@ def curve_panel(
     y['domain'] = [float(seen['low'].min()), float(seen['high'].max())]
   # Markers show that only some epochs were measured.
   gaps = points.groupby('label')['x'].agg(lambda x: np.diff(x).max(initial=1))
-  marker = MARKER if (gaps > 1).any() else False
-  # A line of one point shows nothing.
-  count = points['own'].groupby(points['label']).transform('sum')
-  points['single'] = points['own'] & (count == 1)
+  marker = {'filled': True, 'size': 16} if (gaps > 1).any() else False
   return make_panel(
     *(points, 'epoch', axis(title, log=log, **y)),
     layer('area', 'datum.own', along='y'),
     layer('line', 'datum.own', point=marker),
     layer('point', 'datum.drop', size=36),
-    layer('point', 'datum.single', size=16),
     behind=behind,
   )
 
@@ -276,67 +253,3 @@ def first_own(values: pd.Series, drawn: list[pd.Series]) -> float:
     shared = max(shared, len(equal) if equal.all() else equal.argmin())
   drawn.append(values)
   return values.index[min(max(shared - 1, 0), len(values) - 1)]
-
-
-def method_color(config: Mapping[str, Any]) -> str:
-  """Return the colour of a method, the same in every figure.
-
-  It does not depend on theta. The baseline is black and LSR orange. TSLA with a
-  fixed drop epoch is lighter for later drops. A prior that is not uniform
-  darkens the colour.
-
-  Args:
-    config: the 'config' of a `config.json`.
-  """
-  smoothing = config['smoothing']
-  if config['loss']['name'] != 'cross_entropy':
-    return GREY
-  if not smoothing['theta']:
-    return '#000000'
-  drop, rule = smoothing['drop_epoch'], smoothing['drop_rule']
-  if smoothing['drop_step'] is not None:
-    color = '#56B4E9'
-  elif drop is not None:
-    color = shade(min(drop, config['num_epochs']), config['num_epochs'] + 1)
-  elif smoothing['schedule'] != 'two_stage':
-    color = '#8C564B'
-  else:
-    color = _RULES.get(rule, ORANGE)
-  if smoothing['prior'] != 'uniform':
-    color = _to_hex(0.6 * _to_rgb(color))
-  return color
-
-
-def row_styles(
-  rows: Iterable[str], configs: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, Style]:
-  """Choose a colour and dashes for each row.
-
-  Args:
-    rows: their names, in order.
-    configs: the `config.json` of rows that are runs. These have the colour of
-      their method; other rows take colours from a palette.
-  """
-  palette, styles = itertools.cycle(_OTHERS), {}
-  for i, row in enumerate(dict.fromkeys(rows)):
-    known = row in (configs or {})
-    color = method_color(configs[row]['config']) if known else next(palette)
-    dashes = [DASHES[(i + k) % len(DASHES)] for k in range(len(DASHES))]
-    free = [d for d in dashes if (color, d) not in styles.values()]
-    styles[row] = (color, (free or dashes)[0])
-  return styles
-
-
-def shade(i: int, count: int) -> str:
-  """Return the colour of step `i` of `count`, dark to light."""
-  at = np.linspace(0, max(count - 1, 1), len(_SHADES))
-  parts = np.array(list(map(_to_rgb, _SHADES))).T
-  return _to_hex(np.array([np.interp(i, at, part) for part in parts]))
-
-
-def _to_rgb(color: str) -> np.ndarray:
-  return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-
-
-def _to_hex(color: np.ndarray) -> str:
-  return '#{:02X}{:02X}{:02X}'.format(*np.rint(color).astype(int))

@@ -16,6 +16,7 @@ from tsla_jax.report.results import (
   Difference,
   Results,
   bootstrap_interval,
+  measured,
   paired_difference,
 )
 from tsla_jax.report.tables import (
@@ -65,11 +66,6 @@ def explain(results: Results) -> list[Layout]:
   ]
   title = 'Differences between methods, paired by seed'
   return layouts + _compare('effects', title, results, compared)
-
-
-def measured(runs: pd.DataFrame, key: str) -> pd.DataFrame:
-  """Select the models that have a metric."""
-  return runs[runs[key].notna()] if key in runs else runs.iloc[:0]
 
 
 class _Line(NamedTuple):
@@ -296,7 +292,7 @@ def _compare(
         key = prefix + metric.key
         if len(measured(results.models, key)):
           columns[metric.title + suffix + ' [points]' * points] = _changes(
-            [[_by_seed(results, row, key) for row in of] for *of, _ in pairs],
+            [[results.values(row, key) for row in of] for *of, _ in pairs],
             points,
           )
       if metric.key == 'nc2_features' and logged:
@@ -342,16 +338,12 @@ def _changes(
   return change_cells(changes, factors=not points)
 
 
-def _by_seed(results: Results, row: str, key: str) -> pd.Series:
-  return results.finished(row, key).dropna().astype(float)
-
-
 def _nc2_at_equal_nc1(
   results: Results, row: str, other: str
 ) -> tuple[pd.Series, pd.Series]:
   """Return NC2 of two rows at the smallest NC1 that both reach, by seed."""
   found: dict[str, dict[int, float]] = {row: {}, other: {}}
-  seeds = [set(_by_seed(results, name, 'nc1').index) for name in found]
+  seeds = [set(results.values(name, 'nc1').index) for name in found]
   epochs = measured(results.epochs, 'train_nc1')
   epochs = epochs[epochs['seed'].isin(set.intersection(*seeds))]
   for seed, both in epochs.groupby('seed'):

@@ -121,7 +121,7 @@ def describe(results: Results) -> list[str]:
   coinciding = []
   for row, record in configs.items():
     smoothing = record['config']['smoothing']
-    drops = results.finished(row, 'drop_epoch')
+    drops = results.models.loc[results.models['row'] == row, 'drop_epoch']
     if smoothing['drop_rule'] is not None and len(drops):
       texts = ['never' if pd.isna(d) else f'{d:.0f}' for d in drops]
       names = ['runs.rule', *['runs.never'] * ('never' in texts)]
@@ -201,7 +201,7 @@ def make_figures(results: Results) -> list[Picture]:
 def _best_drop(results: Results) -> tuple[str, str] | None:
   """Return the LSR row of the row with the best drop, and that row."""
   means = {
-    row: results.finished(row, 'last_top1').mean()
+    row: results.values(row, 'last_top1').mean()
     for row, references in results.references.items()
     if 'LSR' in references and methods.has_drop(results.configs[row]['config'])
   }

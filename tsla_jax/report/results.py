@@ -14,7 +14,7 @@ from scipy import stats
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
-from tsla_jax.report import charts, figures, metrics
+from tsla_jax.report import charts, metrics, styles
 from tsla_jax.report.inputs import Predictions, read_predictions
 from tsla_jax.report.measure import Diagrams, measure
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
@@ -86,12 +86,18 @@ class Results:
   def styles(self) -> charts.Styles:
     """The colour and the dashes of each row, in all figures."""
     # Rows without a finished run may have epochs.
-    return figures.row_styles([*self.configs, *self.rows], self.configs)
+    return styles.row_styles([*self.configs, *self.rows], self.configs)
 
-  def finished(self, row: str, column: str) -> pd.Series:
-    """Return a column of the finished models of a row, by seed."""
-    models = self.models
-    return models[models['row'] == row].set_index('seed')[column]
+  def values(self, row: str, key: str) -> pd.Series:
+    """Return a metric of the finished models of a row that have it, by seed."""
+    models = measured(self.models, key)
+    models = models[models['row'] == row].set_index('seed')
+    return models.get(key, pd.Series()).astype(float)
+
+
+def measured(runs: pd.DataFrame, key: str) -> pd.DataFrame:
+  """Select the models that have a metric."""
+  return runs[runs[key].notna()] if key in runs else runs.iloc[:0]
 
 
 def read_results(

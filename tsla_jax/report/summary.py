@@ -157,7 +157,6 @@ def draw_overview(
   differences = {
     row: (d.mean, d.low, d.high) for row, (_, d) in changes.items()
   }
-
   rows = {'type': 'nominal', 'title': None, 'axis': {'labelLimit': 0}}
   rows['scale'] = {'domain': list(values)}
 
@@ -184,18 +183,14 @@ def draw_overview(
 
 def _values(results: Results, key: str) -> dict[str, pd.Series]:
   """Return a metric by row and seed, of the rows that have it."""
-  if key not in results.runs:
-    return {}
-  known = results.runs.dropna(subset=key)
-  rows = known.set_index('seed').groupby('row', sort=False)[key]
-  return {row: values.astype(float) for row, values in rows}
+  values = {row: results.values(row, key) for row in results.rows}
+  return {row: of for row, of in values.items() if len(of)}
 
 
 def _interval(results: Results, row: str, key: str) -> Sequence[float]:
   """Return the interval of a single model, or over the seeds."""
-  models = results.runs[results.runs['row'] == row]
-  values = models[key].dropna()
-  if ends := bootstrap_interval(models, key):
+  models, values = results.models, results.values(row, key)
+  if ends := bootstrap_interval(models[models['row'] == row], key):
     return ends
   if len(values) < 3:
     return np.nan, np.nan

@@ -25,7 +25,7 @@ from tsla_jax.report.charts import (
   reference,
 )
 from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
-from tsla_jax.report.figures import DOTTED, MIXED, ORANGE, shade
+from tsla_jax.report.styles import DOTTED, MIXED, ORANGE, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say

@@ -27,7 +27,7 @@ from tsla_jax.report.charts import (
   make_panel,
   make_picture,
 )
-from tsla_jax.report.figures import BLUE, DASHES, ORANGE, row_styles, shade
+from tsla_jax.report.styles import BLUE, DASHES, ORANGE, row_styles, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
 from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say
