@@ -72,7 +72,7 @@ _LONGEST = (
   'training/test_train.py',
   'training/test_compilation.py',
   'training/test_algorithms.py',
-  'data/test_sources.py',
+  'data/test_prepared.py',
   'report/test_figures.py',
   'report/test_explain.py',
   'training/test_divergence.py',

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from tests.conftest import _ROOT
-from tests.helpers import door_inside
+from tests.doors import door_inside
 from tsla_jax import configs, methods
 from tsla_jax.configs import digits
 from tsla_jax.fields import flatten

@@ -6,13 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import (
-  check_refused,
-  door_inside,
-  make_config,
-  make_dataset,
-  train_rows,
-)
+from tests.doors import check_refused, door_inside
+from tests.helpers import make_config, make_dataset, train_rows
 from tests.report_helpers import (
   dense_arrays,
   make_predictions,

@@ -6,14 +6,8 @@ import sys
 
 import pytest
 
-from tests.helpers import (
-  check_refused,
-  door,
-  door_inside,
-  make_folder,
-  optimised,
-  truncate,
-)
+from tests.doors import check_refused, door, door_inside, optimised
+from tests.helpers import make_folder, truncate
 from tsla_jax import configs, methods
 from tsla_jax.configs import default
 from tsla_jax.fields import flatten

@@ -10,12 +10,8 @@ import time
 import pandas as pd
 import pytest
 
-from tests.helpers import (
-  check_refused,
-  check_same_run,
-  door,
-  door_inside,
-)
+from tests.doors import check_refused, door, door_inside
+from tests.helpers import check_same_run
 from tests.report_helpers import make_table, render_nothing
 from tsla_jax.report import figures, page
 from tsla_jax.report.results import read_results

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers import check_refused, door_inside
+from tests.doors import check_refused, door_inside
 from tsla_jax.analysis.convergence import (
   Constants,
   Plan,

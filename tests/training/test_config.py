@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.helpers import check_refused, make_config, make_dataset
+from tests.doors import check_refused
+from tests.helpers import make_config, make_dataset
 from tsla_jax.configs import default
 from tsla_jax.errors import InputError
 from tsla_jax.fields import flatten

@@ -13,15 +13,8 @@ import time
 
 import pytest
 
-from tests.helpers import (
-  Forked,
-  check_refused,
-  check_same_run,
-  contents,
-  door_inside,
-  optimised,
-  undraw,
-)
+from tests.doors import Forked, check_refused, door_inside, optimised, undraw
+from tests.helpers import check_same_run, contents
 from tsla_jax.rundir import RunDir
 
 EPOCHS, STEPS = 10, 1442 // 16

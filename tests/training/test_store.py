@@ -11,8 +11,8 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.doors import Forked
 from tests.helpers import (
-  Forked,
   KilledError,
   check_same_run,
   contents,

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.doors import check_refused, door, door_inside
 from tests.helpers import (
-  check_refused,
   check_same_run,
-  door,
-  door_inside,
   make_config,
   make_dataset,
   make_model,

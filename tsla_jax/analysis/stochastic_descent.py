@@ -291,10 +291,9 @@ def simulate(
   if every < 1 or _CHUNK % every:
     raise InputError(f'every: {every}; must be a power of 2, at most {_CHUNK}')
   total = sum(counts)
-  end = np.zeros(-total % _CHUNK)  # steps of rate 0 fill the last chunk
-  rates = [stage.learning_rate for stage in stages]
-  rates = np.append(np.repeat(rates, counts), end)
-  thetas = np.append(np.repeat([stage.theta for stage in stages], counts), end)
+  # Steps of rate 0 fill the last chunk.
+  schedules = np.repeat([(s.learning_rate, s.theta) for s in stages], counts, 0)
+  schedules = np.pad(schedules, ((0, -total % _CHUNK), (0, 0)))
   rng = np.random.default_rng(seed)
   drawn = rng.integers(total - counts[-1], total, (trials, outputs))
   picked = np.empty((trials, outputs, *problem.shape))
@@ -304,14 +303,9 @@ def simulate(
     w = jnp.asarray(start, jnp.float64)
     w = jnp.broadcast_to(w, (trials, *problem.shape))
     for at in range(0, total, _CHUNK):
-      part = slice(at, at + _CHUNK)
+      of_chunk = schedules[at : at + _CHUNK].T  # learning rates and thetas
       w, iterates, measurement = _run_chunk(
-        problem,
-        w,
-        jax.random.fold_in(key, at),
-        rates[part],
-        thetas[part],
-        every=every,
+        *(problem, w, jax.random.fold_in(key, at), *of_chunk), every=every
       )
       trial, slot = np.nonzero((drawn >= at) & (drawn < at + _CHUNK))
       if len(trial):
