@@ -12,7 +12,10 @@ PAGES = {
   'CONTRIBUTING.md': 'contributing.md',
   'CHANGELOG.md': 'changelog.md',
 }
-ROOMS = ('label_smoothing', 'data', 'models', 'training', 'analysis', 'report')
+ROOMS = (
+  *('label_smoothing', 'data', 'models', 'training', 'analysis'),
+  *('report', 'theory'),
+)
 
 
 def on_files(files, config):

@@ -20,9 +20,11 @@ ALLOWED = {
   'configs': {'errors', 'io'},
   'commands': {
     *BASE,
-    *('analysis', 'configs', 'data', 'methods', 'report', 'training'),
+    *('analysis', 'configs', 'data', 'methods', 'report'),
+    *('theory', 'training'),
   },
-  'report': {*BASE, 'analysis', 'data', 'methods'},
+  'report': {*BASE, 'analysis', 'methods'},
+  'theory': {'errors', 'io', 'analysis', 'data', 'report'},
   # Of report only the picture that every run leaves behind.
   'training': {
     *BASE,

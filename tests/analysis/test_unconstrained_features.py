@@ -11,7 +11,7 @@ from tsla_jax.analysis.predictions import softmax
 from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
 from tsla_jax.errors import InputError
 
-# K, d, n, delta, lw, lh. The strongest decays make the minimiser 0.
+# K, d, n, theta, lw, lh. The strongest decays make the minimiser 0.
 GRID = [
   (2, 1, 5, 0.0, 5e-3, 5e-3),
   (2, 1, 3, 0.4, 1e-3, 1e-2),
@@ -77,7 +77,7 @@ def test_no_solver_gets_below_it():
 
 
 def test_golden_numbers():
-  for delta, a, p, loss, of_weights, of_means, conditions in (
+  for theta, a, p, loss, of_weights, of_means, conditions in (
     (
       0.0,
       5.7275894,
@@ -98,7 +98,7 @@ def test_golden_numbers():
     ),
     (0.4, None, None, None, None, None, (6.115, 5.008, 23.13)),
   ):
-    arguments = (10, 10, 20, delta, 5e-3, 1e-4)
+    arguments = (10, 10, 20, theta, 5e-3, 1e-4)
     minimizer = ufm.global_minimizer(*arguments)
     if a is not None:
       measured = (
@@ -118,8 +118,8 @@ def test_golden_numbers():
 
 def test_only_the_condition_of_the_loss_falls_with_smoothing():
   numbers = [
-    ufm.condition_numbers(10, 10, 20, delta, 5e-3, 1e-4)
-    for delta in np.linspace(0, 0.7, 15)
+    ufm.condition_numbers(10, 10, 20, theta, 5e-3, 1e-4)
+    for theta in np.linspace(0, 0.7, 15)
   ]
   assert np.all(np.diff([n.loss for n in numbers]) < 0)
   for name in ('subspace', 'full'):
@@ -170,7 +170,7 @@ def test_gradient_and_hessian_are_those_of_the_objective():
 @pytest.mark.parametrize('settings', [s for s in GRID if s[0] * s[1] <= 60])
 def test_condition_numbers_are_those_of_numerical_hessians(settings):
   model = UnconstrainedFeatures(*settings)
-  k, d, delta = model.num_classes, model.feature_dim, model.smoothing
+  k, d, theta = model.num_classes, model.feature_dim, model.smoothing
   minimizer, (weights, features, bias) = closed_form(model)
   numbers = model.condition_numbers()
 
@@ -179,7 +179,7 @@ def test_condition_numbers_are_those_of_numerical_hessians(settings):
     return spectrum[-1] / spectrum[0]
 
   # The loss in the logits of an example of class 0.
-  target = (1 - delta) * np.eye(k)[0] + delta / k
+  target = (1 - theta) * np.eye(k)[0] + theta / k
   logits = weights @ minimizer.class_means[0]
   matrix = differences(lambda z: softmax(z[None])[0] - target, logits)
   assert numbers.loss == pytest.approx(condition(matrix, zeros=1), rel=1e-5)
@@ -234,8 +234,8 @@ def test_rotations_are_minimisers_too():
 
 def test_descent_collapses_faster_and_further_with_smoothing():
   ends = []
-  for delta in (0.0, 0.1):
-    model = UnconstrainedFeatures(10, 10, 20, delta, 5e-3, 1e-4)
+  for theta in (0.0, 0.1):
+    model = UnconstrainedFeatures(10, 10, 20, theta, 5e-3, 1e-4)
     path = model.descend(learning_rate=1.0)
     assert path.steps.tolist() == list(range(0, 3001, 50))
     assert len(path.loss) == len(path.collapse) == 61

@@ -4,16 +4,16 @@ The model treats the inputs of the last layer of a deep net, its features, as
 free variables. Weights `W [K, d]`, features `h_i [d]` of n examples of each of
 K classes, and a bias `b [K]` minimise
 
-  mean_i CE(W h_i + b, (1 - delta) e_k + delta / K)
+  mean_i CE(W h_i + b, (1 - theta) e_k + theta / K)
     + lw / 2 ||W||^2 + lh / 2 ||H||^2 + lb / 2 ||b||^2
 
 where CE is the cross-entropy, k is the class of example i, e_k its one-hot
-label, and lw, lh and lb are weight decays. As in the paper, delta is the
-strength of label smoothing, which other modules call theta. "Cross Entropy
-versus Label Smoothing: A Neural Collapse Perspective" (arXiv:2402.03979)
-derives the minimisers and their condition numbers.
+label, theta the strength of label smoothing, and lw, lh and lb are weight
+decays. "Cross Entropy versus Label Smoothing: A Neural Collapse Perspective"
+(arXiv:2402.03979) derives the minimisers and their condition numbers; it writes
+delta for theta.
 
-Let `tau = sqrt(n lw lh)`, `q = delta / K + tau` and `p = 1 - (K-1) q`. The
+Let `tau = sqrt(n lw lh)`, `q = theta / K + tau` and `p = 1 - (K-1) q`. The
 minimisers give probability p to the label and q to every other class. Their
 logits are `a (I - 1 1^T / K)` with `a = log(p / q)`. If `K q >= 1`, the decay
 is too strong, and W = H = 0. All minimisers have b = 0, for any lb >= 0.
@@ -135,7 +135,7 @@ class UnconstrainedFeatures:
     num_classes: K, at least 2.
     feature_dim: d, at least 1.
     samples_per_class: n, at least 1.
-    smoothing: delta, from 0 to 1.
+    smoothing: theta, from 0 to 1.
     weight_decay_w: lw, above 0.
     weight_decay_h: lh, above 0.
     weight_decay_b: lb, at least 0.

@@ -45,7 +45,7 @@ _DECAY_H = flags.DEFINE_float(
 _SMOOTHINGS = flags.DEFINE_list(
   'smoothings',
   ['0', '0.1', '0.4'],
-  'Smoothing strengths that descents compare: delta, the theta of training.',
+  'Smoothing strengths theta that descents compare.',
 )
 _RATE = flags.DEFINE_float(
   'learning_rate',
@@ -90,7 +90,7 @@ def ufm() -> None:
     )
   # Imported here because a wrong flag should fail at once.
   from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
-  from tsla_jax.report import theory_ufm
+  from tsla_jax.theory.ufm import Setting, draw_ufm
 
   model = UnconstrainedFeatures(
     num_classes=_CLASSES.value,
@@ -100,10 +100,8 @@ def ufm() -> None:
     weight_decay_w=_DECAY_W.value,
     weight_decay_h=_DECAY_H.value,
   )
-  setting = theory_ufm.Setting(
-    model, smoothings, _RATE.value, _STEPS.value, _SEEDS.value
-  )
-  print(theory_ufm.draw_ufm(setting, pathlib.Path(_OUTPUT.value) / 'ufm'))
+  setting = Setting(model, smoothings, _RATE.value, _STEPS.value, _SEEDS.value)
+  print(draw_ufm(setting, pathlib.Path(_OUTPUT.value) / 'ufm'))
 
 
 def convergence() -> None:
@@ -116,13 +114,13 @@ def convergence() -> None:
   # The simulations take many small steps, which a CPU runs fastest.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # Imported here because a wrong flag should fail at once.
-  from tsla_jax.report import theory_convergence
-  from tsla_jax.report.convergence_experiments import Setting, load_regression
+  from tsla_jax.theory.convergence import draw_convergence
+  from tsla_jax.theory.trials import Setting, load_regression
 
   regression = load_regression(_FEATURES.value, _RIDGE.value)
   setting = Setting(*regression, deltas, _TRIALS.value)
   output = pathlib.Path(_OUTPUT.value) / 'convergence'
-  print(theory_convergence.draw_convergence(setting, output))
+  print(draw_convergence(setting, output))
 
 
 def _numbers(flag: flags.FlagHolder, example: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Tables, figures and conclusions of the convergence experiments."""
+"""Tables, figures and conclusions of the convergence trials."""
 
 import math
 
@@ -8,8 +8,7 @@ import pytest
 
 from tests.report_helpers import render_nothing
 from tsla_jax.analysis.stochastic_descent import SoftmaxRegression
-from tsla_jax.report import convergence_experiments as experiments
-from tsla_jax.report import theory_convergence
+from tsla_jax.theory import convergence, trials
 
 NAMES = ('bounds', 'iterations', 'test_error')
 
@@ -22,12 +21,12 @@ def drawn(tmp_path_factory):
   regression = SoftmaxRegression.uniform(np.eye(3)[labels], labels, 0.5)
   with pytest.MonkeyPatch.context() as patch:
     render_nothing(patch)
-    patch.setattr(experiments, '_ACCURACIES', (0.8, 0.7, 0.6))
-    patch.setattr(experiments, '_REGRESSION_ACCURACIES', (0.8,))
-    patch.setattr(experiments, '_EXAMPLES', (16,))
-    patch.setattr(experiments, '_SAMPLES', 2)
-    setting = experiments.Setting('three', regression, (0.5,), trials=8)
-    return theory_convergence.draw_convergence(setting, folder), folder
+    patch.setattr(trials, '_ACCURACIES', (0.8, 0.7, 0.6))
+    patch.setattr(trials, '_REGRESSION_ACCURACIES', (0.8,))
+    patch.setattr(trials, '_EXAMPLES', (16,))
+    patch.setattr(trials, '_SAMPLES', 2)
+    setting = trials.Setting('three', regression, (0.5,), trials=8)
+    return convergence.draw_convergence(setting, folder), folder
 
 
 def test_everything_is_written(drawn):
@@ -74,7 +73,7 @@ def make_frames():
       ('TSLA', 'aligned', 0.1, 0.2, 120, 40),
       ('TSLA', 'aligned', 0.3, 0.2, 120, 45),
     ],
-    columns=[*experiments.CURVE, 'eps', 'steps', 'measured_steps'],
+    columns=[*trials.CURVE, 'eps', 'steps', 'measured_steps'],
   )
   errors = pd.DataFrame(
     {
@@ -90,7 +89,7 @@ def make_frames():
 
 
 def test_conclusions_say_what_the_frames_say():
-  assert theory_convergence.conclude(*make_frames()) == [
+  assert convergence.conclude(*make_frames()) == [
     '2 of 2 measured gradient norms are within the bounds of the theorems, up'
     ' to three standard errors. The measured values are 0.60 to 0.62 of the'
     ' bounds.',
@@ -110,9 +109,9 @@ def test_a_broken_bound_is_said():
   bounds, iterations, errors = make_frames()
   bounds.loc[0, 'measured'] = 0.16 + 0.029
   frames = bounds, iterations, errors
-  assert 'exceeds' not in ' '.join(theory_convergence.conclude(*frames))
+  assert 'exceeds' not in ' '.join(convergence.conclude(*frames))
   bounds.loc[0, 'measured'] = 0.16 + 0.031
-  first, second, *_ = theory_convergence.conclude(*frames)
+  first, second, *_ = convergence.conclude(*frames)
   assert first.startswith('1 of 2 measured gradient norms are within')
   assert second == (
     'SGD exceeds its bound on A = I, with delta 0.1 and eps 0.4.'

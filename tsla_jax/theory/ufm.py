@@ -29,8 +29,8 @@ from tsla_jax.report.charts import (
 )
 from tsla_jax.report.styles import BLUE, DASHES, ORANGE, row_styles, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
-from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say
+from tsla_jax.theory.pages import write_theory
 
 # Factors of the learning rates that tuned descents choose from.
 _RATES = tuple(2.0**power for power in range(-3, 6))
@@ -52,7 +52,7 @@ class Setting:
 
   Attributes:
     model: with any smoothing, which is replaced.
-    smoothings: values of delta that descents compare.
+    smoothings: values of theta that descents compare.
     learning_rate: of descents at equal rates.
     num_steps: of a descent.
     seeds: the number of random starts.
@@ -133,8 +133,8 @@ def _conclude(
   first, last = conditions.iloc[0], conditions.iloc[-1]
   steps = _collapse_steps(means)['tuned']
   descents = ', '.join(
-    f'{"never" if np.isnan(n) else f"after {n:.0f} steps"} at delta {delta:g}'
-    for delta, n in steps.items()
+    f'{"never" if np.isnan(n) else f"after {n:.0f} steps"} at theta {theta:g}'
+    for theta, n in steps.items()
   )
   return (
     f'The minimum that L-BFGS finds and that of the closed form differ by at'
@@ -146,7 +146,7 @@ def _conclude(
 
 
 def compare_with_solver(setting: Setting) -> pd.DataFrame:
-  """Compare the closed form with L-BFGS for ten values of delta."""
+  """Compare the closed form with L-BFGS for ten values of theta."""
   lines = []
   for smoothing in np.linspace(0, 0.9, 10):
     model = setting.smoothed(smoothing)
@@ -173,7 +173,7 @@ def compare_with_solver(setting: Setting) -> pd.DataFrame:
 
 
 def condition_numbers(setting: Setting) -> pd.DataFrame:
-  """Compute all condition numbers over delta.
+  """Compute all condition numbers over theta.
 
   The joint Hessian is left out if it exceeds `LARGEST_JOINT` rows.
   """
@@ -196,7 +196,7 @@ def descend(setting: Setting) -> pd.DataFrame:
   """Run descents from random starts at a grid of learning rates.
 
   Returns:
-    One line for each measurement. A learning rate is left out for a delta if a
+    One line for each measurement. A learning rate is left out for a theta if a
     descent from any start diverged.
   """
   lines, diverged = [], set()
@@ -234,7 +234,7 @@ def mean_paths(descents: pd.DataFrame, setting: Setting) -> pd.DataFrame:
 
   Returns:
     One line for each measurement, with a column 'rates'. 'equal' is the
-    learning rate of the setting. 'tuned' is, for each delta, the rate of the
+    learning rate of the setting. 'tuned' is, for each theta, the rate of the
     grid with the least geometric mean of the excess loss over all steps.
   """
   # Rounding can make an excess loss 0 or negative.
@@ -263,7 +263,7 @@ def _minimisers_layout(frame: pd.DataFrame) -> Layout:
     'Minimisers',
     frame.assign(**differences),
     {
-      'delta': ('smoothing', '.1f'),
+      'theta': ('smoothing', '.1f'),
       'a': ('logit_scale', '.5g'),
       'p': ('probability', '.5g'),
       **{name.replace('_', ' '): (name, '.5g') for name in names},
@@ -280,7 +280,7 @@ def _minimisers_layout(frame: pd.DataFrame) -> Layout:
 def _conditions_layout(frame: pd.DataFrame) -> Layout:
   tenths = 10 * frame['smoothing']
   columns = {
-    'delta': ('smoothing', '.1f'),
+    'theta': ('smoothing', '.1f'),
     **{title: (name, '.3g') for name, title in _CONDITIONS.items()},
     'nullity of the last': ('joint_nullity', '.0f'),
   }
@@ -293,7 +293,7 @@ def _conditions_layout(frame: pd.DataFrame) -> Layout:
 
 
 def _collapse_steps(means: pd.DataFrame) -> pd.Series:
-  """Return the steps to collapse, by rates and delta; NaN if never."""
+  """Return the steps to collapse, by rates and theta; NaN if never."""
   keys = ['rates', 'smoothing']
   every = means.groupby(keys)['step'].max().index
   collapsed = means[means['nc1'] <= _COLLAPSED].groupby(keys)['step'].min()
@@ -308,7 +308,7 @@ def _descents_layout(means: pd.DataFrame) -> Layout:
     last.assign(collapsed=_collapse_steps(means)).reset_index(),
     {
       'rates': 'rates',
-      'delta': 'smoothing',
+      'theta': 'smoothing',
       'learning rate': 'learning_rate',
       f'steps to NC1 of {_COLLAPSED:g}': ('collapsed', '.0f'),
       'NC1': ('nc1', '.3g'),
@@ -333,7 +333,7 @@ def _draw_minimisers(frame: pd.DataFrame) -> Picture:
     }
     line = layer('line', 'datum.label == "closed form"')
     dots = layer('point', 'datum.label == "L-BFGS"', filled=False)
-    panels.append(make_panel(join(curves), 'delta', title, line, dots))
+    panels.append(make_panel(join(curves), 'theta', title, line, dots))
   return make_picture('minimisers', say('captions.minimisers'), panels, styles)
 
 
@@ -344,7 +344,7 @@ def _draw_conditions(frame: pd.DataFrame) -> Picture:
     if name in frame
   }
   y = axis('condition number', log=True)
-  panel = make_panel(join(curves), 'delta', y, layer('line'))
+  panel = make_panel(join(curves), 'theta', y, layer('line'))
   return make_picture(
     'condition_numbers',
     say('captions.condition_numbers'),
@@ -354,7 +354,7 @@ def _draw_conditions(frame: pd.DataFrame) -> Picture:
 
 
 def _draw_descents(means: pd.DataFrame) -> Picture:
-  names = [f'delta {smoothing:g}' for smoothing in means['smoothing'].unique()]
+  names = [f'theta {smoothing:g}' for smoothing in means['smoothing'].unique()]
   styles = {
     name: (shade(i, len(names)), DASHES[i % len(DASHES)])
     for i, name in enumerate(names)
@@ -363,7 +363,7 @@ def _draw_descents(means: pd.DataFrame) -> Picture:
   for rates, name in itertools.product(('equal', 'tuned'), ('nc1', 'nc2')):
     paths = means[means['rates'] == rates].groupby('smoothing')
     curves = {
-      f'delta {smoothing:g}': {'x': path['step'], 'y': path[name]}
+      f'theta {smoothing:g}': {'x': path['step'], 'y': path[name]}
       for smoothing, path in paths
     }
     axes, title = ('step', axis(name.upper(), log=True)), f'{rates} rates'

@@ -8,9 +8,9 @@ import pytest
 
 from tsla_jax.analysis.unconstrained_features import UnconstrainedFeatures
 from tsla_jax.errors import InputError
-from tsla_jax.report import theory_ufm
+from tsla_jax.theory import ufm
 
-SETTING = theory_ufm.Setting(
+SETTING = ufm.Setting(
   UnconstrainedFeatures(
     num_classes=4,
     feature_dim=4,
@@ -27,7 +27,7 @@ SETTING = theory_ufm.Setting(
 
 
 def test_everything_is_written(tmp_path):
-  text = theory_ufm.draw_ufm(SETTING, tmp_path / 'ufm')
+  text = ufm.draw_ufm(SETTING, tmp_path / 'ufm')
   names = ('minimisers', 'condition_numbers', 'descent')
   assert {p.name for p in (tmp_path / 'ufm').rglob('*') if p.is_file()} == {
     'report.md',
@@ -55,8 +55,8 @@ def test_everything_is_written(tmp_path):
 
 
 def test_rates_are_equal_or_tuned():
-  descents = theory_ufm.descend(SETTING)
-  means = theory_ufm.mean_paths(descents, SETTING)
+  descents = ufm.descend(SETTING)
+  means = ufm.mean_paths(descents, SETTING)
   equal = means[means['rates'] == 'equal']
   assert set(equal['learning_rate']) == {1.0}
   assert set(equal['smoothing']) == {0.0, 0.1}
@@ -83,11 +83,11 @@ def test_a_descent_that_only_rises_has_diverged(tmp_path):
   strong = dataclasses.replace(SETTING.model, weight_decay_w=10.0)
   rising = dataclasses.replace(SETTING, model=strong, num_steps=100)
   with pytest.raises(InputError, match='a descent diverged'):
-    theory_ufm.draw_ufm(rising, tmp_path / 'ufm')
+    ufm.draw_ufm(rising, tmp_path / 'ufm')
 
 
 def test_a_rate_that_diverges_is_refused(tmp_path):
   wild = dataclasses.replace(SETTING, learning_rate=1000.0)
   with pytest.raises(InputError, match='learning_rate: at 1000.0 .* smaller'):
-    theory_ufm.draw_ufm(wild, tmp_path / 'ufm')
+    ufm.draw_ufm(wild, tmp_path / 'ufm')
   assert not (tmp_path / 'ufm').exists()

@@ -1,7 +1,7 @@
 """Tables and figures of the convergence theorems.
 
-`convergence_experiments` makes the data frames, and `analysis.convergence`
-defines the theorems and the notation.
+`trials` makes the data frames, and `analysis.convergence` defines the theorems
+and the notation.
 """
 
 import math
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from tsla_jax.io import lock_directory
-from tsla_jax.report import convergence_experiments as experiments
 from tsla_jax.report.charts import (
   DASHED,
   GREY,
@@ -24,11 +23,12 @@ from tsla_jax.report.charts import (
   make_picture,
   reference,
 )
-from tsla_jax.report.convergence_experiments import LSR, SGD, TSLA, TWO_STAGE
 from tsla_jax.report.styles import DOTTED, MIXED, ORANGE, shade
 from tsla_jax.report.tables import Layout, lay_out_frame
-from tsla_jax.report.theory import write_theory
 from tsla_jax.report.words import say
+from tsla_jax.theory import trials
+from tsla_jax.theory.pages import write_theory
+from tsla_jax.theory.trials import LSR, SGD, TSLA, TWO_STAGE
 
 # The colours that reports of runs have for the baseline, LSR and TSLA.
 _STYLES = {
@@ -39,11 +39,11 @@ _STYLES = {
 }
 
 
-def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
+def draw_convergence(setting: trials.Setting, output: pathlib.Path) -> str:
   """Compute everything, and write tables and figures.
 
   Args:
-    setting: of the experiments.
+    setting: of the trials.
     output: directory for the report and CSV files.
 
   Returns:
@@ -54,9 +54,9 @@ def draw_convergence(setting: experiments.Setting, output: pathlib.Path) -> str:
   """
   # The lock fails early if the directory cannot be written.
   with lock_directory(output, output / 'figures', name='--output'):
-    bounds = experiments.check_bounds(setting)
-    iterations = experiments.count_iterations(setting)
-    errors = experiments.measure_test_errors(setting)
+    bounds = trials.check_bounds(setting)
+    iterations = trials.count_iterations(setting)
+    errors = trials.measure_test_errors(setting)
     n, d = setting.regression.features.shape
     return write_theory(
       output,
@@ -91,12 +91,12 @@ def _bounds_layout(frame: pd.DataFrame) -> Layout:
       'bound': ('bound', '.3g'),
       'measured / bound': ('slack', '.3f'),
     },
-    say('notes.bounds', every=experiments.EVERY, **of),
+    say('notes.bounds', every=trials.EVERY, **of),
   )
 
 
 def _iterations_layout(frame: pd.DataFrame) -> Layout:
-  lines = experiments.complexities(frame)
+  lines = trials.complexities(frame)
   specs = {'slope': '.2f', f'T / {SGD}': '.3g', f'T / {TWO_STAGE}': '.3g'}
   for eps, part in frame.groupby('eps', sort=False):
     column = f'eps {eps:g}'
@@ -111,8 +111,8 @@ def _iterations_layout(frame: pd.DataFrame) -> Layout:
   return lay_out_frame(
     'Iterations T to eps on the quadratic with A = I: theorem / measured',
     lines,
-    {name: name for name in (*experiments.CURVE, *specs)},
-    say('notes.iterations', steps=experiments.LSR_STEPS),
+    {name: name for name in (*trials.CURVE, *specs)},
+    say('notes.iterations', steps=trials.LSR_STEPS),
   )
 
 
@@ -134,7 +134,7 @@ def _errors_layout(frame: pd.DataFrame) -> Layout:
       '(eq. 6 - decay) sqrt(n)': ('scaled', '.3g'),
       'assumption holds': ('holds', '.0%'),
     },
-    say('notes.test_error', eta=experiments.ETA),
+    say('notes.test_error', eta=trials.ETA),
   )
 
 
@@ -154,7 +154,7 @@ def conclude(
   text = '{algorithm} exceeds its bound on {problem}, with delta {delta:.3g}'
   text += ' and eps {eps:g}.'
   lines += [text.format(**line) for line in broken.to_dict('records')]
-  ratios = experiments.complexities(iterations)
+  ratios = trials.complexities(iterations)
   ratios = ratios[ratios['algorithm'] == TSLA]
   for noise, part in ratios.groupby('noise', sort=False):
     for other in (SGD, TWO_STAGE):

@@ -16,8 +16,7 @@ from tsla_jax.analysis.convergence import (
 )
 from tsla_jax.analysis.stochastic_descent import SoftmaxRegression, measure
 from tsla_jax.errors import InputError
-from tsla_jax.report import convergence_experiments as experiments
-from tsla_jax.report import theory_convergence
+from tsla_jax.theory import convergence, trials
 
 DELTAS = (0.1, 2.0)
 
@@ -42,22 +41,22 @@ def write_features(path, count=12, classes=3, **changes):
 def setting(tmp_path_factory):
   path = tmp_path_factory.mktemp('features') / 'noise.npz'
   write_features(path)
-  regression = experiments.load_regression(path, 0.5)
-  return experiments.Setting(*regression, DELTAS, trials=8)
+  regression = trials.load_regression(path, 0.5)
+  return trials.Setting(*regression, DELTAS, trials=8)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def tiny():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(experiments, '_ACCURACIES', (0.8, 0.7, 0.6))
-    patch.setattr(experiments, '_REGRESSION_ACCURACIES', (0.8,))
-    patch.setattr(experiments, '_EXAMPLES', (16, 64))
-    patch.setattr(experiments, '_SAMPLES', 2)
+    patch.setattr(trials, '_ACCURACIES', (0.8, 0.7, 0.6))
+    patch.setattr(trials, '_REGRESSION_ACCURACIES', (0.8,))
+    patch.setattr(trials, '_EXAMPLES', (16, 64))
+    patch.setattr(trials, '_SAMPLES', 2)
     yield
 
 
 def test_bounds_are_those_of_the_theorems(setting):
-  bounds = experiments.check_bounds(setting)
+  bounds = trials.check_bounds(setting)
   assert list(bounds['problem'].unique()) == [
     'A = I',
     'A from 0.1 to 1',
@@ -85,7 +84,7 @@ def test_bounds_are_those_of_the_theorems(setting):
 
 
 def test_iterations_are_compared_with_the_theorems(setting):
-  counts = experiments.count_iterations(setting)
+  counts = trials.count_iterations(setting)
   assert len(counts) == 3 * (2 + 2 * 2 * 2)
   sgd = counts[counts['algorithm'] == 'SGD']
   assert sgd['steps'].tolist() == [math.ceil(16 / eps**4) for eps in sgd['eps']]
@@ -112,22 +111,22 @@ def test_slopes_and_ratios():
       )
       for eps in (0.5, 0.25, 0.125)
     ],
-    columns=[*experiments.CURVE, 'eps', 'steps', 'measured_steps'],
+    columns=[*trials.CURVE, 'eps', 'steps', 'measured_steps'],
   )
-  fits = experiments.complexities(frame)
+  fits = trials.complexities(frame)
   assert fits['algorithm'].tolist() == ['SGD', 'SGD in two stages', 'TSLA']
   assert fits['slope'].tolist() == pytest.approx([4, 4, 4])
   assert fits['measured_slope'].tolist() == pytest.approx([2, 2, 2])
   assert fits['T / SGD'].tolist() == [1, 0.5, 0.25]
   assert fits['measured_T / SGD in two stages'].tolist() == [2, 1, 0.5]
   frame.loc[8, 'steps'] = math.nan
-  fits = experiments.complexities(frame)
+  fits = trials.complexities(frame)
   assert fits['slope'].isna().tolist() == [False, False, True]
   assert fits['T / SGD'].isna().tolist() == [False, False, True]
 
 
 def test_test_errors_have_three_terms(setting):
-  errors = experiments.measure_test_errors(setting)
+  errors = trials.measure_test_errors(setting)
   assert len(errors) == 2 * 2 * 3
   terms = errors[['generalization', 'optimization', 'decay']]
   assert terms.sum(axis=1).to_numpy() == pytest.approx(errors['eq6'])
@@ -157,9 +156,9 @@ def test_constants_are_raised_to_what_the_runs_visit(setting):
   def plan(constants):
     seen.append(constants)
     stages = (Stage(50, 1 / constants.smoothness, 0.0),)
-    return [experiments.Run('SGD', Plan(stages, 1.0))]
+    return [trials.Run('SGD', Plan(stages, 1.0))]
 
-  constants, runs = experiments.settle(
+  constants, runs = trials.settle(
     problem, plan, smoothness=problem.smoothness(), trials=8
   )
   ((_, found),) = runs.items()
@@ -176,14 +175,14 @@ def test_a_small_ridge_is_refused(setting):
   regression = SoftmaxRegression.uniform(
     setting.regression.features, setting.regression.labels, 0.01
   )
-  small = experiments.Setting('noise', regression, DELTAS, trials=2)
+  small = trials.Setting('noise', regression, DELTAS, trials=2)
   with pytest.raises(InputError, match='--ridge: 0.01 is too small .* mu F'):
-    experiments.check_bounds(small)
+    trials.check_bounds(small)
 
 
 def test_features_are_selected_and_projected(tmp_path):
   features, labels = write_features(tmp_path / 'f.npz', 110, 4)
-  name, problem = experiments.load_regression(tmp_path / 'f.npz', 0.25)
+  name, problem = trials.load_regression(tmp_path / 'f.npz', 0.25)
   x, y = problem.features, problem.labels
   assert (name, problem.ridge) == ('f', 0.25)
   assert x.shape == (300, 5)
@@ -200,7 +199,7 @@ def test_features_are_selected_and_projected(tmp_path):
 
 
 def test_digits_are_the_default():
-  name, problem = experiments.load_regression(None, 0.5)
+  name, problem = trials.load_regression(None, 0.5)
   assert name == 'digits'
   assert problem.features.shape == (300, 8)
 
@@ -216,7 +215,7 @@ def test_digits_are_the_default():
 def test_bad_features_are_named(tmp_path, classes, changes, message):
   write_features(tmp_path / 'f.npz', classes=classes, **changes)
   with pytest.raises(InputError, match=message):
-    experiments.load_regression(tmp_path / 'f.npz', 0.5)
+    trials.load_regression(tmp_path / 'f.npz', 0.5)
 
 
 def test_the_command_passes_its_flags(root, tmp_path, monkeypatch):
@@ -227,7 +226,7 @@ def test_the_command_passes_its_flags(root, tmp_path, monkeypatch):
     settings.append(setting)
     return f'Results: {output}'
 
-  monkeypatch.setattr(theory_convergence, 'draw_convergence', capture)
+  monkeypatch.setattr(convergence, 'draw_convergence', capture)
   done = door_inside(
     root,
     'theory',

@@ -1,0 +1,1 @@
+"""Trials of the theory: what they compute, their tables and figures."""
