@@ -231,9 +231,15 @@ def test_values_are_read_off_where_scripts_run(workdir, vega):
   panel = charts.live(page.make_figures(read_results(workdir))[0].panels[0])
   # Large points that are not seen have the fields and titles of the axes.
   group = panel['layer'][-1]
-  mark = group['layer'][-1]['mark']
-  assert mark['tooltip'] and mark['opacity'] == 0 and mark['size'] > 100
-  assert group['encoding']['y']['title'] == 'test top-1 [%]'
+  mark, encoding = (group['layer'][-1][key] for key in ('mark', 'encoding'))
+  assert mark['opacity'] == 0 and mark['size'] > 100
+  assert {of['field']: of['title'] for of in encoding['tooltip']} == {
+    'label': 'curve',
+    'x': 'epoch',
+    'y': 'test top-1 [%]',
+    'low': 'from',
+    'high': 'to',
+  }
   assert panel['width'] == 'container'
   assert 'vegaEmbed' in vega() and '</script' not in vega()
   page.draw(workdir)

@@ -1,8 +1,9 @@
 """Charts in Vega-Lite: for a page, and as PNG and PDF files.
 
 A panel is a specification that holds its data: points, with columns of the
-same names in every panel. These are `label` of the curve, `x`, `y`, and the
-ends `low` and `high` of a band or an interval.
+same names in every panel. These are `label` of the curve, `kind` of the point
+if a curve has points of several kinds, `x`, `y`, and the ends `low` and `high`
+of a band or an interval.
 """
 
 import math
@@ -199,10 +200,20 @@ def to_records(points: pd.DataFrame) -> list[dict[str, Any]]:
 def live(panel: Spec) -> Spec:
   """Return a panel as wide as its place, with values at the pointer."""
   *behind, group = panel['layer']
+  axes = group['encoding']
+  titles = {'label': 'curve', 'kind': 'shown'}
+  titles |= {name: axes[name]['title'] for name in 'xy'}
+  titles |= {'low': 'from', 'high': 'to'}
+  columns = {column for point in panel['data']['values'] for column in point}
+  values = [
+    {'field': column, 'title': title}
+    for column, title in titles.items()
+    if title and column in columns
+  ]
   # Points that are not seen, but large enough to be pointed at.
-  unseen = {'type': 'point', 'clip': True, 'opacity': 0, 'size': 150}
-  unseen |= {'tooltip': True}
-  group = {**group, 'layer': [*group['layer'], {'mark': unseen}]}
+  mark = {'type': 'point', 'clip': True, 'opacity': 0, 'size': 150}
+  unseen = {'mark': mark, 'encoding': {'tooltip': values}}
+  group = {**group, 'layer': [*group['layer'], unseen]}
   return {**panel, 'layer': [*behind, group], 'width': 'container'}
 
 
@@ -224,15 +235,15 @@ def to_svg(spec: Spec, name: str = '') -> str:
   return svg
 
 
-def render(picture: Picture, *, title: str = '', columns: int = 3) -> str:
+def render(picture: Picture, title: str = '') -> str:
   """Render all panels of a figure with a legend, as the text of an SVG.
 
   Args:
     picture: to render.
     title: above the panels.
-    columns: the largest number of panels beside each other.
   """
-  columns = min(columns, len(picture.panels))
+  count = len(picture.panels)
+  columns = 2 if count == 4 else min(count, 3)
   # As many labels in a line as fit, at 7 pixels a letter.
   letters = max(map(len, picture.styles), default=0)
   fit = max(360 * columns // (7 * letters + 40), 1)

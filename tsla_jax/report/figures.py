@@ -50,7 +50,7 @@ def curves_png(
 ) -> bytes:
   """Draw a run as a PNG; arguments as in `draw_run`."""
   picture = draw_run(metrics, title, drop)
-  return to_png(render(picture, title=picture.caption, columns=2))
+  return to_png(render(picture, picture.caption))
 
 
 def draw_run(

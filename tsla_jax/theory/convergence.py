@@ -17,7 +17,6 @@ from tsla_jax.report.charts import (
   SOLID,
   Picture,
   axis,
-  join,
   layer,
   make_panel,
   make_picture,
@@ -195,7 +194,7 @@ def _draw_bounds(frame: pd.DataFrame) -> Picture:
     ]
     names = [f'{i}. {run}' for i, run in enumerate(runs, 1)]
     columns = {'label': of['algorithm'], 'x': names, 'y': of['slack'], **ends}
-    x = {'type': 'nominal', 'title': None, 'scale': {'domain': names}}
+    x = {'type': 'nominal', 'title': 'run', 'scale': {'domain': names}}
     layers = layer('rule', along='y'), layer('point')
     look = {'behind': [reference(y=[1])], 'title': problem}
     panels.append(make_panel(pd.DataFrame(columns), x, y, *layers, **look))
@@ -204,39 +203,48 @@ def _draw_bounds(frame: pd.DataFrame) -> Picture:
 
 def _draw_iterations(frame: pd.DataFrame) -> Picture:
   x, y = axis('eps', log=True), axis('iterations', log=True)
-  theorem = {'y': {**y, 'field': 'steps'}}
-  aligned, panels = 'datum.noise == "aligned"', []
-  names = {'algorithm': 'label', 'eps': 'x', 'measured_steps': 'y'}
+  frame = frame.rename(columns={'algorithm': 'label', 'eps': 'x'})
+  aligned = frame['noise'] == 'aligned'
+  measured = np.where(aligned, 'measured, aligned noise', 'measured')
+  points = pd.concat(
+    [
+      frame[~aligned].assign(kind='theorem', y=frame['steps']),
+      frame.assign(kind=measured, y=frame['measured_steps']),
+    ]
+  )
+  layers = (
+    layer('line', 'datum.kind == "theorem"'),
+    layer('point', 'datum.kind == "measured"'),
+    layer('point', 'datum.kind == "measured, aligned noise"', filled=False),
+  )
+  panels = []
   for delta in frame['delta'].dropna().unique():
-    part = frame[frame['delta'].isna() | (frame['delta'] == delta)]
-    layers = (
-      layer('line', f'!({aligned})', encoding=theorem),
-      layer('point', f'!({aligned})'),
-      layer('point', aligned, filled=False),
-    )
-    points, title = part.rename(columns=names), f'delta {delta:g}'
-    panels.append(make_panel(points, x, y, *layers, title=title))
+    part = points[points['delta'].isna() | (points['delta'] == delta)]
+    panels.append(make_panel(part, x, y, *layers, title=f'delta {delta:g}'))
   return make_picture('iterations', say('captions.iterations'), panels, _STYLES)
 
 
 def _draw_errors(frame: pd.DataFrame) -> Picture:
   x, y = axis('n', log=True), axis('test error, eq. 6 [nats]', log=True)
-  undecayed = {'y': {**y, 'field': 'rest'}}
   root, panels = '1 / sqrt(n)', []
+  layers = (
+    layer('rule', along='y'),
+    layer('line', 'datum.kind != "without decay"'),
+    layer('point', 'datum.kind == "without decay"'),
+  )
   for population, part in frame.groupby('population', sort=False):
-    curves = {}
+    points = []
     for name, of in part.groupby('algorithm', sort=False):
       low, high = (of['eq6'] + k * of['standard_error'] for k in (-2, 2))
       rest = of['eq6'] - of['decay']
       # A logarithmic axis ends above 0.
       ends = {'low': low.clip(lower=high.min() / 100), 'high': high}
-      curves[name] = {'x': of['n'], 'y': of['eq6'], **ends}
-      curves[name]['rest'] = rest.where(rest > 0)
+      at = {'label': name, 'x': of['n']}
+      points.append({**at, 'kind': 'test error', 'y': of['eq6'], **ends})
+      points.append({**at, 'kind': 'without decay', 'y': rest})
     falling = rest.iloc[0] * np.sqrt(of['n'].iloc[0] / of['n'])
-    curves[root] = {'x': of['n'], 'y': falling}
-    layers = layer('rule', along='y'), layer('line')
-    dots = layer('point', encoding=undecayed)
-    look = {'title': population}
-    panels.append(make_panel(join(curves), x, y, *layers, dots, **look))
+    points.append({**at, 'label': root, 'kind': 'slope', 'y': falling})
+    frames = pd.concat(map(pd.DataFrame, points))
+    panels.append(make_panel(frames, x, y, *layers, title=population))
   styles = {**_STYLES, root: (GREY, SOLID)}
   return make_picture('test_error', say('captions.test_error'), panels, styles)
