@@ -29,22 +29,21 @@ from tsla_jax.analysis.neural_collapse import METRICS
 from tsla_jax.analysis.predictions import softmax
 from tsla_jax.io import write_json
 from tsla_jax.report import (
-  explanation_figures,
   figures,
   layouts,
   metrics,
   page,
   tables,
 )
-from tsla_jax.report.explanation_figures import draw_explanations, pool
-from tsla_jax.report.layouts import explain
+from tsla_jax.report.explanation_figures import draw_measurements, pool
 from tsla_jax.report.metrics import Metric
 from tsla_jax.report.results import COLUMNS, Results, read_results
 
 
 def test_a_table_of_both(explained):
   results = read_results(explained)
-  calibration, *_, collapse, _ = explain(results)
+  made = layouts.explain(results)
+  calibration, collapse = made['calibration'], made['collapse']
   assert len(calibration.rows) == 6  # each row without and with temperature
   runs = results.runs[results.runs['row'] == 'baseline']
   plain, scaled = (
@@ -66,7 +65,7 @@ def test_a_table_of_both(explained):
 
 
 def test_factors_are_paired_and_nc2_is_held_at_equal_nc1(explained):
-  *_, compared = explain(read_results(explained))
+  compared = layouts.explain(read_results(explained))['effects']
   assert [row[0].text for row in compared.rows] == [
     'LSR, theta 0.1',
     'TSLA(2)',
@@ -99,9 +98,12 @@ def test_pooled_diagrams_are_that_of_all_examples():
     softmax(np.concatenate([p['logits'] for p in parts])),
     np.concatenate([p['labels'] for p in parts]),
   )
-  pooled = pool(diagrams)
-  for name in ('low', 'high', 'count', 'confidence', 'accuracy'):
-    np.testing.assert_allclose(getattr(pooled, name), getattr(whole, name))
+  points = pool({'row': diagrams}, 'low', 'confidence', 'accuracy')
+  many = whole.count >= 10
+  np.testing.assert_allclose(points['x'], whole.confidence[many])
+  np.testing.assert_allclose(points['y'], whole.accuracy[many])
+  shares = whole.count[many] / whole.count.sum()
+  np.testing.assert_allclose(points['examples'], shares)
 
 
 def test_the_report_shows_them(explained, monkeypatch):
@@ -128,10 +130,9 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   names = {'LSR, theta 0.1': 0.1, 'TSLA(2)': 0.4, 'baseline': 0.0}
   runs['theta'] = runs['row'].map(names)
   swept = dataclasses.replace(results, runs=runs)
-  made = draw_explanations(swept)
-  (picture,) = (one for one in made if one.name == 'strength')
-  assert list(picture.styles) == ['LSR', 'TSLA(2)']
-  panel = panel_of(made, 'strength', 'ECE [%]')
+  made = draw_measurements(swept)
+  assert list(made['strength'].styles) == ['LSR', 'TSLA(2)']
+  panel = panel_of(made.values(), 'strength', 'ECE [%]')
   x, y = curve(panel, 'LSR')
   assert x.tolist() == [0, 0.1]
   ece = 100 * runs.groupby('theta')['ece'].mean()
@@ -142,7 +143,7 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   assert across == pytest.approx(expected, rel=1e-5)
   # Without a baseline there is nothing to begin a sweep with.
   swept = dataclasses.replace(results, runs=runs, configs={})
-  assert 'strength' not in {one.name for one in draw_explanations(swept)}
+  assert 'strength' not in draw_measurements(swept)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_methods_that_differ_are_not_pooled(explained, field, values, labels):
       changed = {'row': row, 'theta': theta, 'ece': theta + i}
       runs.append(models.get_group('TSLA(2)').assign(**changed))
   swept = Results(pd.concat(runs, ignore_index=True), configs=configs)
-  panel = panel_of(draw_explanations(swept), 'strength', 'ECE [%]')
+  panel = panel_of(draw_measurements(swept).values(), 'strength', 'ECE [%]')
   points = panel['data']['values']
   assert list(dict.fromkeys(point['label'] for point in points)) == labels
   for i, label in enumerate(labels):
@@ -217,7 +218,7 @@ def test_a_new_metric_is_shown_everywhere(explained, monkeypatch):
     text = (explained / name).read_text()
     for metric in new.values():
       assert metric.title in text, (name, metric)
-  *_, compared = explain(read_results(explained))
+  compared = layouts.explain(read_results(explained))['effects']
   assert {'New 1', 'New 2, normalised [points]'} < set(compared.header)
 
 
@@ -229,7 +230,7 @@ def test_every_score_and_every_field_of_collapse_is_a_metric():
 
 
 def test_logarithmic_curves_are_geometric_means(explained):
-  made = draw_explanations(read_results(explained))
+  made = draw_measurements(read_results(explained)).values()
   x, y = curve(panel_of(made, 'collapse', 'NC1'), 'baseline')
   assert list(x) == [1, 3, 5]  # the epochs that were measured
   centre = np.exp(np.mean(np.log([1.0, 1.1, 1.2])))
@@ -244,7 +245,7 @@ def test_a_temperature_at_its_bound_is_none(explained):
   perfect['logits'] = 5.0 * np.eye(3)[perfect['labels']]
   save_predictions(explained / 'runs' / 'baseline' / 'seed0', perfect)
   results = read_results(explained)
-  runs, (calibration, *_) = results.runs, explain(results)
+  runs, calibration = results.runs, layouts.explain(results)['calibration']
   assert '1 of 9 models have no temperature' in ' '.join(calibration.notes)
   assert np.isnan(runs['scaled_ece'][0]) and runs['scaled_ece'][1] > 0
   others = 100 * runs['scaled_ece'][(runs['row'] == 'baseline')].dropna()
@@ -267,7 +268,7 @@ def test_limits_hold_the_bands_of_the_later_epochs(explained):
   # The first fifth of the epochs is far away.
   x = epochs['seed'] / 10 + (epochs['epoch'] < 1)
   epochs = epochs.assign(x=x)
-  panel = figures.curve_panel(epochs, 'x', 'x')
+  panel = figures.curve_panel(epochs, figures.Curve('any', 'x', 'x'))
   low, high = panel['layer'][-1]['encoding']['y']['scale']['domain']
   # The mean of 0, .1 and .2 is .1, and so is their standard deviation.
   assert (low, high) == pytest.approx((0, 0.2))
@@ -275,7 +276,7 @@ def test_limits_hold_the_bands_of_the_later_epochs(explained):
 
 def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
   results = read_results(explained)
-  made = draw_explanations(results)
+  made = draw_measurements(results).values()
   title = 'confidence - accuracy [points]'
   _, y = curve(panel_of(made, 'calibration', title), 'baseline')
   # The stand-in's confidence is .9, and its baseline right in .72 at the end.
@@ -287,15 +288,16 @@ def test_too_sure_is_above_and_thin_bins_are_left_out(explained):
     confidence=np.array([0.3, 0.8]),
     accuracy=np.array([0.2, 0.7]),
   )
-  panel = explanation_figures.draw_reliability({'a': thin})
-  assert curve(panel, 'a')[0].tolist() == [0.8]
+  points = pool({'a': [thin]}, 'low', 'confidence', 'accuracy')
+  assert points['x'].tolist() == [0.8]
 
 
 def test_what_is_0_has_no_factor(explained):
   results = read_results(explained)
   runs = results.runs.copy()
   runs.loc[runs['seed'] == 0, 'nc1'] = 0.0
-  *_, compared = explain(dataclasses.replace(results, runs=runs))
+  changed = dataclasses.replace(results, runs=runs)
+  compared = layouts.explain(changed)['effects']
   (line,) = (
     dict(zip(compared.header, row, strict=True))
     for row in compared.rows
@@ -332,6 +334,6 @@ def test_rows_that_measure_other_things_are_still_compared(workdir):
 
 def test_without_measurements_there_is_nothing(workdir):
   results = read_results(workdir)
-  assert explain(results) == []
+  assert layouts.explain(results) == {}
   csv = pd.read_csv(io.StringIO(tables.to_csv(results.runs, keep=COLUMNS)))
   assert 'ece' not in csv and 'nc1' not in csv

@@ -59,7 +59,7 @@ def test_a_split_says_what_is_what(tmp_path, kind):
 def test_measurements_are_those_of_the_library(tmp_path):
   arrays = make_predictions()
   predictions = read_predictions(save(tmp_path / 'p.npz'))
-  found, diagrams = measure(predictions, intervals=True)
+  found, curves = measure(predictions, intervals=True)
   for metric in metrics.CALIBRATION:
     assert {metric.key, metrics.SCALED + metric.key} < set(found)
   first, second = held_out_split(arrays['labels'])
@@ -71,8 +71,8 @@ def test_measurements_are_those_of_the_library(tmp_path):
   assert found['evaluated_on'] == 30
   assert found['evaluated_top1'] == np.mean(logits.argmax(1) == labels)
   for prefix, t, diagram in (
-    ('', 1.0, diagrams.plain),
-    ('scaled_', temperature, diagrams.scaled),
+    ('', 1.0, curves['plain']),
+    ('scaled_', temperature, curves['scaled']),
   ):
     p = softmax(logits, t)
     for name, value in {
@@ -243,9 +243,8 @@ def test_training_predictions_of_other_weights_are_refused(tmp_path):
 
 def test_what_leaves_nothing_to_measure_is_refused(tmp_path):
   path = save(tmp_path / 'p.npz', split=np.array('train'), features=None)
-  found = explain.measure_files({'p': path})
   with pytest.raises(InputError, match='be measured: p: no examples of the s'):
-    explain.write(found, tmp_path / 'out')
+    explain.explain(files=[path], output=tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 

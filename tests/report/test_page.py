@@ -1,7 +1,6 @@
 """The report: needs nothing beside itself, and lacks nothing."""
 
 import copy
-import dataclasses
 import itertools
 import json
 import math
@@ -30,7 +29,7 @@ from tsla_jax.report import (
   styles,
   tables,
 )
-from tsla_jax.report.explanation_figures import draw_explanations
+from tsla_jax.report.explanation_figures import draw_measurements
 from tsla_jax.report.results import read_results
 from tsla_jax.report.tables import Cell
 from tsla_jax.rundir import RunDir
@@ -153,7 +152,9 @@ def test_a_table_of_diverged_runs_is_drawn(workdir, monkeypatch):
 
 def test_curves_that_part_are_drawn_from_there(workdir):
   results = read_results(workdir)
-  panel = figures.curve_panel(results.epochs, 'theta', 'theta')
+  panel = figures.curve_panel(
+    results.epochs, figures.Curve('any', 'theta', 'theta')
+  )
   # TSLA(2) leaves LSR's theta after two epochs, and is drawn from the second.
   x, _ = curve(panel, 'LSR, theta 0.1', 'own')
   assert x.tolist() == [1, 2, 3, 4, 5]
@@ -166,7 +167,7 @@ def test_curves_that_part_are_drawn_from_there(workdir):
 
 def test_the_test_figure_shows_the_test_split(workdir):
   results = read_results(workdir)
-  made = page.make_figures(results)
+  made = draw_measurements(results).values()
   baseline = np.array([0.5, 0.7, 0.75, 0.7, 0.7]) + 0.02  # mean of the seeds
   for title, expected in (
     ('test top-1 [%]', 100 * baseline),
@@ -222,13 +223,14 @@ def test_a_method_has_one_colour(explained):
   assert seen == {picture.name for picture in report.pictures}
   path = explained / 'runs' / 'tsla_drop_2' / 'seed0'
   alone = explain.measure_runs(explain.name_runs([path]))
-  for picture in draw_explanations(alone):
+  for picture in draw_measurements(alone).values():
     ((row, _),) = alone.styles.items()
     assert colors_of(picture)[row] == expected['TSLA(2)'], picture.name
 
 
 def test_values_are_read_off_where_scripts_run(workdir, vega):
-  panel = charts.live(page.make_figures(read_results(workdir))[0].panels[0])
+  picture = draw_measurements(read_results(workdir))['test']
+  panel = charts.live(picture.panels[0])
   # Large points that are not seen have the fields and titles of the axes.
   group = panel['layer'][-1]
   mark, encoding = (group['layer'][-1][key] for key in ('mark', 'encoding'))
@@ -299,7 +301,7 @@ def test_what_says_nothing_is_left_out():
   ]
   assert pruned.notes == ['The same in every row: same = 5.', 'A note.']
   # A single row is shown whole.
-  one = tables.prune(dataclasses.replace(layout, rows=layout.rows[:1]))
+  one = tables.prune(layout._replace(rows=layout.rows[:1]))
   assert one.header == ['Method', 'x', 'same'] and one.notes == ['A note.']
 
 

@@ -11,9 +11,9 @@ from tsla_jax.analysis import selective
 from tsla_jax.analysis.logit_gradients import measure_suppression
 from tsla_jax.analysis.predictions import held_out_split, softmax
 from tsla_jax.errors import InputError
-from tsla_jax.report import explanation_figures, metrics
+from tsla_jax.report import metrics
 from tsla_jax.report.dense import measure_dense
-from tsla_jax.report.explanation_figures import draw_explanations
+from tsla_jax.report.explanation_figures import draw_measurements, pool
 from tsla_jax.report.inputs import read_predictions
 from tsla_jax.report.layouts import explain
 from tsla_jax.report.measure import COVERAGES, measure, risk_at_coverages
@@ -49,8 +49,8 @@ def test_measurements_are_those_of_the_library(tmp_path):
   logits = arrays['logits'][second]
   errors = logits.argmax(1) != arrays['labels'][second]
   for prefix, score, risk in (
-    ('', scores.msp, curves.risk),
-    ('norm_', choice.score, curves.norm_risk),
+    ('', scores.msp, curves['risk']),
+    ('norm_', choice.score, curves['norm_risk']),
   ):
     confidence = score(logits)
     for name, metric in (
@@ -78,7 +78,7 @@ def test_measurements_are_those_of_the_library(tmp_path):
 
 def layouts(results):
   """The tables of a table's runs, by title."""
-  return {layout.title: layout for layout in explain(results)}
+  return {layout.title: layout for layout in explain(results).values()}
 
 
 def test_tables_and_figures(explained):
@@ -93,7 +93,7 @@ def test_tables_and_figures(explained):
   assert line['error [%]'].text == f'{error.mean():.2f} ± {error.std():.2f}'
   assert 'AURC in % by confidence score' in made
   assert 'Coverage in % whose risk is guaranteed' in made
-  *_, compared = explain(results)
+  compared = explain(results)['effects']
   names = ['AURC [points]', 'AURC, normalised [points]']
   assert compared.header[-2:] == names
   others = results.runs[results.runs['row'] == 'LSR, theta 0.1']
@@ -107,12 +107,10 @@ def test_tables_and_figures(explained):
   layout = layouts(dataclasses.replace(results, runs=some))[title]
   text = cells(layout, 'baseline')['risk of 10 %'].text
   assert text == '50.00 from 0.25 on'
-  made = draw_explanations(results)
-  pictures = {picture.name: picture for picture in made}
-  parts = results.diagrams['baseline']
+  pictures = draw_measurements(results)
   left, right = pictures['selection'].panels
   for panel, kind in ((left, 'risk'), (right, 'norm_risk')):
-    expected = 100 * np.mean([getattr(d, kind) for d in parts], axis=0)
+    expected = 100 * np.mean(results.curves(kind)['baseline'], axis=0)
     known = np.isfinite(expected)
     _, y = curve(panel, 'baseline')
     np.testing.assert_allclose(y[known].astype(float), expected[known], 1e-5)
@@ -132,10 +130,9 @@ def test_pooled_logits_are_weighted_by_their_counts():
   )
   many = whole.count >= 10
   for key in ('max_logit', 'suppression'):
-    panel = explanation_figures.draw_suppression({'a': parts}, key)
-    x, y = curve(panel, 'a')
-    np.testing.assert_allclose(x, whole.error_probability[many], 1e-5)
-    np.testing.assert_allclose(y, getattr(whole, key)[many], 1e-5)
+    points = pool({'a': parts}, 'bin', 'error_probability', key)
+    np.testing.assert_allclose(points['x'], whole.error_probability[many])
+    np.testing.assert_allclose(points['y'], getattr(whole, key)[many])
 
 
 def test_ties_that_matter_are_noted(explained):
@@ -199,8 +196,8 @@ def test_dense_predictions_are_those_of_their_pixels(tmp_path):
   # Confidences are rounded to 11 bits of their mantissas, where some of the 400
   # pixels meet.
   for prefix, confidence, risk in (
-    ('', scores.log_odds(evaluate), curves.risk),
-    ('norm_', choice.score(evaluate), curves.norm_risk),
+    ('', scores.log_odds(evaluate), curves['risk']),
+    ('norm_', choice.score(evaluate), curves['norm_risk']),
   ):
     exact = selective.risk_coverage(confidence, errors)
     assert found[f'{prefix}aurc'] == pytest.approx(exact.aurc(), rel=2e-2)

@@ -162,7 +162,8 @@ def test_models_are_summed_up(tmp_path):
   for name, sharpness in (('sharp', 6.0), ('soft', 1.0)):
     paths[name] = tmp_path / f'{name}.npz'
     np.savez(paths[name], **make_predictions(sharpness=sharpness))
-  one = explain.measure_files({'sharp': paths['sharp']})
+  parts = [explain.measure_file(*of) for of in paths.items()]
+  one = parts[0]
   text = summary.describe_models(one)
   run = one.runs.iloc[0]
   assert text.startswith(
@@ -171,5 +172,5 @@ def test_models_are_summed_up(tmp_path):
   aurc = [100 * run[f'aurc{end}'] for end in ('', '_low', '_high')]
   assert 'AURC {:.3g} [{:.3g}, {:.3g}] %'.format(*aurc) in text
   assert text.endswith('; one model, 30 test examples.')
-  both = summary.describe_models(explain.measure_files(paths))
+  both = summary.describe_models(explain.join(parts))
   assert both.startswith('Lowest selective risk (AURC) of 2 rows, no baseline')

@@ -20,7 +20,7 @@ from tsla_jax.analysis.confidence import (
 from tsla_jax.analysis.selective import ScoreCounts
 from tsla_jax.errors import InputError
 from tsla_jax.report.inputs import read_arrays, refuse_probabilities
-from tsla_jax.report.measure import Diagrams, measure_curve, risk_at_coverages
+from tsla_jax.report.measure import measure_curve, risk_at_coverages
 from tsla_jax.report.metrics import NORMALISED
 
 _CHUNK = 2**18  # pixels that are converted to float64 at once
@@ -28,7 +28,7 @@ _CHUNK = 2**18  # pixels that are converted to float64 at once
 
 def measure_dense(
   paths: Sequence[pathlib.Path], ignore_label: int | None = None, seed: int = 0
-) -> tuple[dict[str, float], Diagrams]:
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Measure selective classification of dense predictions.
 
   The norm of normalised logits is tuned on every other image, and everything is
@@ -42,7 +42,7 @@ def measure_dense(
 
   Returns:
     `metrics.SELECTION` by key, 'tuned_on' and 'evaluated_on' counting pixels;
-    and the curves.
+    and the curves 'risk' and 'norm_risk' (`measure.measure`).
 
   Raises:
     InputError: names the file and the defect, or there are too few images.
@@ -86,8 +86,8 @@ def measure_dense(
     **measure_curve(plain),
     **measure_curve(normalised, NORMALISED),
   }
-  risks = (risk_at_coverages(curve) for curve in (plain, normalised))
-  return found, Diagrams(None, None, *risks, None)
+  risks = {'': plain, NORMALISED: normalised}
+  return found, {f'{k}risk': risk_at_coverages(of) for k, of in risks.items()}
 
 
 def _images(

@@ -4,23 +4,24 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.io import lock_directory, to_path
-from tsla_jax.report import dense as dense_lib
-from tsla_jax.report import document, metrics, page, summary, tables
+from tsla_jax.report import document, metrics, tables
+from tsla_jax.report.dense import measure_dense
 from tsla_jax.report.inputs import read_predictions, read_run
 from tsla_jax.report.measure import measure, measure_collapse
+from tsla_jax.report.page import make_report
 from tsla_jax.report.results import (
   Results,
   lost_files,
   read_results,
   read_runs,
 )
-from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, NEW, RunDir
 
 Path = str | os.PathLike[str]
@@ -84,21 +85,27 @@ def explain(
   output = to_path(output)
   # The lock fails before any computation if the folder cannot be written.
   with lock_directory(output, output / 'figures', name='output'):
+    collapse = not selection_only
     parts = [measure_table(path, seed) for path in found]
-    parts += [measure_runs(rows, seed)] if rows else []
+    parts += [measure_runs(rows, seed, collapse=collapse)] if rows else []
     taken = {row for part in parts for row in part.rows}
     names = _name_files([*files, *dense], taken)
-    if files:
-      parts.append(measure_files({names[p]: p for p in files}, seed))
-    if dense:
-      archives = {names[path]: _archives(path) for path in dense}
-      parts.append(measure_dense(archives, ignore_label, seed))
-    return write(
-      join(parts),
-      output,
-      selection_only=selection_only,
-      log_coverage=log_coverage,
-    )
+    parts += [
+      measure_file(names[path], path, seed, collapse=collapse) for path in files
+    ]
+    for path in dense:
+      measured = measure_dense(_archives(path), ignore_label, seed)
+      parts.append(_make_results(names[path], *measured))
+    results = join(parts)
+    if selection_only:
+      runs = results.runs.filter(regex=_SELECTION)
+      nothing = pd.DataFrame()
+      results = dataclasses.replace(results, runs=runs, epochs=nothing)
+    report = make_report(results, log_coverage=log_coverage)
+    if not report.layouts:
+      raise InputError(f'nothing can be measured: {"; ".join(results.notes)}')
+    csv = {'metrics.csv': tables.to_csv(results.runs)}
+    return document.write(report, output, csv)
 
 
 def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -186,22 +193,21 @@ def measure_table(path: Path, seed: int = 0) -> Results:
 
 
 def measure_runs(
-  rows: Mapping[pathlib.Path, tuple[str, int]], seed: int = 0
+  rows: Mapping[pathlib.Path, tuple[str, int]],
+  seed: int = 0,
+  *,
+  collapse: bool = True,
 ) -> Results:
-  """Measure finished runs, given their rows and seeds (`name_runs`)."""
+  """Measure finished runs, given their rows and seeds (`name_runs`).
+
+  Args:
+    rows: by the folder of a run.
+    seed: of the division of a test split.
+    collapse: also measure neural collapse.
+  """
   paths = [(*name, path, None) for path, name in rows.items()]
   results = read_runs(paths, split_seed=seed, intervals=True)
-  runs, notes, collapse_notes = results.runs, [], []
-  for i, path in enumerate(rows):
-    if (path / 'predictions_train.npz').is_file():
-      collapse, remarks = measure_collapse(read_run(path))
-      runs.loc[i, list(collapse)] = list(collapse.values())
-      collapse_notes += [f'{path}: {remark}' for remark in remarks]
-    elif 'nc1' not in runs or pd.isna(runs.loc[i, 'nc1']):
-      collapse_notes.append(
-        f'{path}: neural collapse was not measured during training'
-        ' (analysis.neural_collapse_every); --predict_train measures it now'
-      )
+  runs, notes = results.runs, []
   data = {
     record['dataset']['fingerprint']: record['dataset']['name']
     for record in results.configs.values()
@@ -211,48 +217,44 @@ def measure_runs(
       f'the runs are on different data ({", ".join(data.values())}); do not'
       ' compare them'
     )
-  return dataclasses.replace(
-    results, notes=notes, collapse_notes=collapse_notes
-  )
-
-
-def measure_files(paths: Mapping[str, pathlib.Path], seed: int = 0) -> Results:
-  """Measure predictions files, given by the names of their rows."""
-  runs, diagrams, notes, collapse_notes = [], {}, [], []
-  for name, path in paths.items():
-    predictions = read_predictions(path)
-    run = {'row': name, 'seed': 0, 'drop_epoch': None}
-    try:
-      found, curves = measure(predictions, seed=seed, intervals=True)
-      run |= found
-      diagrams[name] = [curves]
-    except InputError as error:
+  for i, path in enumerate(rows if collapse else ()):
+    if (path / 'predictions_train.npz').is_file():
+      found, remarks = measure_collapse(read_run(path))
+      runs.loc[i, list(found)] = list(found.values())
+      notes += [f'{path}: {remark}' for remark in remarks]
+    elif 'nc1' not in runs or pd.isna(runs.loc[i, 'nc1']):
       notes.append(
-        f'{name}: {error}; calibration and selective risk are left out'
+        f'{path}: neural collapse was not measured during training'
+        ' (analysis.neural_collapse_every); --predict_train measures it now'
       )
-    collapse, remarks = measure_collapse(predictions)
-    runs.append(run | collapse)
-    collapse_notes += [f'{name}: {remark}' for remark in remarks]
-  return Results(
-    pd.DataFrame(runs),
-    diagrams=diagrams,
-    notes=notes,
-    collapse_notes=collapse_notes,
-  )
+  return dataclasses.replace(results, notes=notes)
 
 
-def measure_dense(
-  paths: Mapping[str, Sequence[pathlib.Path]],
-  ignore_label: int | None = None,
-  seed: int = 0,
+def measure_file(
+  row: str, path: Path, seed: int = 0, *, collapse: bool = True
 ) -> Results:
-  """Measure dense predictions, given the files of each row."""
-  runs, diagrams = [], {}
-  for name, files in paths.items():
-    found, curves = dense_lib.measure_dense(files, ignore_label, seed)
-    runs.append({'row': name, 'seed': 0, 'drop_epoch': None, **found})
-    diagrams[name] = [curves]
-  return Results(pd.DataFrame(runs), diagrams=diagrams)
+  """Measure a predictions file; arguments as in `measure_runs`."""
+  predictions, notes = read_predictions(path), []
+  run, curves = {}, {}
+  try:
+    run, curves = measure(predictions, seed=seed, intervals=True)
+  except InputError as error:
+    notes.append(f'{error}; calibration and selective risk are left out')
+  if collapse:
+    found, remarks = measure_collapse(predictions)
+    run |= found
+    notes += remarks
+  return _make_results(row, run, curves, [f'{row}: {note}' for note in notes])
+
+
+def _make_results(
+  row: str,
+  run: Mapping[str, float],
+  curves: Mapping[str, Any],
+  notes: Sequence[str] = (),
+) -> Results:
+  runs = pd.DataFrame([{'row': row, 'seed': 0, 'drop_epoch': None, **run}])
+  return Results(runs, drawn=[(row, curves)], notes=notes)
 
 
 def join(parts: Sequence[Results]) -> Results:
@@ -261,71 +263,19 @@ def join(parts: Sequence[Results]) -> Results:
     runs=pd.concat([part.runs for part in parts], ignore_index=True),
     epochs=pd.concat([part.epochs for part in parts], ignore_index=True),
     configs={k: v for part in parts for k, v in part.configs.items()},
-    diagrams={k: v for part in parts for k, v in part.diagrams.items()},
+    drawn=[model for part in parts for model in part.drawn],
     notes=[note for part in parts for note in part.notes],
-    collapse_notes=[note for part in parts for note in part.collapse_notes],
   )
 
 
-def write(
-  results: Results,
-  output: pathlib.Path,
-  *,
-  selection_only: bool = False,
-  log_coverage: bool = False,
-) -> str:
-  """Write the tables and figures of models; arguments as in `explain`.
-
-  Raises:
-    InputError: if nothing could be measured, or it cannot be written.
-  """
-  if selection_only:
-    results = dataclasses.replace(
-      results,
-      runs=results.runs[_selection_columns(results.runs)],
-      epochs=pd.DataFrame(),
-      collapse_notes=(),
-    )
-  report = make_report(results, log_coverage)
-  if not report.layouts:
-    notes = (*results.notes, *results.collapse_notes)
-    raise InputError(f'nothing can be measured: {"; ".join(notes)}')
-  csv = {'metrics.csv': tables.to_csv(results.runs)}
-  return document.write(report, output, csv)
-
-
-def make_report(
-  results: Results, log_coverage: bool = False
-) -> document.Report:
-  """Make the report of models."""
-  notes = [f'{note}.' for note in (*results.notes, *results.collapse_notes)]
-  sections = page.explained_sections(results, log_coverage=log_coverage)
-  sections.append(document.Section('notes', 'Notes', notes=notes))
-  if results.configs:
-    sections.append(page.configuration_section(results))
-    sections.append(page.versions_section(results))
-  return document.Report(
-    title=f'Analysis of {", ".join(results.rows)}',
-    sentence=summary.describe_models(results),
-    sections=sections,
-    overview=summary.draw_overview(results, 'aurc', 'AURC [%]'),
-    remarks=[say('remarks.models')],
-    methods=summary.describe_methods(results.configs),
-    styles=results.styles,
-  )
-
-
-def _selection_columns(runs: pd.DataFrame) -> list[str]:
-  """Return the columns of selective classification and of the models."""
-  families = (*metrics.SELECTION, *metrics.GUARANTEE, *metrics.SCORES)
-  keys = {
-    *('row', 'seed', 'drop_epoch', 'norm_p'),
-    *('tuned_on', 'evaluated_on', 'evaluated_top1'),
+# Columns of selective classification and of the models.
+_SELECTION = '|'.join(
+  [
+    '^(row|seed|drop_epoch|norm_p|tuned_on|evaluated_on|evaluated_top1)$',
     *(
-      prefix + metric.key + end
-      for metric in families
-      for prefix in ('', metrics.NORMALISED)
-      for end in ('', '_low', '_high')
+      f'^({metrics.NORMALISED})?{metric.key}(_low|_high)?$'
+      for family in (metrics.SELECTION, metrics.GUARANTEE, metrics.SCORES)
+      for metric in family
     ),
-  }
-  return [column for column in runs if column in keys]
+  ]
+)

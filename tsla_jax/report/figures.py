@@ -6,7 +6,7 @@ The frame of a run has a line for each epoch, with the fields of
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -169,50 +169,54 @@ def draw_drop(
   )
 
 
-def curve_panel(
-  epochs: pd.DataFrame,
-  key: str,
-  title: str,
-  *,
-  scale: float = 1.0,
-  log: bool = False,
-  whole: bool = False,
-  behind: Sequence[Spec] = (),
-) -> Spec:
-  """Draw a quantity of every row over the epochs, with a dot at each drop.
+class Curve(NamedTuple):
+  """A quantity of every row over the epochs: a panel of a figure.
 
-  Lines are means over the seeds, bands one standard deviation. Epochs that a
-  row shares with an earlier row are drawn once.
-
-  Args:
-    epochs: of a table.
+  Attributes:
+    figure: its name.
     key: of the quantity; epochs without a value are skipped.
     title: of the vertical axis.
     scale: factor of the values.
     log: use a logarithmic axis, and mean and deviation of the logarithms.
     whole: let the limits of the axis include the first fifth of the epochs.
-    behind: grey lines.
+    limit: where a grey line is drawn.
   """
-  points, y = mean_curves(epochs, key, scale=scale, log=log), {}
-  start = 0 if whole else (epochs['epoch'].max() + 1) // 5
-  if not log and len(seen := points[points['x'] > start]):
+
+  figure: str
+  key: str
+  title: str
+  scale: float = 1.0
+  log: bool = False
+  whole: bool = False
+  limit: float | None = None
+
+
+def curve_panel(epochs: pd.DataFrame, curve: Curve) -> Spec:
+  """Draw a quantity of every row of a table, with a dot at each drop.
+
+  Lines are means over the seeds, bands one standard deviation. Epochs that a
+  row shares with an earlier row are drawn once.
+  """
+  points, y = mean_curves(epochs, curve.key, curve.scale, curve.log), {}
+  start = 0 if curve.whole else (epochs['epoch'].max() + 1) // 5
+  if not curve.log and len(seen := points[points['x'] > start]):
     y['domain'] = [float(seen['low'].min()), float(seen['high'].max())]
   # Markers show that only some epochs were measured.
   gaps = points.groupby('label')['x'].agg(lambda x: np.diff(x).max(initial=1))
   marker = {'filled': True, 'size': 16} if (gaps > 1).any() else False
   return make_panel(
-    *(points, 'epoch', axis(title, log=log, **y)),
+    *(points, 'epoch', axis(curve.title, log=curve.log, **y)),
     layer('area', 'datum.own', along='y'),
     layer('line', 'datum.own', point=marker),
     layer('point', 'datum.drop', size=36),
-    behind=behind,
+    behind=[] if curve.limit is None else [reference(y=[curve.limit])],
   )
 
 
 def mean_curves(
-  epochs: pd.DataFrame, key: str, *, scale: float = 1.0, log: bool = False
+  epochs: pd.DataFrame, key: str, scale: float = 1.0, log: bool = False
 ) -> pd.DataFrame:
-  """Average a quantity over the seeds; arguments as in `curve_panel`.
+  """Average a quantity over the seeds; arguments as in `Curve`.
 
   Returns:
     Points of the rows, with one standard deviation in each direction. `x`
@@ -221,35 +225,20 @@ def mean_curves(
   """
   epochs = epochs[epochs[key].notna() & ((epochs[key] > 0) | (not log))]
   to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-  curves, drawn = {}, []
-  for name, run in epochs.groupby('row', sort=False):
-    values = (scale * run[key]).transform(to).groupby(run['epoch'])
-    mean, spread = values.mean(), values.std().fillna(0)
-    own = mean.index >= first_own(mean, drawn)
-    drops = [  # seeds may differ
-      at
-      for drop in run['drop_epoch'].dropna().unique()
-      for at in mean.index[mean.index >= drop][:1]
-    ]
-    curves[name] = {
-      **{'x': mean.index + 1, 'y': back(mean)},
-      **{'low': back(mean - spread), 'high': back(mean + spread)},
-      **{'own': own, 'drop': mean.index.isin(drops)},
-    }
-  return join(curves)
-
-
-def first_own(values: pd.Series, drawn: list[pd.Series]) -> float:
-  """Return the last epoch that a curve shares with another curve.
-
-  Args:
-    values: by epoch.
-    drawn: the other curves; this one is added to them.
-  """
-  shared = 0
-  for other in drawn:
-    both = values.index.intersection(other.index)
-    equal = (values[both] == other[both]).to_numpy()
-    shared = max(shared, len(equal) if equal.all() else equal.argmin())
-  drawn.append(values)
-  return values.index[min(max(shared - 1, 0), len(values) - 1)]
+  models = epochs.assign(label=epochs['row'], x=epochs['epoch'] + 1)
+  models['y'] = to(scale * epochs[key])
+  groups = models.groupby(['label', 'x'], sort=False)['y']
+  mean, spread = groups.mean(), groups.std().fillna(0)
+  ends = {'low': back(mean - spread), 'high': back(mean + spread)}
+  points = pd.DataFrame({'y': back(mean), **ends}, mean.index)
+  after = models[models['epoch'] >= models['drop_epoch']]  # seeds may differ
+  first = after.groupby(['label', 'seed'])['x'].min().droplevel('seed')
+  points['drop'] = points.index.isin(list(first.items()))
+  points['own'], drawn = True, []
+  for _, curve in points['y'].groupby('label', sort=False):
+    equal = [curve.droplevel('label').eq(of).cummin() for of in drawn]
+    shared = max((both.sum() for both in equal), default=0)
+    # The last shared epoch joins a curve to the earlier one.
+    points.loc[curve.index[: max(shared - 1, 0)], 'own'] = False
+    drawn.append(curve.droplevel('label'))
+  return points.reset_index()

@@ -3,7 +3,7 @@
 Rows show the mean and standard deviation of their models over the seeds.
 """
 
-import math
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ import pandas as pd
 from tsla_jax.report import metrics
 from tsla_jax.report.metrics import NORMALISED, SCALED, Metric, shown
 from tsla_jax.report.results import (
-  Difference,
   Results,
   bootstrap_interval,
   measured,
@@ -22,7 +21,7 @@ from tsla_jax.report.results import (
 from tsla_jax.report.tables import (
   Cell,
   Layout,
-  change_cells,
+  column_format,
   lay_out,
   mean_and_spread,
   number_cells,
@@ -30,248 +29,188 @@ from tsla_jax.report.tables import (
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
-# Families of metrics that tables compare; prefixes of their keys, and what
-# titles add for each.
-_Compared = Sequence[tuple[Sequence[Metric], Mapping[str, str]]]
+
+class _Column(NamedTuple):
+  """A column of numbers of models."""
+
+  key: str
+  title: str
+  format: str = '.2f'
+  factor: float = 100.0
+  missing: str = 'not measured'
+
+
+class _Table(NamedTuple):
+  """A table of the models that have the metric `known`."""
+
+  known: str
+  family: str  # in `metrics`
+  title: str
+  columns: Sequence[_Column] = ()  # before those of the family
+  # Rows with tuning: a key that only tuned models have, the prefix of what is
+  # measured with tuning, and what to add to the names of these rows.
+  tuned: tuple[str, str, str] | None = None
+  units: bool = True  # in the titles of columns
+
+
+# By name; a note of `words.toml` has the same name.
+_TABLES = {
+  'calibration': _Table(
+    *('ece', 'CALIBRATION', 'Calibration on {} test examples'),
+    (
+      _Column('T', 'T', '.3g', 1.0),
+      _Column('evaluated_top1', 'top-1 [%]'),
+    ),
+    ('scaled_nll', SCALED, 'temperature'),
+  ),
+  'selection': _Table(
+    *('aurc', 'SELECTION', 'Selective classification on {} test examples'),
+    (_Column('p', 'p', missing='softmax'), _Column('error', 'error [%]')),
+    ('norm_p', NORMALISED, 'normalised'),
+  ),
+  'scores': _Table(
+    *('aurc', 'SCORES', 'AURC in % by confidence score'),
+    (
+      _Column('aurc', 'max. probability'),
+      _Column(f'{NORMALISED}aurc', 'normalised logits'),
+    ),
+    units=False,
+  ),
+  'guarantee': _Table(
+    *('guaranteed_1', 'GUARANTEE', 'Coverage in % whose risk is guaranteed'),
+    [_Column('p', 'p', missing='softmax')],
+    units=False,
+  ),
+  'collapse': _Table('nc1', 'COLLAPSE', 'Neural collapse'),
+  'gradients': _Table(
+    *('best_theta', 'GRADIENTS', 'Variance of the gradients of the last layer'),
+  ),
+}
 
 
 def accuracy(results: Results) -> list[Layout]:
   """Lay out accuracies of the last and of the best epoch."""
-  compared = [(metrics.LAST, {'': ''}), (metrics.BEST, {'': ''})]
-  title = 'Differences in top-1, paired by seed'
-  changes = _compare('accuracy', title, results, compared)
-  return [_accuracy_layout(results), *changes]
-
-
-def explain(results: Results) -> list[Layout]:
-  """Lay out everything else that was measured."""
-  models = results.models
-  collapse = 'collapse', 'Neural collapse', metrics.COLLAPSE
-  title = 'Variance of the gradients of the last layer'
-  gradients = 'gradients', title, metrics.GRADIENTS
-  layouts = []
-  if len(known := measured(models, 'ece')):
-    layouts.append(_calibration_layout(known))
-  if len(known := measured(models, 'aurc')):
-    layouts += [_selection_layout(known), _scores_layout(known)]
-  if len(known := measured(models, metrics.GUARANTEE[0].key)):
-    layouts.append(_guarantee_layout(known))
-  for key, family in (('nc1', collapse), ('best_theta', gradients)):
-    if len(known := measured(models, key)):
-      layouts.append(_plain_layout(*family, known))
-  compared = [
-    (metrics.COLLAPSE, {'': ''}),
-    (metrics.CALIBRATION, {'': ''}),
-    (metrics.SELECTION, {'': '', NORMALISED: ', normalised'}),
-  ]
-  title = 'Differences between methods, paired by seed'
-  return layouts + _compare('effects', title, results, compared)
-
-
-class _Line(NamedTuple):
-  """A line of a table: its name, its models, and the prefix of their keys."""
-
-  name: str
-  models: pd.DataFrame
-  prefix: str = ''
-
-
-def _lines(runs: pd.DataFrame) -> list[_Line]:
-  return [_Line(*group) for group in runs.groupby('row', sort=False)]
-
-
-def _with_tuned(
-  runs: pd.DataFrame, key: str, prefix: str, name: str, fallback: bool = False
-) -> list[_Line]:
-  """Return a line for each row, followed by one for its tuned models.
-
-  Args:
-    runs: the models.
-    key: of a value that only tuned models have.
-    prefix: of the metrics of tuned models.
-    name: of the tuned lines, after the name of the row.
-    fallback: whether metrics with the prefix also exist for models without
-      tuning; the tuned line then has all models of the row.
-  """
-  lines = []
-  for line in _lines(runs):
-    lines.append(line)
-    tuned = measured(line.models, key)
-    if len(tuned):
-      some = len(tuned) < len(line.models)
-      count = f' ({len(tuned)} of {len(line.models)})' if some else ''
-      models = line.models if fallback else tuned
-      lines.append(_Line(f'{line.name}, {name}{count}', models, prefix))
-  return lines
-
-
-def _column(
-  lines: Sequence[_Line], key: str, form: str, factor: float = 1.0
-) -> list[Cell]:
-  """Show a metric: mean and deviation over seeds, or value and interval."""
-  numbers = []
-  for _, models, prefix in lines:
-    number = mean_and_spread(models[prefix + key])
-    interval = bootstrap_interval(models, prefix + key) or ()
-    numbers.append([factor * value for value in (*number, *interval)])
-  return number_cells(numbers, form, 'not measured')
-
-
-def _columns(
-  lines: Sequence[_Line], family: Iterable[Metric]
-) -> dict[str, list[Cell]]:
-  return {'Method': [line.name for line in lines]} | {
-    metric.label: _column(lines, metric.key, metric.format, metric.factor)
-    for metric in shown(family)
-  }
-
-
-def _accuracy_layout(results: Results) -> Layout:
   published, models = results.record['published'], results.models
-  lines = [_Line(row, models[models['row'] == row]) for row in results.rows]
-  columns = _columns(lines, (*metrics.LAST, *metrics.BEST))
+  lines = {row: models[models['row'] == row] for row in results.rows}
+  columns: dict[str, Iterable[Cell | str]] = {'Method': lines}
+  for metric in shown((*metrics.LAST, *metrics.BEST)):
+    columns[metric.label] = _cells(lines, _as_column(metric))
   for key in ('top1', 'top5'):
-    quoted = [published.get(row, {}).get(key) for row in results.rows]
+    quoted = [published.get(row, {}).get(key) for row in lines]
     columns[f'published top-{key[-1]} [%]'] = [
       Cell('not published', missing=True)
       if value is None
       else Cell(' ± '.join(f'{v:.2f}' for v in value if v is not None))
       for value in quoted
     ]
-  columns['runs'] = [_count_runs(results, row) for row in results.rows]
-  count = results.num_seeds
-  return lay_out(
-    f'Test accuracy on {results.data}, {count} seed{"s" * (count > 1)}',
-    columns,
-    [say('notes.results', 'notes.spread')],
-    'accuracy',
-  )
-
-
-def _count_runs(results: Results, row: str) -> str:
-  """Count the finished runs of a row, and name the others."""
-  counts = results.runs[results.runs['row'] == row]['status'].value_counts()
-  others = [s for s in (DIVERGED, UNFINISHED) if s in counts]
-  texts = [str(counts.get(FINISHED, 0)), *(f'{counts[s]} {s}' for s in others)]
-  return ', '.join(texts)
-
-
-def _plain_layout(
-  section: str, title: str, family: Sequence[Metric], runs: pd.DataFrame
-) -> Layout:
-  known = [metric for metric in family if len(measured(runs, metric.key))]
-  notes = [say(f'notes.{section}', 'notes.spread')]
-  return lay_out(title, _columns(_lines(runs), known), notes, section)
-
-
-def _calibration_layout(runs: pd.DataFrame) -> Layout:
-  lines = _with_tuned(runs, 'scaled_nll', SCALED, 'temperature')
-  method, *others = _columns(lines, metrics.CALIBRATION).items()
-  plain = [line._replace(prefix='') for line in lines]
-  tuned = _counts(runs['tuned_on'])
-  notes = [say('notes.calibration', 'notes.spread', tuned=tuned)]
-  if untuned := runs['scaled_nll'].isna().sum():
-    notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
-  if len(measured(runs, 'ece_low')):
-    notes.append(say('notes.bootstrap'))
-  fitted = _column(plain, 'temperature', '.3g')
-  temperatures = [
-    cell if line.prefix else Cell('1')
-    for cell, line in zip(fitted, lines, strict=True)
+  runs = results.runs.groupby('row')['status']
+  counts = {row: status.value_counts() for row, status in runs}
+  columns['runs'] = [
+    ', '.join(
+      [str(counts[row].get(FINISHED, 0))]
+      + [f'{counts[row][s]} {s}' for s in _OTHERS if s in counts[row]]
+    )
+    for row in lines
   ]
-  top1 = _column(plain, 'evaluated_top1', '.2f', 100)
-  return lay_out(
-    f'Calibration on {_counts(runs["evaluated_on"])} test examples',
-    dict([method, ('T', temperatures), ('top-1 [%]', top1), *others]),
-    notes + _unequal(runs),
-    'calibration',
-  )
+  seeds = results.runs['seed'].nunique()
+  title = f'Test accuracy on {results.data}, {seeds} seed{"s" * (seeds > 1)}'
+  notes = [say('notes.results', 'notes.spread')]
+  changes = 'Differences in top-1, paired by seed', results
+  return [
+    lay_out(title, columns, notes),
+    *_compare(*changes, metrics.LAST, metrics.BEST),
+  ]
 
 
-def _selection_layout(runs: pd.DataFrame) -> Layout:
-  lines = _with_tuned(
-    runs.assign(error=1 - runs['evaluated_top1']),
-    *('norm_p', NORMALISED, 'normalised'),
-    fallback=True,
-  )
-
-  def norms(line: _Line) -> Cell:
-    if not line.prefix:
-      return Cell('softmax', missing=True)
-    ends = sorted({line.models['norm_p'].min(), line.models['norm_p'].max()})
-    return Cell(' to '.join(f'{end:g}' for end in ends))
-
-  method, *others = _columns(lines, metrics.SELECTION).items()
-  plain = [line._replace(prefix='') for line in lines]
-  error = _column(plain, 'error', '.2f', 100)
-  notes = [say('notes.selection', 'notes.spread')]
-  share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
-  if share.max() > 0.01:
-    row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
-    ties, area = (100 * area for area in areas)
-    notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
-  return lay_out(
-    f'Selective classification on {_counts(runs["evaluated_on"])} test'
-    ' examples',
-    dict([method, ('p', list(map(norms, lines))), ('error [%]', error)])
-    | dict(others),
-    notes + _unequal(runs),
-    'selection',
-  )
+_OTHERS = (DIVERGED, UNFINISHED)
 
 
-def _scores_layout(runs: pd.DataFrame) -> Layout:
-  titles = {
-    'aurc': 'max. probability',
-    f'{NORMALISED}aurc': 'normalised logits',
-    **{metric.key: metric.title for metric in shown(metrics.SCORES)},
+def explain(results: Results) -> dict[str, Layout]:
+  """Lay out everything else that was measured, by name."""
+  made = {
+    name: _lay_out(name, table, known)
+    for name, table in _TABLES.items()
+    if len(known := measured(results.models, table.known))
   }
-  # Without the columns of bootstrap intervals.
-  lines = _lines(runs.filter(items=['row', *titles]))
-  columns = {'Method': [line.name for line in lines]} | {
-    title: _column(lines, key, '.2f', 100)
-    for key, title in titles.items()
-    if len(measured(runs, key))
-  }
-  notes = [say('notes.scores', 'notes.spread')]
-  title = 'AURC in % by confidence score'
-  return lay_out(title, columns, notes, 'selection')
+  title = 'Differences between methods, paired by seed'
+  families = metrics.COLLAPSE, metrics.CALIBRATION, metrics.SELECTION
+  effects = _compare(title, results, *families)
+  return made | dict(zip(['effects'], effects, strict=False))
 
 
-def _guarantee_layout(runs: pd.DataFrame) -> Layout:
-  lines = _lines(runs)
+def _as_column(metric: Metric, unit: bool = True) -> _Column:
+  title = metric.label if unit else metric.title
+  return _Column(metric.key, title, metric.format, metric.factor)
 
-  def score(models: pd.DataFrame) -> str:
-    p = models['norm_p']
-    if len(models) > 1:
-      return 'the better'
-    return 'probability' if p.isna().all() else f'logits, p = {p.iloc[0]:g}'
 
-  def add_threshold(cell: Cell, models: pd.DataFrame, key: str) -> Cell:
-    if len(models) > 1 or not np.isfinite(models[key].iloc[0]):
-      return cell
-    return Cell(f'{cell.text} from {models[key].iloc[0]:.4g} on')
+def _lay_out(name: str, table: _Table, runs: pd.DataFrame) -> Layout:
+  lines = {}
+  for row, models in runs.groupby('row', sort=False):
+    if 'evaluated_top1' in models:
+      models = models.assign(error=1 - models['evaluated_top1'])
+    lines[row] = (
+      models if table.tuned else models.assign(p=models.get('norm_p'))
+    )
+    key, prefix, suffix = table.tuned or ('', '', '')
+    if count := len(measured(models, key)):
+      some = f' ({count} of {len(models)})' if count < len(models) else ''
+      # What is measured with tuning takes the place of what is not.
+      tuned = models.filter(regex=f'^{prefix}')
+      tuned.columns = tuned.columns.str.removeprefix(prefix)
+      if name == 'calibration':
+        tuned['T'] = models['temperature'].where(models[key].notna())
+      rest = models.columns.difference(tuned.columns)
+      lines[f'{row}, {suffix}{some}'] = models[rest].join(tuned)
+  family = shown(getattr(metrics, table.family))
+  columns = [*table.columns, *(_as_column(m, table.units) for m in family)]
+  evaluated, tuned_on = (
+    ' or '.join(f'{n:,.0f}' for n in sorted(set(runs.get(key, ()))))
+    for key in ('evaluated_on', 'tuned_on')
+  )
+  notes = [say(f'notes.{name}', 'notes.spread', tuned=tuned_on)]
+  if name == 'calibration':
+    if untuned := runs['scaled_nll'].isna().sum():
+      notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
+    if len(measured(runs, 'ece_low')):
+      notes.append(say('notes.bootstrap'))
+  if name == 'selection':
+    share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
+    if share.max() > 0.01:
+      row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
+      ties, area = (100 * area for area in areas)
+      notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
+  if table.tuned and ' or ' in evaluated:
+    notes.append(say('notes.unequal'))
+  cells = {column.title: _cells(lines, column) for column in columns}
+  title = table.title.format(evaluated)
+  return lay_out(title, {'Method': lines, **cells}, notes)
 
-  columns = {
-    'Method': [line.name for line in lines],
-    'score': [score(line.models) for line in lines],
-  }
-  for metric in shown(metrics.GUARANTEE):
-    cells = _column(lines, metric.key, metric.format, metric.factor)
-    key = metric.key.replace('guaranteed', 'threshold')
-    if key != metric.key:
-      cells = [
-        add_threshold(cell, line.models, key)
-        for cell, line in zip(cells, lines, strict=True)
-      ]
-    columns[metric.title] = cells
-  notes = [say('notes.guarantee', 'notes.spread')]
-  title = 'Coverage in % whose risk is guaranteed'
-  return lay_out(title, columns, notes, 'selection')
+
+def _cells(lines: Mapping[str, pd.DataFrame], column: _Column) -> list[Cell]:
+  """Show mean and deviation over seeds, or value and interval of a model."""
+  key, numbers = column.key, []
+  for models in lines.values():
+    values = models.get(key, pd.Series(dtype=float)).astype(float)
+    ends = bootstrap_interval(models, key) or ()
+    of = (*mean_and_spread(values), *ends)
+    numbers.append([column.factor * value for value in of])
+  cells = number_cells(numbers, column.format, column.missing)
+  threshold = key.replace('guaranteed', 'threshold')
+  for i, models in enumerate(lines.values()):
+    if key == 'T' and cells[i].missing:
+      cells[i] = Cell('1')
+    elif key == 'p' and not cells[i].missing:
+      ends = sorted({models['p'].min(), models['p'].max()})
+      cells[i] = Cell(' to '.join(f'{end:g}' for end in ends))
+    elif key != threshold and len(models) == 1:
+      at = models[threshold].iloc[0]
+      if np.isfinite(at):
+        cells[i] = Cell(f'{cells[i].text} from {at:.4g} on')
+  return cells
 
 
 def _compare(
-  section: str, title: str, results: Results, compared: _Compared
+  title: str, results: Results, *families: Sequence[Metric]
 ) -> list[Layout]:
   """Lay out how methods change metrics, paired by seed.
 
@@ -283,27 +222,21 @@ def _compare(
     for row, others in results.references.items()
     for reference, other in others.items()
   ]
-  logged = 'train_nc1' in results.epochs and 'nc1' in results.models
   columns: dict[str, list[Cell]] = {}
-  for family, prefixes in compared:
-    for metric in family:
-      points = metric.compared == 'difference'
-      for prefix, suffix in prefixes.items() if metric.compared else ():
-        key = prefix + metric.key
-        if len(measured(results.models, key)):
-          columns[metric.title + suffix + ' [points]' * points] = _changes(
-            [[results.values(row, key) for row in of] for *of, _ in pairs],
-            points,
-          )
-      if metric.key == 'nc2_features' and logged:
-        columns['NC2 at equal NC1'] = _changes(
-          [_nc2_at_equal_nc1(results, *of) for *of, _ in pairs]
+  for metric in itertools.chain(*families):
+    points = metric.compared == 'difference'
+    for prefix, suffix in (('', ''), (NORMALISED, ', normalised')):
+      found = results.values(prefix + metric.key)
+      if metric.compared and found:
+        columns[metric.title + suffix + ' [points]' * points] = _changes(
+          [[found.get(row, _NONE) for row in of] for *of, _ in pairs], points
         )
-  lines = list(zip(*columns.values(), strict=True))
-  known = [
-    i for i, line in enumerate(lines) if any(not c.missing for c in line)
-  ]
-  if not known:
+    if metric.key == 'nc2_features' and 'train_nc1' in results.epochs:
+      paths = [_nc2_at_equal_nc1(results, *of) for *of, _ in pairs]
+      columns['NC2 at equal NC1'] = _changes(paths)
+  lines = zip(*columns.values(), strict=True)
+  known = [not all(cell.missing for cell in line) for line in lines]
+  if not any(known):
     return []
   names = ['notes.differences']
   if any('[points]' not in name for name in columns):
@@ -311,53 +244,63 @@ def _compare(
   if 'NC2 at equal NC1' in columns:
     names.append('notes.nc2')
   notes = [say(*names)]
-  columns = {
-    'Method': [row for row, *_ in pairs],
-    'against': [reference for *_, reference in pairs],
-    **columns,
-  }
-  used = {name for row, other, _ in pairs for name in (row, other)}
-  if alone := [row for row in results.rows if row not in used]:
+  rows, others, references = zip(*pairs, strict=True)
+  if alone := [row for row in results.rows if row not in {*rows, *others}]:
     notes.append(say('notes.uncompared', rows=', '.join(alone)))
-  shown = {name: [of[i] for i in known] for name, of in columns.items()}
-  return [lay_out(title, shown, notes, section)]
+  columns = {'Method': rows, 'against': references, **columns}
+  kept = {name: itertools.compress(of, known) for name, of in columns.items()}
+  return [lay_out(title, kept, notes)]
+
+
+_NONE = pd.Series(dtype=float)
 
 
 def _changes(
-  values: Iterable[Sequence[pd.Series]], points: bool = False
+  pairs: Iterable[Sequence[pd.Series]], points: bool = False
 ) -> list[Cell]:
   """Show differences in points, or factors, of pairs of values by seed."""
-  changes: list[Difference | str] = []
-  for both in values:
-    reason = 'not above 0' if all(map(len, both)) else 'not measured'
+  numbers, changes, missing = [], [], []
+  for both in pairs:
+    known = all(map(len, both))
     if not points:
       # For positive values, a factor is clearer than a difference.
       both = [np.log(one[one > 0]) for one in both]
-    known = all(map(len, both))
-    changes.append(paired_difference(*both) if known else reason)
-  return change_cells(changes, factors=not points)
+    change = paired_difference(*both)
+    ends = np.array(change[:3])
+    numbers.append(100 * ends if points else np.exp(ends))
+    changes.append(change)
+    reason = 'no common seed' if all(map(len, both)) else 'not above 0'
+    missing.append(reason if known else 'not measured')
+  form = '+.2f'
+  if not points:
+    form = column_format([value for value, *_ in numbers], '.2g')
+    form = '.2f' if form in ('.0f', '.1f') else form
+  cells = number_cells(numbers, form, 'not finite')
+  return [
+    cell._replace(bold=change.low > 0 or change.high < 0)
+    if change.count
+    else Cell(reason, missing=True)
+    for cell, change, reason in zip(cells, changes, missing, strict=True)
+  ]
 
 
 def _nc2_at_equal_nc1(
   results: Results, row: str, other: str
-) -> tuple[pd.Series, pd.Series]:
+) -> list[pd.Series]:
   """Return NC2 of two rows at the smallest NC1 that both reach, by seed."""
-  found: dict[str, dict[int, float]] = {row: {}, other: {}}
-  seeds = [set(results.values(name, 'nc1').index) for name in found]
-  epochs = measured(results.epochs, 'train_nc1')
-  epochs = epochs[epochs['seed'].isin(set.intersection(*seeds))]
-  for seed, both in epochs.groupby('seed'):
-    paths = {
-      name: path.sort_values('epoch')[['train_nc1', 'train_nc2_features']]
-      for name, path in both.groupby('row')
-      if name in found
-    }
-    if len(paths) < 2:
-      continue
-    level = max(path['train_nc1'].min() for path in paths.values())
-    for name, path in paths.items():
-      found[name][seed] = value_at_level(*path.to_numpy(float).T, level)
-  return tuple(pd.Series(found[name], dtype=float) for name in (row, other))
+  finished = results.values('nc1')
+  epochs = measured(results.epochs, 'train_nc1').set_index(['row', 'seed'])
+  epochs = epochs[['train_nc1', 'train_nc2_features']]
+  found: list[dict[int, float]] = [{}, {}]
+  seeds = [set(finished.get(name, _NONE).index) for name in (row, other)]
+  for seed in sorted(set.intersection(*seeds)):
+    keys = (row, seed), (other, seed)
+    if all(key in epochs.index for key in keys):
+      paths = [epochs.loc[[key]].to_numpy(float).T for key in keys]
+      level = max(falling.min() for falling, _ in paths)
+      for values, path in zip(found, paths, strict=True):
+        values[seed] = value_at_level(*path, level)
+  return [pd.Series(values, dtype=float) for values in found]
 
 
 def value_at_level(
@@ -374,20 +317,7 @@ def value_at_level(
     The value, interpolated in the logarithm of the quantity; NaN if the level
     is not reached.
   """
-  below = np.flatnonzero(falling <= level)
-  if not len(below):
-    return math.nan
-  i = below[0]
-  if i == 0 or falling[i] == level:
-    return float(values[i])
-  share = np.log(falling[i - 1] / level) / np.log(falling[i - 1] / falling[i])
-  return float(values[i - 1] + share * (values[i] - values[i - 1]))
-
-
-def _unequal(runs: pd.DataFrame) -> list[str]:
-  unequal = runs['evaluated_on'].nunique() > 1
-  return [say('notes.unequal')] if unequal else []
-
-
-def _counts(values: pd.Series) -> str:
-  return ' or '.join(f'{n:,.0f}' for n in sorted(set(values)))
+  lows = np.minimum.accumulate(falling)
+  new = np.append(True, lows[1:] < lows[:-1])
+  at = -np.log(level), -np.log(lows[new]), values[new]
+  return float(np.interp(*at, right=np.nan))

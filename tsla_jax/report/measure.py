@@ -1,7 +1,7 @@
 """Measure the metrics of the registry from predictions."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +12,6 @@ from tsla_jax.analysis import (
   neural_collapse,
   selective,
 )
-from tsla_jax.analysis.calibration import Reliability
-from tsla_jax.analysis.logit_gradients import Suppression
 from tsla_jax.analysis.predictions import bootstrap_interval
 from tsla_jax.analysis.selective import RiskCoverage
 from tsla_jax.report import metrics
@@ -25,30 +23,9 @@ COVERAGES = np.unique(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Diagrams:
-  """Curves of a model, for figures.
-
-  Attributes:
-    plain: reliability as trained; None for dense predictions.
-    scaled: reliability with a temperature; None without one.
-    risk: at `COVERAGES`, by the maximum softmax probability.
-    norm_risk: at `COVERAGES`, by normalised logits, or by the maximum softmax
-      probability if no norm is better.
-    suppression: of the largest logits, for a theta of 1; None for dense
-      predictions.
-  """
-
-  plain: Reliability | None
-  scaled: Reliability | None
-  risk: np.ndarray
-  norm_risk: np.ndarray
-  suppression: Suppression | None
-
-
 def measure(
   predictions: Predictions, *, seed: int = 0, intervals: bool = False
-) -> tuple[dict[str, float], Diagrams]:
+) -> tuple[dict[str, float], dict[str, Any]]:
   """Measure calibration and selective classification of a model.
 
   Temperature and norm are tuned on one part of the predictions and everything
@@ -61,7 +38,10 @@ def measure(
       and `KEY_high`.
 
   Returns:
-    Values by key, and curves.
+    Values by key, and curves by kind: the `Reliability` as trained ('plain')
+    and with a temperature ('scaled', if there is one); the risk at `COVERAGES`
+    by the maximum softmax probability ('risk') and by normalised logits
+    ('norm_risk'); the 'suppression' of the largest logits at a theta of 1.
 
   Raises:
     InputError: if there is no test split.
@@ -72,47 +52,39 @@ def measure(
     'evaluated_on': len(evaluate.labels),
     'evaluated_top1': float(1 - evaluate.errors.mean()),
   }
-  calibrated, reliabilities = measure_calibration(tune, evaluate, intervals)
-  selected, risks = measure_selection(tune, evaluate, intervals)
-  suppression = logit_gradients.measure_suppression(
-    evaluate.logits, evaluate.labels, theta=1.0
-  )
-  curves = Diagrams(*reliabilities, *risks, suppression)
-  return found | calibrated | selected, curves
+  curves: dict[str, Any] = {
+    'suppression': logit_gradients.measure_suppression(
+      evaluate.logits, evaluate.labels, theta=1.0
+    )
+  }
+  for part in (_measure_calibration, _measure_selection):
+    values, drawn = part(tune, evaluate, intervals)
+    found, curves = found | values, curves | drawn
+  return found, curves
 
 
-def measure_calibration(
-  tune: Part, evaluate: Part, intervals: bool = False
-) -> tuple[dict[str, float], tuple[Reliability, Reliability | None]]:
-  """Measure calibration as trained and with a temperature.
-
-  A temperature at its bound (no error to tune it on, or nothing but errors)
-  gives no calibration: the values with temperature are NaN then.
-
-  Args:
-    tune: predictions that the temperature is fitted to.
-    evaluate: predictions that are measured.
-    intervals: also return bootstrap intervals.
-
-  Returns:
-    Values by key; reliability without and with temperature.
-  """
+def _measure_calibration(
+  tune: Part, evaluate: Part, intervals: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Measure calibration as trained and with a temperature."""
   temperature = calibration.fit_temperature(tune.logits, tune.labels)
-  found, diagrams = {'temperature': temperature}, []
-  for prefix, part in (
-    ('', evaluate),
-    (metrics.SCALED, evaluate.scaled(temperature)),
+  found, curves = {'temperature': temperature}, {}
+  for kind, prefix, part in (
+    ('plain', '', evaluate),
+    ('scaled', metrics.SCALED, evaluate.scaled(temperature)),
   ):
     for metric in metrics.CALIBRATION:
       arrays = metric.examples(part)
       found[prefix + metric.key] = float(metric.compute(*arrays))
       if intervals and metric.interval:
         found |= _interval(metric, prefix, metric.compute, *arrays)
-    diagrams.append(calibration.reliability(part.probabilities, part.labels))
+    curves[kind] = calibration.reliability(part.probabilities, part.labels)
+  # A temperature at its bound had no error to be tuned on, or only errors.
   if temperature in calibration.temperature_bounds(tune.logits):
     keys = [key for key in found if key.startswith(metrics.SCALED)]
-    found, diagrams[1] = found | dict.fromkeys(keys, np.nan), None
-  return found, tuple(diagrams)
+    found |= dict.fromkeys(keys, np.nan)
+    del curves['scaled']
+  return found, curves
 
 
 def _interval(
@@ -127,22 +99,12 @@ def _interval(
   return {f'{key}_low': max(ends.low, 0.0), f'{key}_high': max(ends.high, 0.0)}
 
 
-def measure_selection(
-  tune: Part, evaluate: Part, intervals: bool = False
-) -> tuple[dict[str, float], list[np.ndarray]]:
-  """Measure selective classification with and without normalised logits.
-
-  Args:
-    tune: predictions that the norm is selected on.
-    evaluate: predictions that are measured.
-    intervals: also return bootstrap intervals.
-
-  Returns:
-    Values by key, 'norm_p' being NaN where no norm is better than the maximum
-    softmax probability; risks at `COVERAGES` without and with normalisation.
-  """
+def _measure_selection(
+  tune: Part, evaluate: Part, intervals: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Measure selective classification with and without normalised logits."""
   choice = confidence.select_p(tune.logits, tune.labels, share=1)
-  found, risks = {'norm_p': np.nan if choice.p is None else choice.p}, []
+  found, curves = {'norm_p': np.nan if choice.p is None else choice.p}, {}
   logits, errors = evaluate.logits, evaluate.errors
   for prefix, score in (
     ('', confidence.msp),
@@ -151,7 +113,7 @@ def measure_selection(
     values = score(logits)
     curve = selective.risk_coverage(values, errors)
     found |= measure_curve(curve, prefix)
-    risks.append(risk_at_coverages(curve))
+    curves[f'{prefix}risk'] = risk_at_coverages(curve)
     for metric in metrics.SELECTION if intervals else ():
       if metric.interval:
 
@@ -162,7 +124,7 @@ def measure_selection(
   found |= {m.key: m.compute(values, errors) for m in metrics.GUARANTEE}
   if logits.shape[1] > 1:  # margins are between classes
     found |= {m.key: m.compute(logits, errors) for m in metrics.SCORES}
-  return found, risks
+  return found, curves
 
 
 def measure_curve(curve: RiskCoverage, prefix: str = '') -> dict[str, float]:

@@ -17,22 +17,24 @@ from tsla_jax.report import (
   summary,
   tables,
 )
-from tsla_jax.report.charts import Picture, make_picture
+from tsla_jax.report.charts import Picture
 from tsla_jax.report.document import Report, Section
-from tsla_jax.report.explanation_figures import draw_explanations
-from tsla_jax.report.figures import curve_panel
+from tsla_jax.report.explanation_figures import draw_measurements
 from tsla_jax.report.results import COLUMNS, Results, read_results
-from tsla_jax.report.tables import Layout, lay_out
+from tsla_jax.report.tables import lay_out
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
-# Sections of measured quantities: key, title, and names of figures.
-_EXPLAINED = {
+# Sections of measured quantities: key, title, and names of tables and figures.
+_MEASURED = {
   'calibration': ('Calibration', ('reliability', 'calibration', 'strength')),
-  'selection': ('Selective risk', ('selection', 'logits')),
+  'selection': (
+    'Selective risk',
+    ('selection', 'scores', 'guarantee', 'logits'),
+  ),
   'collapse': ('Neural collapse', ('collapse', 'norms')),
   'gradients': ('Gradient variance', ('gradients',)),
-  'effects': ('Effects of the methods', ()),
+  'effects': ('Effects of the methods', ('effects',)),
 }
 
 
@@ -59,48 +61,68 @@ def draw(workdir: str | os.PathLike[str]) -> str:
   )
 
 
-def make_report(results: Results) -> Report:
-  """Make the report of a table."""
+def make_report(results: Results, *, log_coverage: bool = False) -> Report:
+  """Make the report of a table, or of models.
+
+  Args:
+    results: of a table if they have its record.
+    log_coverage: draw coverage on a logarithmic axis.
+  """
+  drawn = draw_measurements(results, log_coverage=log_coverage)
+  laid_out, configs = layouts.explain(results), results.configs
   sections = [
-    Section('accuracy', 'Accuracy', layouts.accuracy(results)),
-    Section('curves', 'Curves', pictures=make_figures(results)),
-    *explained_sections(results),
     Section(
-      'runs',
-      'Runs',
-      notes=describe(results),
-      folded=[_runs_layout(results.runs[list(COLUMNS)])],
-    ),
-    configuration_section(results),
-    versions_section(results),
+      key,
+      title,
+      [laid_out[name] for name in names if name in laid_out],
+      [drawn[name] for name in names if name in drawn],
+    )
+    for key, (title, names) in _MEASURED.items()
   ]
+  if configs:
+    end = [_configuration_section(results), _versions_section(results)]
+  if not results.record:
+    notes = Section('notes', 'Notes', notes=[f'{n}.' for n in results.notes])
+    return Report(
+      title=f'Analysis of {", ".join(results.rows)}',
+      sentence=summary.describe_models(results),
+      sections=[*sections, notes, *(end if configs else [])],
+      overview=summary.draw_overview(results, 'aurc', 'AURC [%]'),
+      remarks=[say('remarks.models')],
+      methods=summary.describe_methods(configs),
+      styles=results.styles,
+    )
+  runs = results.runs[list(COLUMNS)].rename(
+    columns=lambda n: n.replace('_', ' ')
+  )
+  title = 'Every run: accuracies as fractions, epochs from 0'
+  every = tables.prune(lay_out(title, runs))
   return Report(
     title=f'{results.record["table"]}, {results.data}',
     sentence=summary.describe_result(results),
-    sections=sections,
+    sections=[
+      Section('accuracy', 'Accuracy', layouts.accuracy(results)),
+      Section('curves', 'Curves', pictures=_curves(results, drawn)),
+      *sections,
+      Section('runs', 'Runs', notes=describe(results), folded=[every]),
+      *end,
+    ],
     overview=summary.draw_overview(results),
     remarks=[say('remarks.result')],
-    methods=summary.describe_methods(results.configs),
+    methods=summary.describe_methods(configs),
     styles=results.styles,
   )
 
 
-def explained_sections(
-  results: Results, *, log_coverage: bool = False
-) -> list[Section]:
-  """Return the sections of measured quantities, with tables and figures."""
-  made = layouts.explain(results)
-  drawn = draw_explanations(results, log_coverage=log_coverage)
-  pictures = {picture.name: picture for picture in drawn}
-  return [
-    Section(
-      key,
-      title,
-      [layout for layout in made if layout.section == key],
-      [pictures[name] for name in names if name in pictures],
-    )
-    for key, (title, names) in _EXPLAINED.items()
-  ]
+def _curves(results: Results, drawn: Mapping[str, Picture]) -> list[Picture]:
+  """Draw the figures of the paper."""
+  epochs, styles = results.epochs, results.styles
+  if epochs.empty:
+    return []
+  pictures = [drawn['test']]
+  if pair := _best_drop(results):
+    pictures.append(figures.draw_drop(epochs, *pair, styles))
+  return [*pictures, figures.draw_schedules(epochs, styles)]
 
 
 def describe(results: Results) -> list[str]:
@@ -183,44 +205,21 @@ def _duration(seconds: float) -> str:
   return f'{seconds / 3600:.1f} hours'
 
 
-def make_figures(results: Results) -> list[Picture]:
-  """Draw the figures of the paper."""
-  epochs, styles = results.epochs, results.styles
-  if epochs.empty:
-    return []
-  test = [
-    curve_panel(epochs, 'test_top1', 'test top-1 [%]', scale=100),
-    curve_panel(epochs, 'test_onehot_loss', 'test loss, one-hot [nats]'),
-  ]
-  pictures = [make_picture('test', say('captions.test'), test, styles)]
-  if pair := _best_drop(results):
-    pictures.append(figures.draw_drop(epochs, *pair, styles))
-  return [*pictures, figures.draw_schedules(epochs, styles)]
-
-
 def _best_drop(results: Results) -> tuple[str, str] | None:
   """Return the LSR row of the row with the best drop, and that row."""
   means = {
-    row: results.values(row, 'last_top1').mean()
-    for row, references in results.references.items()
-    if 'LSR' in references and methods.has_drop(results.configs[row]['config'])
+    row: values.mean()
+    for row, values in results.values('last_top1').items()
+    if 'LSR' in results.references[row]
+    and methods.has_drop(results.configs[row]['config'])
   }
-  means = {row: mean for row, mean in means.items() if pd.notna(mean)}
   if not means:
     return None
   row = max(means, key=means.get)
   return results.references[row]['LSR'], row
 
 
-def _runs_layout(runs: pd.DataFrame) -> Layout:
-  columns = {
-    n.replace('_', ' '): list(map(tables.plain_cell, runs[n])) for n in runs
-  }
-  title = 'Every run: accuracies as fractions, epochs from 0'
-  return tables.prune(lay_out(title, columns))
-
-
-def configuration_section(results: Results) -> Section:
+def _configuration_section(results: Results) -> Section:
   """Show the fields of the configs: those that differ, then the common ones."""
   configs = pd.DataFrame(
     {
@@ -234,23 +233,23 @@ def configuration_section(results: Results) -> Section:
   ).fillna('null')
   common = configs.nunique(axis=1) == 1
   differing = configs[~common]
-  columns = {'Method': list(configs), **differing.T.to_dict('list')}
-  same = configs[common].iloc[:, 0].to_dict()
+  columns = {'Method': configs, **differing.T}
+  same = configs[common].iloc[:, 0]
   given = results.record.get('fields', {})
-  given = {f'--config.{key}': value for key, value in given.items()}
-  folded = []
+  names, folded = [f'--config.{key}' for key in given], []
   if given:
-    folded.append(_pairs_layout('Given on the command line', given, 'field'))
+    columns_given = {'field': names, 'value': given.values()}
+    folded.append(lay_out('Given on the command line', columns_given))
   if len(differing):
     folded.append(lay_out('Fields that differ between the rows', columns))
   title = 'Fields that are the same in all rows'
-  folded.append(_pairs_layout(title, same, 'field'))
+  folded.append(lay_out(title, {'field': same.index, 'value': same}))
   file = results.record.get('config_file')
   notes = [f'The rows are defined in {file}.'] if file else []
   return Section('configuration', 'Configuration', notes=notes, folded=folded)
 
 
-def versions_section(results: Results) -> Section:
+def _versions_section(results: Results) -> Section:
   """Show the versions and the device of the first row."""
   record = next(iter(results.configs.values()))
   commit = record['git_commit'] or 'unknown'
@@ -261,13 +260,7 @@ def versions_section(results: Results) -> Section:
     'commit': commit,
   }
   title = 'All versions, of the first row'
-  folded = [_pairs_layout(title, versions, 'part', 'version')]
+  columns = {'part': versions, 'version': versions.values()}
+  folded = [lay_out(title, columns)]
   notes = [say('runs.versions', **versions)]
   return Section('versions', 'Versions', notes=notes, folded=folded)
-
-
-def _pairs_layout(
-  title: str, pairs: Mapping[str, Any], name: str, value: str = 'value'
-) -> Layout:
-  columns = {name: list(pairs), value: list(map(str, pairs.values()))}
-  return lay_out(title, columns)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from tsla_jax import methods
 from tsla_jax.errors import InputError
 from tsla_jax.report import charts, metrics, styles
 from tsla_jax.report.inputs import Predictions, read_predictions
-from tsla_jax.report.measure import Diagrams, measure
+from tsla_jax.report.measure import measure
 from tsla_jax.rundir import FINISHED, UNFINISHED, RunDir, TableDir
 
 # Columns of every run; those of `measure` follow where predictions exist.
@@ -40,19 +40,17 @@ class Results:
     epochs: a line for each epoch of each run: 'row', 'seed', 'drop_epoch', and
       the fields of `metrics.jsonl`. Empty without runs.
     configs: the `config.json` of a run of each row. Empty without runs.
-    diagrams: curves of each row, one for each model.
+    drawn: for each model its row, and its curves by kind (`measure.measure`).
     record: the `table.json`; empty without a table.
     notes: what was left out and why.
-    collapse_notes: the same for neural collapse.
   """
 
   runs: pd.DataFrame
   epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
   configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-  diagrams: Mapping[str, Sequence[Diagrams]] = field(default_factory=dict)
+  drawn: Sequence[tuple[str, Mapping[str, Any]]] = ()
   record: Mapping[str, Any] = field(default_factory=dict)
   notes: Sequence[str] = ()
-  collapse_notes: Sequence[str] = ()
 
   @property
   def rows(self) -> list[str]:
@@ -65,11 +63,6 @@ class Results:
     if 'status' not in self.runs:
       return self.runs
     return self.runs[self.runs['status'].fillna(FINISHED) == FINISHED]
-
-  @property
-  def num_seeds(self) -> int:
-    """The number of seeds."""
-    return self.runs['seed'].nunique()
 
   @property
   def data(self) -> str:
@@ -88,11 +81,18 @@ class Results:
     # Rows without a finished run may have epochs.
     return styles.row_styles([*self.configs, *self.rows], self.configs)
 
-  def values(self, row: str, key: str) -> pd.Series:
-    """Return a metric of the finished models of a row that have it, by seed."""
-    models = measured(self.models, key)
-    models = models[models['row'] == row].set_index('seed')
-    return models.get(key, pd.Series()).astype(float)
+  def values(self, key: str) -> dict[str, pd.Series]:
+    """Return a metric of finished models by row and seed; not of other rows."""
+    models = measured(self.models, key).groupby('row', sort=False)
+    return {row: of.set_index('seed')[key].astype(float) for row, of in models}
+
+  def curves(self, kind: str) -> dict[str, list[Any]]:
+    """Return the curves of one kind by row; rows without one are left out."""
+    found: dict[str, list[Any]] = {}
+    for row, curves in self.drawn:
+      if kind in curves:
+        found.setdefault(row, []).append(curves[kind])
+    return found
 
 
 def measured(runs: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def read_runs(
   Raises:
     InputError: if a file is damaged.
   """
-  runs, epochs, configs, diagrams, notes = [], [], {}, {}, []
+  runs, epochs, configs, drawn, notes = [], [], {}, [], []
   for row, seed, path, num_epochs in paths:
     name, folder = {'row': row, 'seed': seed}, RunDir(path)
     record = folder.record()
@@ -176,7 +176,7 @@ def read_runs(
           predictions, lines, split_seed, intervals
         )
         run |= measured
-        diagrams.setdefault(row, []).extend(curves)
+        drawn.append((row, curves))
     except InputError:
       raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,7 +195,7 @@ def read_runs(
     runs=frame.reindex(columns=[*COLUMNS, *others]),
     epochs=pd.concat([pd.DataFrame(), *epochs], ignore_index=True),
     configs=configs,
-    diagrams={row: curves for row, curves in diagrams.items() if curves},
+    drawn=drawn,
     notes=notes,
   )
 
@@ -294,31 +294,22 @@ def _read_predictions(folder: RunDir, record: Mapping[str, Any]) -> Predictions:
 
 def _measure_run(
   predictions: Predictions, epochs: pd.DataFrame, seed: int, intervals: bool
-) -> tuple[dict[str, float], list[Diagrams]]:
+) -> tuple[dict[str, float], dict[str, Any]]:
   """Measure predictions and read what training measured, if it exists."""
-  found, diagrams = {}, []
+  found, curves = {}, {}
   if len(predictions.parts['test'].labels) > 1:  # else nothing to tune on
     found, curves = measure(predictions, seed=seed, intervals=intervals)
-    diagrams.append(curves)
   for family in (metrics.COLLAPSE, metrics.GRADIENTS):
     columns = {f'train_{m.key}': m.key for m in family}
     measured = epochs[[name for name in columns if name in epochs]]
     measured = measured.dropna(how='all')
     if len(measured):
       found |= measured.iloc[-1].rename(columns).to_dict()
-  return found, diagrams
+  return found, curves
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-  """A paired comparison over seeds.
-
-  Attributes:
-    mean: of the differences.
-    low: lower end of the 95 % interval; NaN without one.
-    high: upper end; NaN without an interval.
-    count: number of pairs.
-  """
+class Estimate(NamedTuple):
+  """A mean over seeds, the ends of its 95 % interval or NaN, and the count."""
 
   mean: float
   low: float
@@ -326,7 +317,20 @@ class Difference:
   count: int
 
 
-def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
+def estimate(values: pd.Series) -> Estimate:
+  """Return the mean, and the interval of the t-test.
+
+  There is no interval for fewer than 3 values, or if they are equal up to
+  rounding.
+  """
+  count = len(values)
+  if count < 3 or np.ptp(values) < 1e-12:
+    return Estimate(values.mean(), math.nan, math.nan, count)
+  interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+  return Estimate(values.mean(), *map(float, interval), count)
+
+
+def paired_difference(a: pd.Series, b: pd.Series) -> Estimate:
   """Compare two rows seed by seed, with the interval of the paired t-test.
 
   Args:
@@ -334,17 +338,9 @@ def paired_difference(a: pd.Series, b: pd.Series) -> Difference:
     b: values by seed; seeds that only one of both has are left out.
 
   Returns:
-    The comparison of `a - b`. There is no interval for fewer than 3 pairs, or
-    if the differences are equal up to rounding.
+    The mean of `a - b`, as in `estimate`.
   """
-  both = pd.concat([a, b], axis=1, join='inner').to_numpy(np.float64)
-  difference = both[:, 0] - both[:, 1]
-  count = len(difference)
-  mean = float(difference.mean()) if count else math.nan
-  if count < 3 or np.ptp(difference) <= 1e-12 * np.abs(both).max():
-    return Difference(mean, math.nan, math.nan, count)
-  interval = stats.ttest_rel(both[:, 0], both[:, 1]).confidence_interval(0.95)
-  return Difference(mean, float(interval.low), float(interval.high), count)
+  return estimate((a - b).dropna())
 
 
 def bootstrap_interval(
@@ -368,20 +364,15 @@ def method_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     in theta. Labels of methods with the same name add the fields that differ.
   """
   names = {
-    row: methods.method_name(record['config'])
-    for row, record in configs.items()
+    row: methods.method_name(of['config']) for row, of in configs.items()
   }
   settings = {
-    row: methods.smoothing(record, theta=False)
-    for row, record in configs.items()
+    row: methods.smoothing(of, theta=False) for row, of in configs.items()
   }
-  labels = {}
-  for row, name in names.items():
-    alike = [settings[other] for other in names if names[other] == name]
-    differing = [
-      f'{key.rpartition(".")[2]} {value}'
-      for key, value in settings[row].items()
-      if any(other[key] != value for other in alike)
-    ]
-    labels[row] = ', '.join([name, *differing])
+  frame = pd.DataFrame(settings).astype(str).T
+  labels = dict(names)
+  for name, alike in frame.groupby(pd.Series(names)):
+    for row, values in alike.loc[:, alike.nunique() > 1].iterrows():
+      fields = (f'{k.rpartition(".")[2]} {v}' for k, v in values.items())
+      labels[row] = ', '.join([name, *fields])
   return labels

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from tsla_jax.methods import keeps_theta, method_name
 from tsla_jax.report.charts import (
@@ -20,9 +19,10 @@ from tsla_jax.report.charts import (
   reference,
 )
 from tsla_jax.report.results import (
-  Difference,
+  Estimate,
   Results,
   bootstrap_interval,
+  estimate,
   paired_difference,
 )
 from tsla_jax.report.words import say
@@ -49,7 +49,7 @@ def describe_result(results: Results) -> str:
   Args:
     results: of a table or of runs.
   """
-  values = _values(results, KEY)
+  values = results.values(KEY)
   if not values:
     return f'{"; ".join(["No result", *_count_others(results)])}.'
   changes = _changes(results, values)
@@ -100,7 +100,7 @@ def _count_others(results: Results) -> list[str]:
 
 def _changes(
   results: Results, values: Mapping[str, pd.Series]
-) -> dict[str, tuple[str, Difference]]:
+) -> dict[str, tuple[str, Estimate]]:
   """Return the baseline of each row, and the difference to it."""
   changes = {
     row: (base, paired_difference(values[row], values[base]))
@@ -110,7 +110,7 @@ def _changes(
   return {row: found for row, found in changes.items() if found[1].count}
 
 
-def _points(difference: Difference) -> str:
+def _points(difference: Estimate) -> str:
   d = difference
   if np.isfinite(d.low):
     remark = '' if d.low > 0 or d.high < 0 else ' (not significant)'
@@ -122,7 +122,7 @@ def _points(difference: Difference) -> str:
 
 def _find_lsr(
   results: Results,
-  changes: Mapping[str, tuple[str, Difference]],
+  changes: Mapping[str, tuple[str, Estimate]],
   named: Collection[str],
 ) -> str | None:
   """Return the LSR row to compare with, unless it is named already."""
@@ -146,17 +146,16 @@ def draw_overview(
   Returns:
     The figure; None if no row has the metric.
   """
-  values = _values(results, key)
+  values = results.values(key)
   if not values:
     return None
-  means = {
-    row: (of.mean(), *_interval(results, row, key))
-    for row, of in values.items()
-  }
   changes = _changes(results, values)
-  differences = {
-    row: (d.mean, d.low, d.high) for row, (_, d) in changes.items()
-  }
+  differences = {row: change[:3] for row, (_, change) in changes.items()}
+  means = {}
+  for row, of in values.items():
+    models = results.models[results.models['row'] == row]
+    ends = bootstrap_interval(models, key) or estimate(of)[1:3]
+    means[row] = (of.mean(), *ends)
   rows = {'type': 'nominal', 'title': None, 'axis': {'labelLimit': 0}}
   rows['scale'] = {'domain': list(values)}
 
@@ -179,23 +178,6 @@ def draw_overview(
   caption = say(*captions, label=label)
   # The rows are named on the axis.
   return make_picture('overview', caption, panels, results.styles, legend=False)
-
-
-def _values(results: Results, key: str) -> dict[str, pd.Series]:
-  """Return a metric by row and seed, of the rows that have it."""
-  values = {row: results.values(row, key) for row in results.rows}
-  return {row: of for row, of in values.items() if len(of)}
-
-
-def _interval(results: Results, row: str, key: str) -> Sequence[float]:
-  """Return the interval of a single model, or over the seeds."""
-  models, values = results.models, results.values(row, key)
-  if ends := bootstrap_interval(models[models['row'] == row], key):
-    return ends
-  if len(values) < 3:
-    return np.nan, np.nan
-  half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-  return values.mean() - half, values.mean() + half
 
 
 def describe_methods(
@@ -253,7 +235,7 @@ def describe_models(results: Results) -> str:
   key = next((k for k in ('aurc', 'nc1') if k in runs), None)
   if key is None or runs[key].isna().all():
     return 'Nothing was measured.'
-  values = _values(results, key)
+  values = results.values(key)
   row = min(values, key=lambda name: values[name].mean())
   models = runs[runs['row'] == row].dropna(axis='columns', how='all')
   texts = [

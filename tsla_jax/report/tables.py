@@ -1,15 +1,12 @@
 """Tables of results, and their formats: CSV, Markdown, LaTeX."""
 
-import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-
-from tsla_jax.report.results import Difference
 
 BOLD = 'Bold: the 95 % interval of the difference excludes 0 (of a factor: 1).'
 # Columns of CSV files that are whole numbers.
@@ -19,8 +16,7 @@ _INTEGERS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
   """A cell of a table.
 
   Attributes:
@@ -34,34 +30,26 @@ class Cell:
   missing: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """A table for reading: title, header, rows of cells, and notes.
-
-  Attributes:
-    section: key of its section of the page.
-  """
+class Layout(NamedTuple):
+  """A table for reading: title, header, rows of cells, and notes."""
 
   title: str
   header: Sequence[str]
   rows: Sequence[Sequence[Cell]]
   notes: Sequence[str] = ()
-  section: str = ''
 
 
 def lay_out(
   title: str,
-  columns: Mapping[str, Sequence[Cell | str]],
+  columns: Mapping[str, Iterable[Any]] | pd.DataFrame,
   notes: Sequence[str] = (),
-  section: str = '',
 ) -> Layout:
-  """Make a table of columns, by their titles."""
+  """Make a table of columns, by their titles; values are cells or plain."""
   cells = (
-    [cell if isinstance(cell, Cell) else Cell(cell) for cell in column]
-    for column in columns.values()
+    [of if isinstance(of, Cell) else plain_cell(of) for of in column]
+    for column in dict(columns).values()
   )
-  rows = list(zip(*cells, strict=True))
-  return Layout(title, list(columns), rows, notes, section)
+  return Layout(title, list(columns), list(zip(*cells, strict=True)), notes)
 
 
 def lay_out_frame(
@@ -70,17 +58,17 @@ def lay_out_frame(
   columns: Mapping[str, str | tuple[str, str]],
   *notes: str,
 ) -> Layout:
-  """Lay out columns of a frame, by title.
+  """Lay out columns of a frame.
 
   Args:
     title: of the table.
     frame: a line for each row.
-    columns: by title the column of the frame, shown as it is, or the column and
-      the format of its numbers.
+    columns: by title the name of a column that is shown as it is, or a name and
+      the format of numbers.
     *notes: below the table.
   """
   shown = {
-    header: list(map(plain_cell, frame[column]))
+    header: frame[column]
     if isinstance(column, str)
     else number_cells([(v,) for v in frame[column[0]]], column[1], 'none')
     for header, column in columns.items()
@@ -153,34 +141,6 @@ def mean_and_spread(values: pd.Series) -> tuple[float, ...]:
   return (values.mean(),)
 
 
-def change_cells(
-  differences: Sequence[Difference | str], *, factors: bool = False
-) -> list[Cell]:
-  """Show changes with intervals: in percentage points, or as factors.
-
-  Args:
-    differences: of fractions, or of logarithms for factors. A text is the
-      reason for a missing difference.
-  """
-  to = np.exp if factors else (lambda values: 100 * np.array(values))
-  found = [d for d in differences if isinstance(d, Difference) and d.count]
-  values = [to((d.mean, d.low, d.high)) for d in found]
-  form = '+.2f'
-  if factors:
-    form = column_format([v[0] for v in values], '.2g')
-    form = '.2f' if form in ('.0f', '.1f') else form
-  texts = iter(number_cells(values, form, 'not finite'))
-  cells = []
-  for d in differences:
-    if isinstance(d, str) or not d.count:
-      reason = d if isinstance(d, str) else 'no common seed'
-      cells.append(Cell(reason, missing=True))
-    else:
-      bold = d.low > 0 or d.high < 0
-      cells.append(dataclasses.replace(next(texts), bold=bold))
-  return cells
-
-
 def prune(layout: Layout) -> Layout:
   """Remove columns and rows without a value, and constant columns.
 
@@ -199,11 +159,11 @@ def prune(layout: Layout) -> Layout:
     elif not empty(cells):
       kept.append(i)
   same = [f'The same in every row: {"; ".join(same)}.'] if same else []
-  return dataclasses.replace(
-    layout,
-    header=[layout.header[i] for i in kept],
-    rows=[[row[i] for i in kept] for row in rows],
-    notes=[*same, *layout.notes],
+  return Layout(
+    layout.title,
+    [layout.header[i] for i in kept],
+    [[row[i] for i in kept] for row in rows],
+    [*same, *layout.notes],
   )
 
 
