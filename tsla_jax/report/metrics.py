@@ -2,8 +2,9 @@
 
 Tables, figures, CSV files and the report read the tuples of `Metric` below: a
 new entry is measured and shown everywhere. Functions in
-`analysis.confidence.SCORES` and fields of
-`analysis.neural_collapse.NeuralCollapse` are entries without further code.
+`analysis.confidence.SCORES` are entries without further code; fields of
+`analysis.neural_collapse.NeuralCollapse` are in CSV files, and in tables once
+they have a title.
 """
 
 import dataclasses
@@ -187,29 +188,6 @@ SCORES = tuple(
   if score is not confidence.msp  # the score of `SELECTION`
 )
 
-# Read from a `NeuralCollapse`, or from epochs in columns that start with
-# 'train_'. An empty title keeps a metric out of tables.
-_COLLAPSE: dict[str, dict[str, str]] = {
-  'nc1': {'title': 'NC1', 'compared': 'factor', 'figure': 'collapse'},
-  'nc2_features': {'title': 'NC2', 'compared': 'factor', 'figure': 'collapse'},
-  'nc2_classifier': {'title': 'NC2, classifier'},
-  'nc3': {'title': 'NC3', 'figure': 'collapse'},
-  'nc4': {'title': 'NC4', 'unit': '%'},
-  'feature_norm': {'compared': 'factor', 'figure': 'norms'},
-  'weight_norm': {
-    'title': 'classifier norm',
-    'compared': 'factor',
-    'figure': 'norms',
-  },
-  **{
-    name: {'title': ''}
-    for name in (
-      *('equinorm_classifier', 'equiangle_classifier', 'mean_norm'),
-      *('self_duality', 'bias_alignment', 'nc2_floor'),
-      *('classes', 'empty_classes', 'single_classes'),
-    )
-  },
-}
 # Read from `GradientVariance.metrics`, or from epochs in columns 'train_*'.
 GRADIENTS = tuple(
   Metric(key, title, operator.itemgetter(key), format='.3g', figure='gradients')
@@ -219,12 +197,28 @@ GRADIENTS = tuple(
     ('best_theta', 'theta* of the batch'),
   )
 )
+# Read from a `NeuralCollapse`, or from epochs in columns that start with
+# 'train_': title, unit, comparison and figure. Other fields are in CSV files
+# only.
+_COLLAPSE = {
+  'nc1': ('NC1', '', 'factor', 'collapse'),
+  'nc2_features': ('NC2', '', 'factor', 'collapse'),
+  'nc2_classifier': ('NC2, classifier', '', None, ''),
+  'nc3': ('NC3', '', None, 'collapse'),
+  'nc4': ('NC4', '%', None, ''),
+  'equinorm': ('equinorm', '', None, ''),
+  'equiangle': ('equiangle', '', None, ''),
+  'feature_norm': ('feature norm', '', 'factor', 'norms'),
+  'weight_norm': ('classifier norm', '', 'factor', 'norms'),
+}
 COLLAPSE = tuple(
   Metric(
-    key=field.name,
-    compute=operator.attrgetter(field.name),
-    **{'title': field.name.replace('_', ' '), 'format': '.3g'}
-    | _COLLAPSE.get(field.name, {}),
+    *(field.name, title, operator.attrgetter(field.name), unit, '.3g'),
+    compared=compared,
+    figure=figure,
   )
   for field in dataclasses.fields(NeuralCollapse)
+  for title, unit, compared, figure in [
+    _COLLAPSE.get(field.name, ('', '', None, ''))
+  ]
 )
