@@ -26,6 +26,18 @@ from tsla_jax.rundir import DIVERGED, FINISHED, NEW, RunDir
 
 Path = str | os.PathLike[str]
 
+# Columns of selective classification and of the models.
+_SELECTION = '|'.join(
+  [
+    '^(row|seed|drop_epoch|norm_p|tuned_on|evaluated_on|evaluated_top1)$',
+    *(
+      f'^({metrics.NORMALISED})?{metric.key}(_low|_high)?$'
+      for family in (metrics.SELECTION, metrics.GUARANTEE, metrics.SCORES)
+      for metric in family
+    ),
+  ]
+)
+
 
 def explain(
   runs: Iterable[Path] = (),
@@ -266,16 +278,3 @@ def join(parts: Sequence[Results]) -> Results:
     drawn=[model for part in parts for model in part.drawn],
     notes=[note for part in parts for note in part.notes],
   )
-
-
-# Columns of selective classification and of the models.
-_SELECTION = '|'.join(
-  [
-    '^(row|seed|drop_epoch|norm_p|tuned_on|evaluated_on|evaluated_top1)$',
-    *(
-      f'^({metrics.NORMALISED})?{metric.key}(_low|_high)?$'
-      for family in (metrics.SELECTION, metrics.GUARANTEE, metrics.SCORES)
-      for metric in family
-    ),
-  ]
-)

@@ -79,14 +79,14 @@ def make_report(results: Results, *, log_coverage: bool = False) -> Report:
     )
     for key, (title, names) in _MEASURED.items()
   ]
-  if configs:
-    end = [_configuration_section(results), _versions_section(results)]
+  end = [_configuration_section, _versions_section] if configs else []
+  end = [make(results) for make in end]
   if not results.record:
     notes = Section('notes', 'Notes', notes=[f'{n}.' for n in results.notes])
     return Report(
       title=f'Analysis of {", ".join(results.rows)}',
       sentence=summary.describe_models(results),
-      sections=[*sections, notes, *(end if configs else [])],
+      sections=[*sections, notes, *end],
       overview=summary.draw_overview(results, 'aurc', 'AURC [%]'),
       remarks=[say('remarks.models')],
       methods=summary.describe_methods(configs),
@@ -119,7 +119,7 @@ def _curves(results: Results, drawn: Mapping[str, Picture]) -> list[Picture]:
   epochs, styles = results.epochs, results.styles
   if epochs.empty:
     return []
-  pictures = [drawn['test']]
+  pictures = [drawn[name] for name in ['test'] if name in drawn]
   if pair := _best_drop(results):
     pictures.append(figures.draw_drop(epochs, *pair, styles))
   return [*pictures, figures.draw_schedules(epochs, styles)]
