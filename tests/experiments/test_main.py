@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.doors import check_refused, door, door_inside, optimised
+from tests.doors import check_refused, door, door_inside
 from tests.helpers import make_folder, truncate
 from tsla_jax import configs, methods
 from tsla_jax.configs import default
@@ -226,22 +226,3 @@ def test_help_waits_for_no_library(root, name):
   )
   assert done.returncode == 0, done.stderr
   assert 'Flags:' in done.stdout
-
-
-def test_digits_reach_97_percent(root, tmp_path):
-  """In an eighth of the config's epochs, with all that happens in them."""
-  shorter = (
-    '--config.num_epochs=8',
-    '--config.smoothing.drop_epoch=5',
-    '--config.optimizer.drop_epochs=(4,6)',
-    '--config.model.width=8',
-    '--config.num_devices=1',
-  )
-  flags = (DIGITS, f'--workdir={tmp_path}', *shorter)
-  done = door(root, 'main', *flags, env=optimised())
-  assert done.returncode == 0, done.stderr
-  finished, curves, results = done.stdout.strip().splitlines()[-3:]
-  assert curves == f'Curves: {tmp_path / "curves.png"}'
-  assert results == f'Results: {tmp_path}'
-  top1 = float(finished.removeprefix('Finished. Test top-1 ').split('%')[0])
-  assert top1 >= 97
