@@ -1,14 +1,16 @@
 """Folders of runs and tables, predictions, and what is drawn from them."""
 
+import functools
 import html.parser
 import json
 
 import numpy as np
 
 from tsla_jax.analysis.confidence import normalized_max_logit
+from tsla_jax.analysis.predictions import bootstrap_interval
 from tsla_jax.configs import default
 from tsla_jax.io import write_json
-from tsla_jax.report import charts
+from tsla_jax.report import charts, measure
 from tsla_jax.rundir import slug
 
 EPOCHS = 5
@@ -43,6 +45,12 @@ def render_nothing(patch):
   """
   empty = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"></svg>'
   patch.setattr(charts, 'to_svg', lambda *args: empty)
+
+
+def resample_little(patch):
+  """Leaves intervals rough, where nothing looks at how wide they are."""
+  rough = functools.partial(bootstrap_interval, num_resamples=50)
+  patch.setattr(measure, 'bootstrap_interval', rough)
 
 
 def write_lines(path, lines):

@@ -12,11 +12,20 @@ from tests.report_helpers import (
   dense_arrays,
   make_predictions,
   render_nothing,
+  resample_little,
 )
 from tsla_jax.io import write_json
 from tsla_jax.report import explain, figures
 from tsla_jax.rundir import RunDir
 from tsla_jax.training.train import train_and_evaluate
+
+MLP = {'model.name': 'mlp'}  # it compiles in a second
+
+
+@pytest.fixture(autouse=True)
+def rough(monkeypatch):
+  """Intervals have tests of their own, and are made of many resamples."""
+  resample_little(monkeypatch)
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +36,7 @@ def runs(tmp_path_factory):
     patch.setattr(figures, 'curves_png', lambda *args: b'')  # not looked at
     for method in ('lsr', 'baseline'):
       fields = {'analysis.neural_collapse_every': int(method == 'lsr')}
-      configs = {method: make_config(method, **fields)}
+      configs = {method: make_config(method, **fields, **MLP)}
       train_rows(folder / 'table', configs, (0, 1))
       for seed in (0, 1):
         made = folder / 'table' / 'runs' / method / f'seed{seed}'
@@ -85,7 +94,7 @@ def test_what_differs_in_more_than_the_seed_is_a_row_of_its_own(
 ):
   render_nothing(monkeypatch)
   train_and_evaluate(
-    make_config('lsr', seed=5, **{'optimizer.learning_rate.head': 0.02}),
+    make_config('lsr', seed=5, **MLP, **{'optimizer.learning_rate.head': 0.02}),
     tmp_path / 'other',
     make_dataset(seed=1),
   )
@@ -129,7 +138,8 @@ def test_training_predictions_give_what_was_measured_in_training(runs):
     assert after[name][0] == pytest.approx(before[name][0], rel=1e-4)
 
 
-def test_files_of_any_framework(root, tmp_path):
+def test_files_of_any_framework(root, tmp_path, monkeypatch):
+  render_nothing(monkeypatch)
   np.savez(tmp_path / 'mine.npz', **make_predictions())
   done = door_inside(root, 'analyze', f'--predictions={tmp_path / "mine.npz"}')
   assert done.returncode == 0, done.stderr
@@ -141,8 +151,9 @@ def test_files_of_any_framework(root, tmp_path):
 
 
 def test_selective_classification_of_a_table_and_of_pixels(
-  root, runs, tmp_path
+  root, runs, tmp_path, monkeypatch
 ):
+  render_nothing(monkeypatch)
   rows = []
   for method in ('baseline', 'lsr'):
     rows.append({'name': method, 'directory': method, 'num_epochs': 4})
@@ -174,7 +185,6 @@ def test_selective_classification_of_a_table_and_of_pixels(
   assert {p.name for p in (tmp_path / 'out').rglob('*.png')} == {
     'overview.png',
     'selection.png',
-    'logits.png',
   }
   flags = (f'--dense={folder}', f'--output={tmp_path / "pixels_out"}')
   done = door_inside(root, 'analyze', *flags, '--ignore_label=255')

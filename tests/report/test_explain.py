@@ -12,6 +12,7 @@ from tests.report_helpers import (
   make_predictions,
   make_run,
   render_nothing,
+  resample_little,
   save_predictions,
 )
 from tsla_jax.errors import InputError
@@ -57,6 +58,8 @@ def test_what_differs_in_more_than_the_seed_is_named_by_its_path(
 
 
 def test_a_table_files_and_pixels_in_one_call(explained, tmp_path, monkeypatch):
+  render_nothing(monkeypatch)
+  resample_little(monkeypatch)
   np.savez(tmp_path / 'mine.npz', **make_predictions())
   (tmp_path / 'pixels').mkdir()
   logits, labels = dense_arrays()
@@ -78,7 +81,6 @@ def test_a_table_files_and_pixels_in_one_call(explained, tmp_path, monkeypatch):
   table = pd.read_csv(tmp_path / 'out' / 'metrics.csv')
   assert list(dict.fromkeys(table['row'])) == rows
   assert table['aurc'].notna().all() and table['nc1'].notna().sum() == 10
-  render_nothing(monkeypatch)
   text = explain([explained], selection_only=True)
   assert 'Selective classification on' in text
   assert 'Calibration on' not in text and 'NC1' not in text

@@ -126,8 +126,9 @@ def test_runs_that_are_left_out_are_named(workdir, monkeypatch):
   )
 
 
-def test_a_table_under_way_can_be_drawn(workdir):
+def test_a_table_under_way_can_be_drawn(workdir, monkeypatch):
   """One row has not begun, one is in its first epoch, nothing has dropped."""
+  render_nothing(monkeypatch)
   for path in (workdir / 'runs' / 'tsla_drop_2').rglob('*.json*'):
     path.unlink()
   for path in (workdir / 'runs' / 'lsr').rglob('summary.json'):
@@ -228,7 +229,8 @@ def test_a_method_has_one_colour(explained):
     assert colors_of(picture)[row] == expected['TSLA(2)'], picture.name
 
 
-def test_values_are_read_off_where_scripts_run(workdir, vega):
+def test_values_are_read_off_where_scripts_run(workdir, vega, monkeypatch):
+  render_nothing(monkeypatch)
   picture = draw_measurements(read_results(workdir))['test']
   panel = charts.live(picture.panels[0])
   # Large points that are not seen have the fields and titles of the axes.

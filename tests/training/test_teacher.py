@@ -83,9 +83,10 @@ def test_missing_and_damaged_tables_are_refused(tmp_path, dataset):
 
 @pytest.mark.usefixtures('quick_states')
 def test_training_uses_the_table(tmp_path, table, dataset):
+  model = {'model.name': 'mlp'}  # it compiles in a second
   for name, config in (
-    ('pre', pre(table)),
-    ('uniform', make_config('tsla,drop=2')),
+    ('pre', pre(table, **model)),
+    ('uniform', make_config('tsla,drop=2', **model)),
   ):
     train_and_evaluate(config, tmp_path / name, dataset)
   lines = {n: RunDir(tmp_path / n).lines() for n in ('pre', 'uniform')}
@@ -98,10 +99,10 @@ def test_training_uses_the_table(tmp_path, table, dataset):
   other = tmp_path / 'other.npz'
   priors.save_teacher(other, random_table(dataset, seed=1), dataset)
   with pytest.raises(InputError, match='holds a run with another table'):
-    longer = pre(other, **{'num_epochs': 5})
+    longer = pre(other, num_epochs=5, **model)
     train_and_evaluate(longer, tmp_path / 'pre', dataset)
   moved = table.rename(tmp_path / 'moved.npz')
-  longer = pre(moved, **{'num_epochs': 5})
+  longer = pre(moved, num_epochs=5, **model)
   train_and_evaluate(longer, tmp_path / 'pre', dataset)
 
 
@@ -201,11 +202,11 @@ def test_digits_with_a_trained_teacher(root, tmp_path):
   config = '--config=configs/digits_head.py'
   small = ('--config.num_epochs=6', '--config.optimizer.drop_epochs=(4,)')
   flags = (f'{config}:baseline', f'--workdir={tmp_path}/t', *small)
-  done = door_inside(root, 'main', *flags)
+  done = door(root, 'main', *flags)  # in a process of its own, as a user does
   assert done.returncode == 0, done.stderr
   output = tmp_path / 'digits.npz'
   flags = (f'--output={output}', '--kind=run', f'--run={tmp_path}/t')
-  done = door(root, 'teacher', config, *flags, '--temperature=2')
+  done = door_inside(root, 'teacher', config, *flags, '--temperature=2')
   assert done.returncode == 0, done.stderr
   assert 'Teacher of digits: top-1 9' in done.stdout
   done = door_inside(
