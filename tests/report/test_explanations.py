@@ -89,6 +89,13 @@ def test_value_at_level():
   assert layouts.value_at_level(falling, values, 0.1) == 3
   assert layouts.value_at_level(falling, values, 0.01) == pytest.approx(2)
   assert math.isnan(layouts.value_at_level(falling, values, 1e-4))
+  # From the epoch before, though it lies above an earlier one.
+  rising, at = np.array([4.0, 5.0, 1.0]), np.log(5 / 2) / np.log(5)
+  expected = 9 + at * (3 - 9)
+  value = layouts.value_at_level(rising, np.array([1.0, 9.0, 3.0]), 2.0)
+  assert value == pytest.approx(expected)
+  ends = np.array([1.0, 0.0])
+  assert layouts.value_at_level(ends, np.array([5.0, 3.0]), 0.1) == 5
 
 
 def test_pooled_diagrams_are_that_of_all_examples():
@@ -156,6 +163,11 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
       [f'TSLA(40), second_stage_factor {factor}' for factor in (1.0, 0.5)],
     ),
     ('prior', ('a', 'b'), ['TSLA-pre(40), prior a', 'TSLA-pre(40), prior b']),
+    (
+      'prior',
+      ('a', None),
+      ['TSLA-pre(40), prior a', 'TSLA-pre(40), prior None'],
+    ),
   ],
 )
 def test_methods_that_differ_are_not_pooled(explained, field, values, labels):
@@ -253,6 +265,9 @@ def test_a_temperature_at_its_bound_is_none(explained):
   line = cells(calibration, 'baseline, temperature (2 of 3)')
   text = f'{others.mean():.2f} ± {others.std(ddof=1):.2f}'
   assert line['ECE [%]'].text == text
+  tuned = 100 * runs['evaluated_top1'][others.index]
+  text = f'{tuned.mean():.2f} ± {tuned.std(ddof=1):.2f}'
+  assert line['top-1 [%]'].text == text
 
 
 def test_dots_mark_the_first_epoch_from_the_drop_on(explained):

@@ -154,7 +154,7 @@ def test_ties_that_matter_are_noted(explained):
   assert f'AURC of {runs["row"][last]} by 0.05 points, of 0.1' in note
   runs.loc[:2, 'norm_p'] = 1.0, np.nan, 5.0
   line = cells(selection(), 'baseline, normalised (2 of 3)')
-  assert line['p'].text == '1 to 5'
+  assert line['p'].text == '1 to 5 or softmax'
 
 
 def test_ties_are_measured(tmp_path):

@@ -266,7 +266,7 @@ def _make_results(
   notes: Sequence[str] = (),
 ) -> Results:
   runs = pd.DataFrame([{'row': row, 'seed': 0, 'drop_epoch': None, **run}])
-  return Results(runs, drawn=[(row, curves)], notes=notes)
+  return Results(runs, model_curves=[(row, curves)], notes=notes)
 
 
 def join(parts: Sequence[Results]) -> Results:
@@ -275,6 +275,6 @@ def join(parts: Sequence[Results]) -> Results:
     runs=pd.concat([part.runs for part in parts], ignore_index=True),
     epochs=pd.concat([part.epochs for part in parts], ignore_index=True),
     configs={k: v for part in parts for k, v in part.configs.items()},
-    drawn=[model for part in parts for model in part.drawn],
+    model_curves=[of for part in parts for of in part.model_curves],
     notes=[note for part in parts for note in part.notes],
   )

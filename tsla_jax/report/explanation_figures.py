@@ -76,17 +76,29 @@ def _draw_epochs(results: Results) -> dict[str, list[Spec]]:
   limits = {'delta': 1.0, 'delta_batch': 1.0}
   limits['best_theta'] = epochs['theta'].max() / 2
   for metric in (*metrics.GRADIENTS, *metrics.COLLAPSE):
-    collapse, limit = metric.figure == 'collapse', limits.get(metric.key)
-    look = {'log': collapse or limit == 1, 'whole': not collapse}
-    key = f'train_{metric.key}'
-    curves.append(Curve(metric.figure, key, metric.label, **look, limit=limit))
+    collapse = metric.figure == 'collapse'
+    log = collapse or metric.key.startswith('delta')
+    curves.append(
+      Curve(
+        *(metric.figure, f'train_{metric.key}', metric.label),
+        log=log,
+        whole=not collapse,
+        limit=limits.get(metric.key),
+      )
+    )
+  drawn = set()
   for curve in curves:
+    values = epochs.get(curve.key, none).dropna()
+    count = epochs.loc[values.index, 'epoch'].nunique()
     # NC2 of two classes is always 0 up to rounding.
-    known = epochs[epochs.get(curve.key, none).abs() > 1e-12]
-    # What is not measured in each epoch may have been measured once.
-    if curve.figure and known['epoch'].nunique() > ('train' in curve.key):
+    zero = 'nc2' in curve.key and (values < 1e-12).all()
+    # What is measured in training may have been measured once, which is no
+    # curve; tables have the value.
+    least = 2 if curve.key.startswith('train_') else 1
+    if curve.figure and count >= least and not zero:
       panels.setdefault(curve.figure, []).append(curve_panel(epochs, curve))
-  if 'norms' in panels and 'train_nc2_features' in epochs:
+      drawn.add(curve.key)
+  if {'train_nc1', 'train_nc2_features'} <= drawn:
     panels['norms'].insert(0, _draw_path(epochs))
   return panels
 
@@ -143,8 +155,9 @@ def _draw_reliability(results: Results) -> list[Spec]:
   look = {'behind': [reference(x=[0, 1], y=[0, 1])], 'width': 280}
   panels = []
   for kind, title in (('plain', 'as trained'), ('scaled', 'with temperature')):
-    points = pool(results.curves(kind), 'low', 'confidence', 'accuracy')
-    look['title'] = title if len(points) else f'{title}: none has one'
+    curves = results.curves(kind)
+    points = pool(curves, 'low', 'confidence', 'accuracy')
+    look['title'] = title if curves else f'{title}: none has one'
     layers = layer('line'), dots
     panels.append(make_panel(points, *axes, *layers, height=280, **look))
   return panels

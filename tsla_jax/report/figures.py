@@ -234,11 +234,14 @@ def mean_curves(
   after = models[models['epoch'] >= models['drop_epoch']]  # seeds may differ
   first = after.groupby(['label', 'seed'])['x'].min().droplevel('seed')
   points['drop'] = points.index.isin(list(first.items()))
-  points['own'], drawn = True, []
-  for _, curve in points['y'].groupby('label', sort=False):
-    equal = [curve.droplevel('label').eq(of).cummin() for of in drawn]
-    shared = max((both.sum() for both in equal), default=0)
-    # The last shared epoch joins a curve to the earlier one.
-    points.loc[curve.index[: max(shared - 1, 0)], 'own'] = False
-    drawn.append(curve.droplevel('label'))
+  drawn, hidden = [], []
+  for label, curve in points['y'].groupby('label', sort=False):
+    curve = curve.droplevel('label').sort_index()
+    # The number of first epochs that are equal to those of an earlier curve.
+    equal = (curve.eq(other).cummin().sum() for other in drawn)
+    shared = max(equal, default=0)
+    # The last of them is drawn, and joins both curves.
+    hidden += [(label, x) for x in curve.index[: max(shared - 1, 0)]]
+    drawn.append(curve)
+  points['own'] = ~points.index.isin(hidden)
   return points.reset_index()

@@ -4,7 +4,7 @@ Rows show the mean and standard deviation of their models over the seeds.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,9 @@ from tsla_jax.report.tables import (
 from tsla_jax.report.words import say
 from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
+_NONE = pd.Series(dtype=float)
+_OTHERS = (DIVERGED, UNFINISHED)
+
 
 class _Column(NamedTuple):
   """A column of numbers of models."""
@@ -38,6 +41,26 @@ class _Column(NamedTuple):
   format: str = '.2f'
   factor: float = 100.0
   missing: str = 'not measured'
+  show: Callable[[pd.DataFrame], Cell] | None = None  # in place of the mean
+
+
+def _show_norms(key: str) -> Callable[[pd.DataFrame], Cell]:
+  def show(models: pd.DataFrame) -> Cell:
+    p = models.get(key, _NONE).dropna()
+    ends = (f'{end:g}' for end in sorted({p.min(), p.max()}))
+    texts = [' to '.join(ends)] if len(p) else []
+    return Cell(' or '.join([*texts, *['softmax'] * (len(p) < len(models))]))
+
+  return show
+
+
+class _Tuned(NamedTuple):
+  """Which models are tuned, and how their rows are named."""
+
+  key: str  # of a value that only tuned models have
+  prefix: str  # of what is measured with tuning
+  name: str  # after that of the row
+  fallback: bool  # whether other models have values with the prefix, too
 
 
 class _Table(NamedTuple):
@@ -47,9 +70,7 @@ class _Table(NamedTuple):
   family: str  # in `metrics`
   title: str
   columns: Sequence[_Column] = ()  # before those of the family
-  # Rows with tuning: a key that only tuned models have, the prefix of what is
-  # measured with tuning, and what to add to the names of these rows.
-  tuned: tuple[str, str, str] | None = None
+  tuned: _Tuned | None = None  # adds rows of the tuned models
   units: bool = True  # in the titles of columns
 
 
@@ -58,15 +79,15 @@ _TABLES = {
   'calibration': _Table(
     *('ece', 'CALIBRATION', 'Calibration on {} test examples'),
     (
-      _Column('T', 'T', '.3g', 1.0),
+      _Column('T', 'T', '.3g', 1.0, '1'),
       _Column('evaluated_top1', 'top-1 [%]'),
     ),
-    ('scaled_nll', SCALED, 'temperature'),
+    _Tuned('scaled_nll', SCALED, 'temperature', fallback=False),
   ),
   'selection': _Table(
     *('aurc', 'SELECTION', 'Selective classification on {} test examples'),
-    (_Column('p', 'p', missing='softmax'), _Column('error', 'error [%]')),
-    ('norm_p', NORMALISED, 'normalised'),
+    (_Column('p', 'p', show=_show_norms('p')), _Column('error', 'error [%]')),
+    _Tuned('norm_p', NORMALISED, 'normalised', fallback=True),
   ),
   'scores': _Table(
     *('aurc', 'SCORES', 'AURC in % by confidence score'),
@@ -78,7 +99,7 @@ _TABLES = {
   ),
   'guarantee': _Table(
     *('guaranteed_1', 'GUARANTEE', 'Coverage in % whose risk is guaranteed'),
-    [_Column('p', 'p', missing='softmax')],
+    [_Column('norm_p', 'p', show=_show_norms('norm_p'))],
     units=False,
   ),
   'collapse': _Table('nc1', 'COLLAPSE', 'Neural collapse'),
@@ -122,9 +143,6 @@ def accuracy(results: Results) -> list[Layout]:
   ]
 
 
-_OTHERS = (DIVERGED, UNFINISHED)
-
-
 def explain(results: Results) -> dict[str, Layout]:
   """Lay out everything else that was measured, by name."""
   made = {
@@ -134,8 +152,9 @@ def explain(results: Results) -> dict[str, Layout]:
   }
   title = 'Differences between methods, paired by seed'
   families = metrics.COLLAPSE, metrics.CALIBRATION, metrics.SELECTION
-  effects = _compare(title, results, *families)
-  return made | dict(zip(['effects'], effects, strict=False))
+  if effects := _compare(title, results, *families):
+    (made['effects'],) = effects
+  return made
 
 
 def _as_column(metric: Metric, unit: bool = True) -> _Column:
@@ -143,24 +162,35 @@ def _as_column(metric: Metric, unit: bool = True) -> _Column:
   return _Column(metric.key, title, metric.format, metric.factor)
 
 
-def _lay_out(name: str, table: _Table, runs: pd.DataFrame) -> Layout:
+def _make_lines(
+  runs: pd.DataFrame, tuned: _Tuned | None
+) -> dict[str, pd.DataFrame]:
+  """Return the models of each row, each followed by those that are tuned."""
   lines = {}
   for row, models in runs.groupby('row', sort=False):
     if 'evaluated_top1' in models:
       models = models.assign(error=1 - models['evaluated_top1'])
-    lines[row] = (
-      models if table.tuned else models.assign(p=models.get('norm_p'))
-    )
-    key, prefix, suffix = table.tuned or ('', '', '')
-    if count := len(measured(models, key)):
-      some = f' ({count} of {len(models)})' if count < len(models) else ''
+    lines[row] = models
+    found = measured(models, tuned.key) if tuned else models.iloc[:0]
+    if len(found):
+      some = len(found) < len(models)
+      name = f'{row}, {tuned.name}'
+      name += f' ({len(found)} of {len(models)})' if some else ''
+      found = models if tuned.fallback else found
       # What is measured with tuning takes the place of what is not.
-      tuned = models.filter(regex=f'^{prefix}')
-      tuned.columns = tuned.columns.str.removeprefix(prefix)
-      if name == 'calibration':
-        tuned['T'] = models['temperature'].where(models[key].notna())
-      rest = models.columns.difference(tuned.columns)
-      lines[f'{row}, {suffix}{some}'] = models[rest].join(tuned)
+      changed = found.filter(regex=f'^{tuned.prefix}')
+      changed.columns = changed.columns.str.removeprefix(tuned.prefix)
+      changed['T'] = found.get('temperature')
+      kept = found.columns.difference(changed.columns)
+      lines[name] = found[kept].join(changed)
+  return lines
+
+
+def _lay_out(name: str, table: _Table, runs: pd.DataFrame) -> Layout:
+  if name == 'scores':
+    # Without the intervals, which only two of the scores have.
+    runs = runs.filter(regex='^(?!.*_(low|high)$)')
+  lines = _make_lines(runs, table.tuned)
   family = shown(getattr(metrics, table.family))
   columns = [*table.columns, *(_as_column(m, table.units) for m in family)]
   evaluated, tuned_on = (
@@ -197,12 +227,9 @@ def _cells(lines: Mapping[str, pd.DataFrame], column: _Column) -> list[Cell]:
   cells = number_cells(numbers, column.format, column.missing)
   threshold = key.replace('guaranteed', 'threshold')
   for i, models in enumerate(lines.values()):
-    if key == 'T' and cells[i].missing:
-      cells[i] = Cell('1')
-    elif key == 'p' and not cells[i].missing:
-      ends = sorted({models['p'].min(), models['p'].max()})
-      cells[i] = Cell(' to '.join(f'{end:g}' for end in ends))
-    elif key != threshold and len(models) == 1:
+    if column.show is not None:
+      cells[i] = column.show(models)
+    elif threshold != key and len(models) == 1:
       at = models[threshold].iloc[0]
       if np.isfinite(at):
         cells[i] = Cell(f'{cells[i].text} from {at:.4g} on')
@@ -250,9 +277,6 @@ def _compare(
   columns = {'Method': rows, 'against': references, **columns}
   kept = {name: itertools.compress(of, known) for name, of in columns.items()}
   return [lay_out(title, kept, notes)]
-
-
-_NONE = pd.Series(dtype=float)
 
 
 def _changes(
@@ -317,7 +341,13 @@ def value_at_level(
     The value, interpolated in the logarithm of the quantity; NaN if the level
     is not reached.
   """
-  lows = np.minimum.accumulate(falling)
-  new = np.append(True, lows[1:] < lows[:-1])
-  at = -np.log(level), -np.log(lows[new]), values[new]
-  return float(np.interp(*at, right=np.nan))
+  below = np.flatnonzero(falling <= level)
+  if not len(below):
+    return np.nan
+  i = below[0]
+  if i == 0 or falling[i] == level:
+    return float(values[i])
+  with np.errstate(divide='ignore'):  # falling may end at 0
+    steps = np.log(falling[i - 1] / np.array([level, falling[i]]))
+  share = steps[0] / steps[1]
+  return float(values[i - 1] + share * (values[i] - values[i - 1]))

@@ -68,19 +68,20 @@ def make_report(results: Results, *, log_coverage: bool = False) -> Report:
     results: of a table if they have its record.
     log_coverage: draw coverage on a logarithmic axis.
   """
-  drawn = draw_measurements(results, log_coverage=log_coverage)
+  pictures = draw_measurements(results, log_coverage=log_coverage)
   laid_out, configs = layouts.explain(results), results.configs
   sections = [
     Section(
       key,
       title,
       [laid_out[name] for name in names if name in laid_out],
-      [drawn[name] for name in names if name in drawn],
+      [pictures[name] for name in names if name in pictures],
     )
     for key, (title, names) in _MEASURED.items()
   ]
-  end = [_configuration_section, _versions_section] if configs else []
-  end = [make(results) for make in end]
+  end = []
+  if configs:
+    end = [_configuration_section(results), _versions_section(results)]
   if not results.record:
     notes = Section('notes', 'Notes', notes=[f'{n}.' for n in results.notes])
     return Report(
@@ -102,7 +103,7 @@ def make_report(results: Results, *, log_coverage: bool = False) -> Report:
     sentence=summary.describe_result(results),
     sections=[
       Section('accuracy', 'Accuracy', layouts.accuracy(results)),
-      Section('curves', 'Curves', pictures=_curves(results, drawn)),
+      Section('curves', 'Curves', pictures=_curves(results, pictures)),
       *sections,
       Section('runs', 'Runs', notes=describe(results), folded=[every]),
       *end,
@@ -114,15 +115,15 @@ def make_report(results: Results, *, log_coverage: bool = False) -> Report:
   )
 
 
-def _curves(results: Results, drawn: Mapping[str, Picture]) -> list[Picture]:
+def _curves(results: Results, pictures: Mapping[str, Picture]) -> list[Picture]:
   """Draw the figures of the paper."""
   epochs, styles = results.epochs, results.styles
   if epochs.empty:
     return []
-  pictures = [drawn[name] for name in ['test'] if name in drawn]
+  shown = [pictures['test']]
   if pair := _best_drop(results):
-    pictures.append(figures.draw_drop(epochs, *pair, styles))
-  return [*pictures, figures.draw_schedules(epochs, styles)]
+    shown.append(figures.draw_drop(epochs, *pair, styles))
+  return [*shown, figures.draw_schedules(epochs, styles)]
 
 
 def describe(results: Results) -> list[str]:

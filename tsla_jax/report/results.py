@@ -40,7 +40,7 @@ class Results:
     epochs: a line for each epoch of each run: 'row', 'seed', 'drop_epoch', and
       the fields of `metrics.jsonl`. Empty without runs.
     configs: the `config.json` of a run of each row. Empty without runs.
-    drawn: for each model its row, and its curves by kind (`measure.measure`).
+    model_curves: for each model its row, and curves by kind (`measure`).
     record: the `table.json`; empty without a table.
     notes: what was left out and why.
   """
@@ -48,7 +48,7 @@ class Results:
   runs: pd.DataFrame
   epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
   configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-  drawn: Sequence[tuple[str, Mapping[str, Any]]] = ()
+  model_curves: Sequence[tuple[str, Mapping[str, Any]]] = ()
   record: Mapping[str, Any] = field(default_factory=dict)
   notes: Sequence[str] = ()
 
@@ -89,7 +89,7 @@ class Results:
   def curves(self, kind: str) -> dict[str, list[Any]]:
     """Return the curves of one kind by row; rows without one are left out."""
     found: dict[str, list[Any]] = {}
-    for row, curves in self.drawn:
+    for row, curves in self.model_curves:
       if kind in curves:
         found.setdefault(row, []).append(curves[kind])
     return found
@@ -154,7 +154,7 @@ def read_runs(
   Raises:
     InputError: if a file is damaged.
   """
-  runs, epochs, configs, drawn, notes = [], [], {}, [], []
+  runs, epochs, configs, model_curves, notes = [], [], {}, [], []
   for row, seed, path, num_epochs in paths:
     name, folder = {'row': row, 'seed': seed}, RunDir(path)
     record = folder.record()
@@ -176,7 +176,7 @@ def read_runs(
           predictions, lines, split_seed, intervals
         )
         run |= measured
-        drawn.append((row, curves))
+        model_curves.append((row, curves))
     except InputError:
       raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,7 +195,7 @@ def read_runs(
     runs=frame.reindex(columns=[*COLUMNS, *others]),
     epochs=pd.concat([pd.DataFrame(), *epochs], ignore_index=True),
     configs=configs,
-    drawn=drawn,
+    model_curves=model_curves,
     notes=notes,
   )
 
@@ -369,7 +369,8 @@ def method_labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
   settings = {
     row: methods.smoothing(of, theta=False) for row, of in configs.items()
   }
-  frame = pd.DataFrame(settings).astype(str).T
+  # As texts, because pandas takes None for a missing value.
+  frame = pd.DataFrame(settings, dtype=object).map(str).T
   labels = dict(names)
   for name, alike in frame.groupby(pd.Series(names)):
     for row, values in alike.loc[:, alike.nunique() > 1].iterrows():
