@@ -24,11 +24,11 @@ TRAIN = [
   'ml-collections>=1.1,<2',
   'orbax-checkpoint>=0.11.36,<0.13',
   'pandas>=2.3,<4',
-  'pillow>=11.3',
+  'pillow>=12.0',
   'safetensors>=0.6',
   'scikit-learn>=1.7,<2',
   'tensorboardX>=2.6.4',
-  'tensorflow-datasets>=4.9.9,<5',
+  'tensorflow-datasets>=4.9.10,<5',
   'tqdm>=4.67',
   'vl-convert-python>=1.7,<2',  # draws all figures
 ]

@@ -143,7 +143,7 @@ def test_a_sweep_of_theta_is_drawn_against_it(explained):
   x, y = curve(panel, 'LSR')
   assert x.tolist() == [0, 0.1]
   ece = 100 * runs.groupby('theta')['ece'].mean()
-  np.testing.assert_allclose(y, ece[:2], rtol=1e-5)
+  np.testing.assert_allclose(y, ece.iloc[:2], rtol=1e-5)
   ((across,),) = (point.values() for point in reference(panel))
   baseline = runs[runs['theta'] == 0]
   expected = 100 * baseline['scaled_ece'].mean()
