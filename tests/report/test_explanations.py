@@ -51,7 +51,7 @@ def test_a_table_of_both(explained):
   )
   mean, std = runs['ece'].mean(), runs['ece'].std(ddof=1)
   assert plain['ECE [%]'].text == f'{100 * mean:.2f} ± {100 * std:.2f}'
-  assert plain['T'].text == '1'
+  assert plain['T'] == ('1', False, False)
   mean, std = runs['temperature'].mean(), runs['temperature'].std(ddof=1)
   assert scaled['T'].text == f'{mean:.3f} ± {std:.3f}'
   assert plain['top-1 [%]'] == scaled['top-1 [%]']

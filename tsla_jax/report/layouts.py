@@ -225,6 +225,8 @@ def _cells(lines: Mapping[str, pd.DataFrame], column: _Column) -> list[Cell]:
     of = (*mean_and_spread(values), *ends)
     numbers.append([column.factor * value for value in of])
   cells = number_cells(numbers, column.format, column.missing)
+  if key == 'T':  # logits without a temperature are those divided by 1
+    cells = [cell._replace(missing=False) for cell in cells]
   threshold = key.replace('guaranteed', 'threshold')
   for i, models in enumerate(lines.values()):
     if column.show is not None:
