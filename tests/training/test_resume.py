@@ -11,8 +11,6 @@ import json
 import os
 import pathlib
 import random
-import re
-import resource
 import signal
 import time
 
@@ -318,20 +316,3 @@ def test_a_table_killed_at_random_moments(root, tmp_path, monkeypatch):
   assert drawn == [str(whole), str(workdir)]
   check_stayed(*must_stay)
   check_table(workdir, whole)
-
-
-def test_a_full_disk_is_one_line(root, tmp_path):
-  """Of a process, whose other threads are silent, too."""
-  fill = functools.partial(
-    resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20)
-  )
-  flags = ('--config=configs/digits_head.py:lsr', '--config.num_epochs=1')
-  process = Forked(
-    root, 'main', *flags, f'--workdir={tmp_path / "run"}', before=fill
-  )
-  output, _ = process.communicate()
-  assert process.returncode == 2
-  assert 'Traceback' not in output
-  *_, last = output.strip().splitlines()
-  assert re.match('error: checkpoints cannot be written.*too large.*', last)
-  assert output.count('cannot be written') == 1

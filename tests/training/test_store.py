@@ -5,11 +5,13 @@ import functools
 import json
 import os
 import re
+import resource
 import shutil
 
 import numpy as np
 import pytest
 
+from tests.doors import Forked
 from tests.helpers import (
   KilledError,
   check_same_run,
@@ -148,6 +150,23 @@ def test_damaged_checkpoints_are_one_line(finished, tmp_path, capfd, spoil):
       read()
     assert '\n' not in str(error.value) and len(str(error.value)) < 500
   assert capfd.readouterr().err == ''
+
+
+def test_a_full_disk_is_one_line(root, tmp_path):
+  """Of a process, whose other threads are silent, too."""
+  fill = functools.partial(
+    resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20)
+  )
+  flags = ('--config=configs/digits_head.py:lsr', '--config.num_epochs=1')
+  process = Forked(
+    root, 'main', *flags, f'--workdir={tmp_path / "run"}', before=fill
+  )
+  output, _ = process.communicate()
+  assert process.returncode == 2
+  assert 'Traceback' not in output
+  *_, last = output.strip().splitlines()
+  assert re.match('error: checkpoints cannot be written.*too large.*', last)
+  assert output.count('cannot be written') == 1
 
 
 def test_a_flipped_bit_is_noticed_and_an_older_state_is_used(tmp_path, capsys):

@@ -21,7 +21,7 @@ from tsla_jax.report.charts import (
   make_picture,
   reference,
 )
-from tsla_jax.report.figures import Curve, curve_panel, mean_curves
+from tsla_jax.report.figures import Curve, average, curve_panel, mean_curves
 from tsla_jax.report.measure import COVERAGES
 from tsla_jax.report.metrics import shown
 from tsla_jax.report.results import Results, measured, method_labels
@@ -39,22 +39,29 @@ def draw_measurements(
     results: of a table, runs or files.
     log_coverage: draw coverage on a logarithmic axis.
   """
-  over_epochs, colors = _draw_epochs(results), {}
-  panels = dict(over_epochs)
+  pictures: dict[str, Picture] = {}
+
+  def add(
+    name: str,
+    panels: Sequence[Spec],
+    *captions: str,
+    styles: Styles = results.styles,
+  ) -> None:
+    caption = say(f'captions.{name}', *captions)
+    picture = make_picture(name, caption, panels, styles)
+    if picture.styles:  # it shows a point
+      pictures[name] = picture
+
+  for name, panels in _draw_epochs(results).items():
+    add(name, panels, 'captions.dots')
   if 'aurc' in results.runs:
-    panels['selection'] = _draw_selection(results, log_coverage)
-    panels['logits'] = _draw_logits(results)
+    add('selection', _draw_selection(results, log_coverage))
+    add('logits', _draw_logits(results))
   if 'ece' in results.runs:
-    panels['reliability'] = _draw_reliability(results)
-    panels['strength'], colors = _draw_strength(results)
-  pictures = {}
-  for name, of in panels.items():
-    captions = [f'captions.{name}', *['captions.dots'] * (name in over_epochs)]
-    styles = colors if name == 'strength' else results.styles
-    if of:
-      pictures[name] = make_picture(name, say(*captions), of, styles)
-  # Without those that show no point.
-  return {name: one for name, one in pictures.items() if one.styles}
+    add('reliability', _draw_reliability(results))
+    panels, styles = _draw_strength(results)
+    add('strength', panels, styles=styles)
+  return pictures
 
 
 def _draw_epochs(results: Results) -> dict[str, list[Spec]]:
@@ -76,16 +83,9 @@ def _draw_epochs(results: Results) -> dict[str, list[Spec]]:
   limits = {'delta': 1.0, 'delta_batch': 1.0}
   limits['best_theta'] = epochs['theta'].max() / 2
   for metric in (*metrics.GRADIENTS, *metrics.COLLAPSE):
-    collapse = metric.figure == 'collapse'
-    log = collapse or metric.key.startswith('delta')
-    curves.append(
-      Curve(
-        *(metric.figure, f'train_{metric.key}', metric.label),
-        log=log,
-        whole=not collapse,
-        limit=limits.get(metric.key),
-      )
-    )
+    look = {'log': metric.log, 'whole': True, 'limit': limits.get(metric.key)}
+    names = metric.figure, f'train_{metric.key}', metric.label
+    curves.append(Curve(*names, **look))
   drawn = set()
   for curve in curves:
     values = epochs.get(curve.key, none).dropna()
@@ -207,21 +207,17 @@ def _draw_strength(results: Results) -> tuple[list[Spec], Styles]:
       parts.append(baseline.assign(label=label))
     parts.append(runs[runs['row'] == row].assign(label=label))
     styles[label] = results.styles[row]
-  if pd.concat([baseline, *parts]).get('theta', _NONE).nunique() < 3:
+  models, panels = pd.concat([runs.iloc[:0], *parts]), []
+  if 'theta' not in models:
     return [], {}
-  models, panels = pd.concat(parts), []
+  if pd.concat([models['theta'], baseline['theta']]).nunique() < 3:
+    return [], {}
   for metric in shown(metrics.CALIBRATION, 'strength'):
-    values = metric.factor * models[metric.key]
-    groups = values.groupby([models['label'], models['theta']], sort=False)
-    mean, spread = groups.mean(), groups.std().fillna(0)
-    ends = {'y': mean, 'low': mean - spread, 'high': mean + spread}
-    points = pd.DataFrame(ends).rename_axis(['label', 'x']).reset_index()
+    y = metric.factor * models[metric.key]
+    points = average(models.assign(x=models['theta'], y=y)).reset_index()
     scaled = metric.factor * baseline[metrics.SCALED + metric.key].mean()
     layers = layer('rule', along='y'), layer('line'), layer('point')
     behind = [reference(DASHED, y=[scaled])] if np.isfinite(scaled) else []
     axes = 'theta', metric.label
     panels.append(make_panel(points, *axes, *layers, behind=behind))
   return panels, styles
-
-
-_NONE = pd.Series(dtype=float)

@@ -213,6 +213,14 @@ def curve_panel(epochs: pd.DataFrame, curve: Curve) -> Spec:
   )
 
 
+def average(models: pd.DataFrame) -> pd.DataFrame:
+  """Return the mean of `y` by `label` and `x`, and a deviation either way."""
+  groups = models.groupby(['label', 'x'], sort=False)['y']
+  mean, spread = groups.mean(), groups.std().fillna(0)
+  ends = {'y': mean, 'low': mean - spread, 'high': mean + spread}
+  return pd.DataFrame(ends)
+
+
 def mean_curves(
   epochs: pd.DataFrame, key: str, scale: float = 1.0, log: bool = False
 ) -> pd.DataFrame:
@@ -224,13 +232,10 @@ def mean_curves(
     earlier one, `drop` is true for the first one after a drop.
   """
   epochs = epochs[epochs[key].notna() & ((epochs[key] > 0) | (not log))]
-  to, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+  to, back = (np.log, np.exp) if log else (np.asarray, float)
   models = epochs.assign(label=epochs['row'], x=epochs['epoch'] + 1)
   models['y'] = to(scale * epochs[key])
-  groups = models.groupby(['label', 'x'], sort=False)['y']
-  mean, spread = groups.mean(), groups.std().fillna(0)
-  ends = {'low': back(mean - spread), 'high': back(mean + spread)}
-  points = pd.DataFrame({'y': back(mean), **ends}, mean.index)
+  points = average(models).map(back)
   after = models[models['epoch'] >= models['drop_epoch']]  # seeds may differ
   first = after.groupby(['label', 'seed'])['x'].min().droplevel('seed')
   points['drop'] = points.index.isin(list(first.items()))

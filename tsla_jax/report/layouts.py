@@ -31,6 +31,8 @@ from tsla_jax.rundir import DIVERGED, FINISHED, UNFINISHED
 
 _NONE = pd.Series(dtype=float)
 _OTHERS = (DIVERGED, UNFINISHED)
+# Makes the cell of models from that with their mean.
+_Show = Callable[[pd.DataFrame, Cell], Cell]
 
 
 class _Column(NamedTuple):
@@ -40,18 +42,59 @@ class _Column(NamedTuple):
   title: str
   format: str = '.2f'
   factor: float = 100.0
-  missing: str = 'not measured'
-  show: Callable[[pd.DataFrame], Cell] | None = None  # in place of the mean
+  show: _Show | None = None
+  interval: bool = True  # of a single model
 
 
-def _show_norms(key: str) -> Callable[[pd.DataFrame], Cell]:
-  def show(models: pd.DataFrame) -> Cell:
+def _show_temperature(models: pd.DataFrame, mean: Cell) -> Cell:
+  del models
+  return Cell('1') if mean.missing else mean
+
+
+def _show_norms(key: str) -> _Show:
+  def show(models: pd.DataFrame, mean: Cell) -> Cell:
+    del mean
     p = models.get(key, _NONE).dropna()
     ends = (f'{end:g}' for end in sorted({p.min(), p.max()}))
     texts = [' to '.join(ends)] if len(p) else []
     return Cell(' or '.join([*texts, *['softmax'] * (len(p) < len(models))]))
 
   return show
+
+
+def _show_threshold(key: str) -> _Show:
+  key = key.replace('guaranteed', 'threshold')
+
+  def show(models: pd.DataFrame, mean: Cell) -> Cell:
+    known = len(models) == 1 and np.isfinite(models.get(key, np.nan)).all()
+    if not known:
+      return mean
+    return Cell(f'{mean.text} from {models[key].iloc[0]:.4g} on')
+
+  return show
+
+
+def _note_calibration(runs: pd.DataFrame) -> list[str]:
+  notes, untuned = [], runs['scaled_nll'].isna().sum()
+  if untuned:
+    notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
+  if len(measured(runs, 'ece_low')):
+    notes.append(say('notes.bootstrap'))
+  return [*notes, *_note_unequal(runs)]
+
+
+def _note_selection(runs: pd.DataFrame) -> list[str]:
+  notes, share = [], (runs['aurc_ties'] / runs['aurc']).fillna(0)
+  if share.max() > 0.01:
+    row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
+    ties, area = (100 * area for area in areas)
+    notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
+  return [*notes, *_note_unequal(runs)]
+
+
+def _note_unequal(runs: pd.DataFrame) -> list[str]:
+  unequal = runs['evaluated_on'].nunique() > 1
+  return [say('notes.unequal')] if unequal else []
 
 
 class _Tuned(NamedTuple):
@@ -71,7 +114,9 @@ class _Table(NamedTuple):
   title: str
   columns: Sequence[_Column] = ()  # before those of the family
   tuned: _Tuned | None = None  # adds rows of the tuned models
+  notes: Callable[[pd.DataFrame], list[str]] = lambda runs: []
   units: bool = True  # in the titles of columns
+  show: Callable[[str], _Show | None] = lambda key: None  # in columns by key
 
 
 # By name; a note of `words.toml` has the same name.
@@ -79,21 +124,24 @@ _TABLES = {
   'calibration': _Table(
     *('ece', 'CALIBRATION', 'Calibration on {} test examples'),
     (
-      _Column('T', 'T', '.3g', 1.0, '1'),
+      _Column('T', 'T', '.3g', 1.0, _show_temperature),
       _Column('evaluated_top1', 'top-1 [%]'),
     ),
     _Tuned('scaled_nll', SCALED, 'temperature', fallback=False),
+    _note_calibration,
   ),
   'selection': _Table(
     *('aurc', 'SELECTION', 'Selective classification on {} test examples'),
     (_Column('p', 'p', show=_show_norms('p')), _Column('error', 'error [%]')),
     _Tuned('norm_p', NORMALISED, 'normalised', fallback=True),
+    _note_selection,
   ),
   'scores': _Table(
     *('aurc', 'SCORES', 'AURC in % by confidence score'),
     (
-      _Column('aurc', 'max. probability'),
-      _Column(f'{NORMALISED}aurc', 'normalised logits'),
+      # Without intervals, as the other scores.
+      _Column('aurc', 'max. probability', interval=False),
+      _Column(f'{NORMALISED}aurc', 'normalised logits', interval=False),
     ),
     units=False,
   ),
@@ -101,6 +149,7 @@ _TABLES = {
     *('guaranteed_1', 'GUARANTEE', 'Coverage in % whose risk is guaranteed'),
     [_Column('norm_p', 'p', show=_show_norms('norm_p'))],
     units=False,
+    show=_show_threshold,
   ),
   'collapse': _Table('nc1', 'COLLAPSE', 'Neural collapse'),
   'gradients': _Table(
@@ -115,7 +164,8 @@ def accuracy(results: Results) -> list[Layout]:
   lines = {row: models[models['row'] == row] for row in results.rows}
   columns: dict[str, Iterable[Cell | str]] = {'Method': lines}
   for metric in shown((*metrics.LAST, *metrics.BEST)):
-    columns[metric.label] = _cells(lines, _as_column(metric))
+    column = _Column(metric.key, metric.label, metric.format, metric.factor)
+    columns[column.title] = _cells(lines, column)
   for key in ('top1', 'top5'):
     quoted = [published.get(row, {}).get(key) for row in lines]
     columns[f'published top-{key[-1]} [%]'] = [
@@ -137,10 +187,8 @@ def accuracy(results: Results) -> list[Layout]:
   title = f'Test accuracy on {results.data}, {seeds} seed{"s" * (seeds > 1)}'
   notes = [say('notes.results', 'notes.spread')]
   changes = 'Differences in top-1, paired by seed', results
-  return [
-    lay_out(title, columns, notes),
-    *_compare(*changes, metrics.LAST, metrics.BEST),
-  ]
+  changes = _compare(*changes, metrics.LAST, metrics.BEST)
+  return [lay_out(title, columns, notes), *filter(None, [changes])]
 
 
 def explain(results: Results) -> dict[str, Layout]:
@@ -153,13 +201,8 @@ def explain(results: Results) -> dict[str, Layout]:
   title = 'Differences between methods, paired by seed'
   families = metrics.COLLAPSE, metrics.CALIBRATION, metrics.SELECTION
   if effects := _compare(title, results, *families):
-    (made['effects'],) = effects
+    made['effects'] = effects
   return made
-
-
-def _as_column(metric: Metric, unit: bool = True) -> _Column:
-  title = metric.label if unit else metric.title
-  return _Column(metric.key, title, metric.format, metric.factor)
 
 
 def _make_lines(
@@ -187,65 +230,38 @@ def _make_lines(
 
 
 def _lay_out(name: str, table: _Table, runs: pd.DataFrame) -> Layout:
-  if name == 'scores':
-    # Without the intervals, which only two of the scores have.
-    runs = runs.filter(regex='^(?!.*_(low|high)$)')
-  lines = _make_lines(runs, table.tuned)
-  family = shown(getattr(metrics, table.family))
-  columns = [*table.columns, *(_as_column(m, table.units) for m in family)]
+  lines, columns = _make_lines(runs, table.tuned), list(table.columns)
+  for metric in shown(getattr(metrics, table.family)):
+    title = metric.label if table.units else metric.title
+    look = metric.format, metric.factor, table.show(metric.key)
+    columns.append(_Column(metric.key, title, *look))
   evaluated, tuned_on = (
     ' or '.join(f'{n:,.0f}' for n in sorted(set(runs.get(key, ()))))
     for key in ('evaluated_on', 'tuned_on')
   )
   notes = [say(f'notes.{name}', 'notes.spread', tuned=tuned_on)]
-  if name == 'calibration':
-    if untuned := runs['scaled_nll'].isna().sum():
-      notes.append(say('notes.untuned', untuned=untuned, count=len(runs)))
-    if len(measured(runs, 'ece_low')):
-      notes.append(say('notes.bootstrap'))
-  if name == 'selection':
-    share = (runs['aurc_ties'] / runs['aurc']).fillna(0)
-    if share.max() > 0.01:
-      row, *areas = runs.loc[share.idxmax(), ['row', 'aurc_ties', 'aurc']]
-      ties, area = (100 * area for area in areas)
-      notes.append(say('notes.ties', row=row, ties=ties, aurc=area))
-  if table.tuned and ' or ' in evaluated:
-    notes.append(say('notes.unequal'))
   cells = {column.title: _cells(lines, column) for column in columns}
   title = table.title.format(evaluated)
-  return lay_out(title, {'Method': lines, **cells}, notes)
+  columns = {'Method': lines, **cells}
+  return lay_out(title, columns, [*notes, *table.notes(runs)])
 
 
 def _cells(lines: Mapping[str, pd.DataFrame], column: _Column) -> list[Cell]:
   """Show mean and deviation over seeds, or value and interval of a model."""
   key, numbers = column.key, []
   for models in lines.values():
-    values = models.get(key, pd.Series(dtype=float)).astype(float)
-    ends = bootstrap_interval(models, key) or ()
-    of = (*mean_and_spread(values), *ends)
+    values = models.get(key, _NONE).astype(float)
+    ends = bootstrap_interval(models, key) if column.interval else None
+    of = (*mean_and_spread(values), *(ends or ()))
     numbers.append([column.factor * value for value in of])
-  cells = number_cells(numbers, column.format, column.missing)
-  if key == 'T':  # logits without a temperature are those divided by 1
-    cells = [cell._replace(missing=False) for cell in cells]
-  threshold = key.replace('guaranteed', 'threshold')
-  for i, models in enumerate(lines.values()):
-    if column.show is not None:
-      cells[i] = column.show(models)
-    elif threshold != key and len(models) == 1:
-      at = models[threshold].iloc[0]
-      if np.isfinite(at):
-        cells[i] = Cell(f'{cells[i].text} from {at:.4g} on')
-  return cells
+  cells = number_cells(numbers, column.format, 'not measured')
+  return list(map(column.show, lines.values(), cells)) if column.show else cells
 
 
 def _compare(
   title: str, results: Results, *families: Sequence[Metric]
-) -> list[Layout]:
-  """Lay out how methods change metrics, paired by seed.
-
-  Returns:
-    A table; none if there is nothing to compare.
-  """
+) -> Layout | None:
+  """Lay out how methods change metrics, paired by seed, if they do."""
   pairs = [
     (row, other, reference)
     for row, others in results.references.items()
@@ -266,7 +282,7 @@ def _compare(
   lines = zip(*columns.values(), strict=True)
   known = [not all(cell.missing for cell in line) for line in lines]
   if not any(known):
-    return []
+    return None
   names = ['notes.differences']
   if any('[points]' not in name for name in columns):
     names.append('notes.factors')
@@ -278,7 +294,7 @@ def _compare(
     notes.append(say('notes.uncompared', rows=', '.join(alone)))
   columns = {'Method': rows, 'against': references, **columns}
   kept = {name: itertools.compress(of, known) for name, of in columns.items()}
-  return [lay_out(title, kept, notes)]
+  return lay_out(title, kept, notes)
 
 
 def _changes(

@@ -36,6 +36,7 @@ class Metric:
     interval: method of the bootstrap interval; None for no interval.
     compared: how tables compare rows by the metric; None for no comparison.
     figure: name of the figure with a panel of the metric; empty for none.
+    log: whether that panel has a logarithmic axis.
   """
 
   key: str
@@ -47,6 +48,7 @@ class Metric:
   interval: Literal['percentile', 'basic'] | None = None
   compared: Literal['factor', 'difference'] | None = None
   figure: str = ''
+  log: bool = False
 
   @property
   def factor(self) -> float:
@@ -190,11 +192,16 @@ SCORES = tuple(
 
 # Read from `GradientVariance.metrics`, or from epochs in columns 'train_*'.
 GRADIENTS = tuple(
-  Metric(key, title, operator.itemgetter(key), format='.3g', figure='gradients')
-  for key, title in (
-    ('delta', 'delta'),
-    ('delta_batch', 'delta of the batch'),
-    ('best_theta', 'theta* of the batch'),
+  Metric(
+    *(key, title, operator.itemgetter(key)),
+    format='.3g',
+    figure='gradients',
+    log=log,
+  )
+  for key, title, log in (
+    ('delta', 'delta', True),
+    ('delta_batch', 'delta of the batch', True),
+    ('best_theta', 'theta* of the batch', False),
   )
 )
 # Read from a `NeuralCollapse`, or from epochs in columns that start with
@@ -216,6 +223,7 @@ COLLAPSE = tuple(
     *(field.name, title, operator.attrgetter(field.name), unit, '.3g'),
     compared=compared,
     figure=figure,
+    log=figure == 'collapse',
   )
   for field in dataclasses.fields(NeuralCollapse)
   for title, unit, compared, figure in [
